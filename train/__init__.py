@@ -1,0 +1,1 @@
+"""Training: JSONL in, an ensemble directory out. Imports `softspec`, never `server`."""
