@@ -78,7 +78,9 @@ class Manifest(_Frozen):
     @model_validator(mode="after")
     def _weights_fit(self) -> "Manifest":
         if len(self.log_weights) != self.num_members:
-            raise ValueError(f"log_weights has {len(self.log_weights)} entries but num_members is {self.num_members}")
+            raise ValueError(
+                f"log_weights has {len(self.log_weights)} entries but num_members is {self.num_members}"
+            )
         total = math.fsum(math.exp(weight) for weight in self.log_weights)
         if not math.isclose(total, 1.0, abs_tol=1e-6):
             raise ValueError(f"exp(log_weights) sums to {total:.6g}, expected 1")
@@ -99,7 +101,9 @@ def load_manifest(ensemble_dir: Path) -> Manifest:
     """
     path = ensemble_dir / MANIFEST_NAME
     if not path.is_file():
-        raise ManifestError(f"no {MANIFEST_NAME} in '{ensemble_dir}': expected an ensemble written by 'softspec train'")
+        raise ManifestError(
+            f"no {MANIFEST_NAME} in '{ensemble_dir}': expected an ensemble written by 'softspec train'"
+        )
     try:
         manifest = Manifest.model_validate_json(path.read_bytes())
     except ValidationError as error:
@@ -122,7 +126,9 @@ def adapter_config(ensemble_dir: Path, member: int) -> dict[str, Any]:
     folder = member_dir(ensemble_dir, member)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (folder / name).is_file():
-            raise ManifestError(f"'{folder / name}' is missing: copy the whole ensemble directory or train again")
+            raise ManifestError(
+                f"'{folder / name}' is missing: copy the whole ensemble directory or train again"
+            )
     try:
         config = TypeAdapter(dict[str, Any]).validate_json((folder / "adapter_config.json").read_bytes())
     except ValidationError as error:
@@ -135,7 +141,9 @@ def member_rank(ensemble_dir: Path, manifest: Manifest) -> int:
     """The LoRA rank, which all members share."""
     ranks = [int(adapter_config(ensemble_dir, member)["r"]) for member in range(manifest.num_members)]
     if len(set(ranks)) > 1:
-        raise ManifestError(f"members of '{manifest.name}' differ in LoRA rank {ranks}: expected one rank for all")
+        raise ManifestError(
+            f"members of '{manifest.name}' differ in LoRA rank {ranks}: expected one rank for all"
+        )
     return ranks[0]
 
 
@@ -143,11 +151,17 @@ def _refuse_special_lora(folder: Path, config: Mapping[str, Any]) -> None:
     found = []
     if config.get("peft_type") != "LORA":
         found.append(f"peft_type={config.get('peft_type')!r}")
-    found += [key for key in ("use_dora", "modules_to_save", "alora_invocation_tokens", "rank_pattern") if config.get(key)]
+    found += [
+        key
+        for key in ("use_dora", "modules_to_save", "alora_invocation_tokens", "rank_pattern")
+        if config.get(key)
+    ]
     if config.get("bias", "none") != "none":
         found.append(f"bias={config['bias']!r}")
     if found:
-        raise ManifestError(f"'{folder}' uses {', '.join(found)}: expected plain LoRA, which vLLM and PEFT both serve")
+        raise ManifestError(
+            f"'{folder}' uses {', '.join(found)}: expected plain LoRA, which vLLM and PEFT both serve"
+        )
 
 
 def first_problem(error: ValidationError) -> str:

@@ -1,0 +1,396 @@
+"""Schedules the K rows of an ensemble request in the same step or not at all.
+
+In: one vLLM request whose `extra_args` hold a `GroupSpec`. Out: K requests in the engine, one visible to the caller.
+The life of a group:
+
+    queued     until K run slots and the KV blocks of all K prompts are free at once
+    held       first the trunk (shared prompt tokens, no adapter), then every member computes all but its last token
+    released   all K members are scheduled in the same step or none is, until they finish together
+
+vLLM 0.32 places: `add_request`, `schedule`, `update_from_output`, `finish_requests`, `_free_request`,
+`_preempt_request` and the three hooks `schedule` consults (`_handle_blocked_waiting_request`,
+`_get_local_prefix_cache_hit`, `_reserve_prefill_lookahead`).
+"""
+
+import time
+from collections.abc import Iterable
+from copy import copy
+from typing import Any
+
+from vllm.logger import init_logger
+from vllm.lora.request import LoRARequest
+from vllm.sampling_params import SamplingParams
+from vllm.v1.core.kv_cache_manager import KVCacheBlocks
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
+from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.request import Request, RequestStatus
+
+from softspec.engine.group import KEY, Adapter, GroupSpec, Seat
+from softspec.engine.lockstep_group import Group
+from softspec.errors import LockstepError
+from softspec.sampling import SamplingSpec
+
+logger = init_logger(__name__)
+
+
+class LockstepScheduler(AsyncScheduler):
+    """vLLM's scheduler, with groups. Requests without a `GroupSpec` are scheduled as ever."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.groups: dict[str, Group] = {}
+        self.group_of: dict[str, Group] = {}
+        self._hidden: set[str] = set()
+        self._forgotten: list[str] = []
+        self._failed: list[Request] = []
+        self._entering: Group | None = None
+        self._preempted_now: set[str] = set()
+        self._starved_since: float | None = None
+
+    # Arrival and departure
+
+    def add_request(self, request: Request) -> None:
+        wire = (request.sampling_params.extra_args or {}).get(KEY) if request.sampling_params else None
+        if wire is None:
+            super().add_request(request)
+            return
+        group = form_group(request, GroupSpec.from_wire(wire), self.hash_block_size)
+        self.groups[group.leader_id] = group
+        for member in group.members:
+            self._seat(member, group)
+            if member is not request and member.use_structured_output:
+                self.structured_output_manager.grammar_init(member)
+
+    def _seat(self, request: Request, group: Group) -> None:
+        self.group_of[request.request_id] = group
+        if request.request_id != group.leader_id:
+            self._hidden.add(request.request_id)
+        super().add_request(request)
+
+    def finish_requests(
+        self, request_ids: str | Iterable[str] | None, finished_status: RequestStatus
+    ) -> list[Request]:
+        """Finish requests; finishing any member finishes its whole group. A trunk may finish alone."""
+        if request_ids is None:
+            return super().finish_requests(None, finished_status)
+        ids = [request_ids] if isinstance(request_ids, str) else list(request_ids)
+        for request_id in list(ids):
+            group = self.group_of.get(request_id)
+            if group is not None and not group.is_trunk(request_id):
+                ids += [row.request_id for row in group.rows()]
+        return super().finish_requests(dict.fromkeys(ids), finished_status)
+
+    def _free_request(self, request: Request, delay_free_blocks: bool = False) -> Any:
+        group = self.group_of.pop(request.request_id, None)
+        if group is not None:
+            self._forgotten.append(request.request_id)
+            if request.request_id == group.leader_id:
+                del self.groups[group.leader_id]
+        return super()._free_request(request, delay_free_blocks)
+
+    def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        super()._preempt_request(request, *args, **kwargs)
+        self._preempted_now.add(request.request_id)
+        group = self.group_of.get(request.request_id)
+        if group is not None:
+            group.released = False
+
+    # One engine step
+
+    def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
+        self._preempted_now.clear()
+        self._make_room()
+        for group in list(self.groups.values()):
+            self._advance(group)
+        self._admit()
+        self._line_up()
+        self.running.sort(key=self._running_order)
+        stepping = [group for group in self.groups.values() if group.released]
+        if self._entering is not None:
+            stepping.append(self._entering)
+        output = super().schedule(throttle_prefills)
+        for group in stepping:
+            self._check_rows(group, output)
+        self._entering = None
+        return output
+
+    def _running_order(self, request: Request) -> tuple[int, int]:
+        """Released groups first and contiguous, so that neither token budget nor blocks can split them."""
+        group = self.group_of.get(request.request_id)
+        if group is None:
+            return 1, 0
+        return (0 if group.released else 2), group.turn
+
+    def _advance(self, group: Group) -> None:
+        """Move one admitted group towards release."""
+        if group.released or not group.admitted:
+            return
+        waiting = group.waiting_members()
+        if not waiting:
+            self._drop_trunk(group)
+            group.released = group.members_caught_up()
+        elif group.trunk_done():
+            if any(self._cached_tokens(member) < group.shared for member in waiting):
+                self._restart_trunk(group)
+            elif group.nothing_to_hold():
+                self._enter(group)
+
+    def _cached_tokens(self, member: Request) -> int:
+        _, tokens, _ = self.kv_cache_manager.get_computed_blocks(member)
+        return tokens
+
+    def _drop_trunk(self, group: Group) -> None:
+        if group.trunk is not None:
+            self.finish_requests(group.trunk.request_id, RequestStatus.FINISHED_ABORTED)
+            group.trunk = None
+
+    def _enter(self, group: Group) -> None:
+        """Schedule K waiting members in this very step: nothing is left to compute before their last token.
+
+        For one step other prefills pause. Then every running row takes at most one token and one block, so a token
+        budget that is never below the number of run slots, and the blocks counted here, are enough for all.
+        """
+        free = self.kv_cache_manager.block_pool.get_num_free_blocks()
+        if self._entering is None and free >= len(self.running) + group.size:
+            self._entering = group
+
+    def _restart_trunk(self, group: Group) -> None:
+        """Compute the shared tokens (again), never with an adapter on."""
+        self._drop_trunk(group)
+        self._seat(group.new_trunk(), group)
+
+    def _line_up(self) -> None:
+        """Rows of admitted groups go first: their slots and blocks are reserved, and nothing may block their way."""
+        groups = [group for group in self.groups.values() if group.admitted and not group.released]
+        groups.sort(key=lambda group: (group is not self._entering, group.turn))
+        rows = [row for group in groups for row in group.rows() if row.status != RequestStatus.RUNNING]
+        if rows:
+            self.waiting.remove_requests(rows)
+            for row in reversed(rows):
+                self.waiting.prepend_request(row)
+
+    def _check_rows(self, group: Group, output: SchedulerOutput) -> None:
+        rows = sum(member.request_id in output.num_scheduled_tokens for member in group.members)
+        if rows not in (0, group.size):
+            self._fail(group, f"{rows} of {group.size} rows were scheduled")
+        elif group is self._entering and rows:
+            group.released = True
+            self._drop_trunk(group)
+
+    def _fail(self, group: Group, found: str) -> None:
+        """End a group that came apart: a wrong answer must not leave the house."""
+        logger.error("%s", LockstepError(f"request {group.leader_id}: {found}; the request is ended"))
+        leader = group.members[0]
+        self.finish_requests(leader.request_id, RequestStatus.FINISHED_ERROR)
+        self._failed.append(leader)
+
+    # Admission and preemption
+
+    def _admit(self) -> None:
+        self._starved_since = None
+        for group in self.groups.values():
+            if group.admitted or not group.ready_to_admit():
+                continue
+            if not self._fits(group):
+                self._starved_since = group.arrival_time
+                return
+            group.admit(turn=self.current_step)
+            if group.shared:
+                self._restart_trunk(group)
+
+    def _fits(self, group: Group) -> bool:
+        reserved = sum(
+            self.group_of[row.request_id].blocks_to_come(row, self.block_size, self._num_blocks(row))
+            for row in self._rows_on_the_way()
+        )
+        free = self.kv_cache_manager.block_pool.get_num_free_blocks() - reserved
+        adapters = self._active_adapters() | {adapter.int_id for adapter in group.spec.adapters}
+        return (
+            group.slots_needed <= self._free_slots()
+            and group.blocks_needed(self.block_size) <= free
+            and len(adapters) <= self.lora_config.max_loras
+        )
+
+    def _rows_on_the_way(self) -> list[Request]:
+        groups = [group for group in self.groups.values() if group.admitted and not group.released]
+        return [row for group in groups for row in group.rows()]
+
+    def _free_slots(self) -> int:
+        promised = sum(row.status != RequestStatus.RUNNING for row in self._rows_on_the_way())
+        return self.max_num_active_reqs - len(self.running) - promised
+
+    def _num_blocks(self, request: Request) -> int:
+        return len(self.kv_cache_manager.get_block_ids(request.request_id)[0])
+
+    def _active_adapters(self) -> set[int]:
+        groups = [group for group in self.groups.values() if group.admitted]
+        rows = [row for group in groups for row in group.members] + self.running
+        return {row.lora_request.lora_int_id for row in rows if row.lora_request}
+
+    def _make_room(self) -> None:
+        """Preempt from the back, groups whole, until every released group's next token has its KV block."""
+        now = time.monotonic()
+        while True:
+            released = [group for group in self.groups.values() if group.released]
+            need = sum(group.next_blocks(self.block_size) for group in released)
+            if need <= self.kv_cache_manager.block_pool.get_num_free_blocks():
+                return
+            self.running.sort(key=self._running_order)
+            victim = self.running[-1]
+            group = self.group_of.get(victim.request_id)
+            rows = (
+                [victim] if group is None else [r for r in group.rows() if r.status == RequestStatus.RUNNING]
+            )
+            for row in rows:
+                self.running.remove(row)
+                self._preempt_request(row, now)
+            if group is not None:
+                group.admitted = False
+                self._drop_trunk(group)
+
+    # Hooks that vLLM's schedule() consults
+
+    def _handle_blocked_waiting_request(self, request: Request) -> bool:
+        ready = super()._handle_blocked_waiting_request(request)
+        group = self.group_of.get(request.request_id)
+        if request.request_id in self._preempted_now or self._entering not in (None, group):
+            return False
+        if group is None:
+            return ready and self._may_start_alone(request)
+        if group.is_trunk(request.request_id) or group is self._entering:
+            return ready
+        return ready and group.admitted and group.trunk_done() and not group.nothing_to_hold()
+
+    def _may_start_alone(self, request: Request) -> bool:
+        """Single requests leave promised slots alone, and wait behind an older group, which would starve otherwise."""
+        if self._free_slots() < 1:
+            return False
+        if self._starved_since is not None and request.arrival_time > self._starved_since:
+            return False
+        if request.lora_request is None:
+            return True
+        adapters = self._active_adapters() | {request.lora_request.lora_int_id}
+        return len(adapters) <= self.lora_config.max_loras
+
+    def _get_local_prefix_cache_hit(self, request: Request) -> tuple[KVCacheBlocks, int, int, bool]:
+        blocks, tokens, boundary, diverged = super()._get_local_prefix_cache_hit(request)
+        group = self.group_of.get(request.request_id)
+        if group is not None and group is not self._entering and tokens >= request.num_tokens - 1:
+            # A held member must have something left to compute before its last token.
+            tokens -= self.block_size
+            blocks = self.kv_cache_manager.truncate_computed_blocks(blocks, tokens)
+        return blocks, tokens, boundary, diverged
+
+    def _reserve_prefill_lookahead(
+        self, request: Request, num_computed_tokens: int, num_new_tokens: int
+    ) -> int:
+        new = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)
+        group = self.group_of.get(request.request_id)
+        if self._entering is not None and group is not self._entering and new > 1:
+            return 0
+        if group is None or group.released or group is self._entering:
+            return new
+        return min(new, max(request.num_tokens - 1 - num_computed_tokens, 0))
+
+    # Results
+
+    def update_from_output(
+        self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
+    ) -> dict[int, EngineCoreOutputs]:
+        self._check_tokens(scheduler_output, model_runner_output)
+        outputs = super().update_from_output(scheduler_output, model_runner_output)
+        for group in [self.group_of[i] for i in self.group_of if self.group_of[i].leader_gone(self.groups)]:
+            self.finish_requests([row.request_id for row in group.rows()], RequestStatus.FINISHED_STOPPED)
+        for core in outputs.values():
+            core.outputs = [output for output in core.outputs if output.request_id not in self._hidden]
+        for request in self._failed:
+            outputs.setdefault(request.client_index, EngineCoreOutputs()).outputs.append(
+                EngineCoreOutput(
+                    request_id=request.request_id, new_token_ids=[], finish_reason=FinishReason.ERROR
+                )
+            )
+        self._hidden.difference_update(self._forgotten)
+        self._forgotten.clear()
+        self._failed.clear()
+        return outputs
+
+    def _check_tokens(self, scheduled: SchedulerOutput, result: ModelRunnerOutput) -> None:
+        """All members of a group must have been given the same token."""
+        for group in list(self.groups.values()):
+            rows = [m.request_id for m in group.members if m.request_id in scheduled.num_scheduled_tokens]
+            if len(rows) != group.size or not result.sampled_token_ids:
+                continue
+            tokens = [result.sampled_token_ids[result.req_id_to_index[row]] for row in rows]
+            if any(token != tokens[0] for token in tokens):
+                self._fail(group, f"members drew different tokens {tokens}")
+
+
+def form_group(leader: Request, spec: GroupSpec, hash_block_size: int) -> Group:
+    """The K requests of one group; `leader` becomes member 0."""
+    params = leader.sampling_params
+    assert params is not None
+    sampling = SamplingSpec(
+        temperature=params.temperature,
+        top_k=params.top_k,
+        top_p=params.top_p,
+        min_p=params.min_p,
+        repetition_penalty=params.repetition_penalty,
+        presence_penalty=params.presence_penalty,
+        frequency_penalty=params.frequency_penalty,
+        seed=params.seed or 0,
+    )
+    shared = spec.shared_tokens(leader.num_prompt_tokens)
+    members = [leader] + [
+        _sibling(leader, f"{leader.request_id}/member-{k}") for k in range(1, spec.num_members)
+    ]
+    for k, member in enumerate(members):
+        seat = Seat(group_id=leader.request_id, member=k, spec=spec, sampling=sampling)
+        member.sampling_params = _row_params(params, seat)
+        _wear(member, spec.adapters[k], shared // hash_block_size)
+    return Group(spec=spec, members=members, shared=shared, arrival_time=leader.arrival_time)
+
+
+def _sibling(leader: Request, request_id: str) -> Request:
+    return Request(
+        request_id=request_id,
+        prompt_token_ids=leader.prompt_token_ids,
+        sampling_params=leader.sampling_params,
+        pooling_params=None,
+        client_index=leader.client_index,
+        arrival_time=leader.arrival_time,
+        cache_salt=leader.cache_salt,
+        priority=leader.priority,
+        block_hasher=leader._block_hasher,
+        reasoning_ended=(
+            leader.structured_output_request.reasoning_ended if leader.structured_output_request else None
+        ),
+    )
+
+
+def _row_params(params: SamplingParams, seat: Seat) -> SamplingParams:
+    """What vLLM's own sampler sees of a row.
+
+    The leader's row holds the mixture by then, so masks, biases and penalties act on it there; drawing is ours alone,
+    so both vLLM's seed and its temperature are off. Siblings only follow.
+    """
+    row = copy(params)
+    row.extra_args = {KEY: seat}
+    row.seed = None
+    row.temperature, row.top_k, row.top_p, row.min_p = 0.0, 0, 1.0, 0.0
+    if seat.member:
+        row.logprobs = None
+        row.repetition_penalty, row.presence_penalty, row.frequency_penalty = 1.0, 0.0, 0.0
+        row.logit_bias, row.allowed_token_ids, row._bad_words_token_ids = None, None, None
+    return row
+
+
+def _wear(member: Request, adapter: Adapter, shared_hashes: int) -> None:
+    """Give a member its adapter; blocks that all members share keep the base model's hashes."""
+    member.lora_request = None
+    member.block_hashes.clear()
+    member.update_block_hashes()
+    del member.block_hashes[shared_hashes:]
+    member.lora_request = LoRARequest(adapter.name, adapter.int_id, adapter.path)
+    member.update_block_hashes()

@@ -1,0 +1,81 @@
+"""What a vLLM engine must be before an ensemble may be served on it, checked once at start-up.
+
+In: vLLM's configuration and version, however it was started. Out: nothing, or a named error with the flag that
+helps. Reads attributes only; imports no vllm.
+"""
+
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+from softspec.engine.telemetry import num_columns
+from softspec.errors import ConfigError, UnsupportedEngineError
+from softspec.manifest import Manifest
+
+TESTED_VERSIONS = ("0.32.0",)
+SCHEDULER = "softspec.engine.lockstep_scheduler.LockstepScheduler"
+WORKER_EXTENSION = "softspec.engine.worker.EnsembleWorker"
+
+
+class LoadedEnsemble(Protocol):
+    """What is asked of an ensemble here."""
+
+    @property
+    def manifest(self) -> Manifest: ...
+
+    @property
+    def rank(self) -> int: ...
+
+
+def require_engine(version: str, config: Any, ensembles: Iterable[LoadedEnsemble]) -> None:
+    """Raise unless this vLLM, with this `VllmConfig`, can serve these ensembles.
+
+    Raises:
+        UnsupportedEngineError: a version or an option that was not tested.
+        ConfigError: an engine too small for a member; the message names the flag.
+    """
+    if version.partition("+")[0] not in TESTED_VERSIONS:
+        raise UnsupportedEngineError(
+            f"vLLM {version} was not tested with softspec: install {' or '.join(TESTED_VERSIONS)}"
+        )
+    if config.speculative_config is not None:
+        raise UnsupportedEngineError(
+            "speculative decoding is on, which ensembles do not support: remove --speculative-config"
+        )
+    _require_class(config.scheduler_config.scheduler_cls, SCHEDULER, "--scheduler-cls")
+    _require_class(config.parallel_config.worker_extension_cls, WORKER_EXTENSION, "--worker-extension-cls")
+    if config.lora_config is None:
+        raise ConfigError("LoRA is off but the members are LoRA adapters: start vLLM with --enable-lora")
+    for ensemble in ensembles:
+        _require_room(config, ensemble)
+
+
+def _require_class(found: Any, expected: str, flag: str) -> None:
+    name = (
+        found
+        if isinstance(found, str)
+        else f"{getattr(found, '__module__', '')}.{getattr(found, '__name__', '')}"
+    )
+    if name != expected:
+        raise UnsupportedEngineError(f"{flag} is {found or 'not set'}: expected {expected}")
+
+
+def _require_room(config: Any, ensemble: LoadedEnsemble) -> None:
+    manifest = ensemble.manifest
+    needs = (
+        ("LoRA rank", ensemble.rank, config.lora_config.max_lora_rank, "--max-lora-rank"),
+        ("members", manifest.num_members, config.lora_config.max_loras, "--max-loras"),
+        ("rows", manifest.num_members, config.scheduler_config.max_num_seqs, "--max-num-seqs"),
+        (
+            "log-probability columns",
+            num_columns(manifest.num_members),
+            config.model_config.max_logprobs,
+            "--max-logprobs",
+        ),
+    )
+    for what, need, limit, flag in needs:
+        # vLLM reads max_logprobs -1 as no limit.
+        if 0 <= limit < need:
+            raise ConfigError(
+                f"ensemble '{manifest.name}' has {need} {what} but the engine allows {limit}: "
+                f"start it with {flag} {need}"
+            )

@@ -1,0 +1,97 @@
+"""The mixture: K members read as one predictive, and the weights with which they enter.
+
+In: members' log-probabilities and log-weights. Out: mixture log-probabilities and updated log-weights, all in
+nats. Knows nothing of models or decoding.
+
+Two mixtures exist. Training scores whole completions, P(y) = sum_k w_k p_k(y), and its token predictive
+weighs members by how well they explained the *prefix* (`update_log_weights` after every token). Keeping the
+weights fixed at every token is another model. These functions take `log_weights`, so the caller decides which
+one is served.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from softspec.errors import ShapeError
+
+
+def uniform_log_weights(num_members: int) -> Tensor:
+    """(K,), float64: every member counts the same."""
+    return torch.full((num_members,), -math.log(num_members), dtype=torch.float64)
+
+
+def mixture_logprobs(member_logprobs: Tensor, log_weights: Tensor) -> Tensor:
+    """log sum_k w_k p_k: the mean of probabilities, never of logits.
+
+    Args:
+        member_logprobs: (..., K, V), normalised over V, float32 or wider.
+        log_weights: (..., K), normalised over K; one (K,) serves all leading dimensions.
+    Returns:
+        (..., V), nats, normalised, in the dtype of `member_logprobs`.
+    Raises:
+        ShapeError: K differs between the two arguments.
+    """
+    require_same_members(member_logprobs.shape[-2], log_weights)
+    return torch.logsumexp(member_logprobs + log_weights.to(member_logprobs.dtype)[..., None], -2)
+
+
+def update_log_weights(log_weights: Tensor, token_logprobs: Tensor) -> Tensor:
+    """One step of Bayes' rule: how far each member is to be believed after one more token of the answer.
+
+    Start from the prior weights at the first answer token; the prompt does not update them, as in training.
+
+    Args:
+        log_weights: (..., K), before the token.
+        token_logprobs: (..., K), the token's log-probability under each member; at least one is finite.
+    Returns:
+        (..., K), normalised, nats, in the wider dtype of the two.
+    Raises:
+        ShapeError: K differs between the two arguments.
+    """
+    require_same_members(token_logprobs.shape[-1], log_weights)
+    return torch.log_softmax(log_weights + token_logprobs, -1)
+
+
+def prefix_log_weights(log_weights: Tensor, token_logprobs: Tensor) -> Tensor:
+    """The weights *before* each token of a known answer, pi_{k,t} proportional to w_k p_k(y_<t).
+
+    Args:
+        log_weights: (K,), prior.
+        token_logprobs: (K, T), of the answer's tokens.
+    Returns:
+        (K, T), columns normalised, float64; the first column is the prior.
+    """
+    require_same_members(token_logprobs.shape[0], log_weights)
+    scores = token_logprobs.double()
+    before = scores.cumsum(1).roll(1, 1)
+    before[:, :1] = 0
+    return torch.log_softmax(log_weights.to(scores)[:, None] + before, 0)
+
+
+def sequence_loglik(log_weights: Tensor, loglik: Tensor) -> Tensor:
+    """log P(y) = log sum_k w_k p_k(y) of whole answers.
+
+    Args:
+        log_weights: (K,).
+        loglik: (K, ...), nats.
+    Returns:
+        (...), nats, float64.
+    """
+    return torch.logsumexp(joint_loglik(log_weights, loglik), 0)
+
+
+def joint_loglik(log_weights: Tensor, loglik: Tensor) -> Tensor:
+    """log w_k + log p_k(y), (K, ...), float64, from (K,) and (K, ...)."""
+    require_same_members(loglik.shape[0], log_weights)
+    scores = loglik.double()
+    return scores + log_weights.to(scores).reshape(-1, *[1] * (loglik.ndim - 1))
+
+
+def require_same_members(found: int, log_weights: Tensor) -> None:
+    """Raise ShapeError unless `log_weights` (..., K) has K = `found`."""
+    if log_weights.shape[-1] != found:
+        raise ShapeError(
+            f"found {found} members but {log_weights.shape[-1]} log_weights: expected one weight per member"
+        )

@@ -1,0 +1,150 @@
+"""The answer key: the same decode loop as the serving engine, in transformers and PEFT, written to be read.
+
+In: a base checkpoint and an ensemble directory. Out: drawn tokens with their uncertainties, and member scores.
+float32, one request at a time, one forward pass per member and token. Knows nothing of vLLM, which is tested
+against it.
+"""
+
+import copy
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import AutoModelForCausalLM, DynamicCache
+
+from softspec.manifest import Manifest, load_manifest, member_dir, shared_prompt_tokens
+from softspec.mixture import update_log_weights
+from softspec.sampling import SamplingSpec, apply_penalties, draw_tokens
+from softspec.uncertainty import Predictive, TokenUncertainty, predict
+
+
+class ReferenceEnsemble:
+    """K adapters on one base, decoded in lockstep as one mixture.
+
+    Use `load`. Shapes: K members, T positions, V vocabulary; everything in nats.
+    """
+
+    def __init__(self, model: PeftModel, manifest: Manifest) -> None:
+        """`model` holds the adapters "member-0" ... "member-{K-1}"."""
+        self.model = model.eval()
+        self.manifest = manifest
+        self.prior = torch.tensor(manifest.log_weights, dtype=torch.float64)
+
+    @classmethod
+    def load(cls, base_path: str | Path, ensemble_dir: Path) -> "ReferenceEnsemble":
+        """Read the base in float32 and every member's adapter.
+
+        Raises:
+            ManifestError: `ensemble_dir` is not a complete ensemble.
+        """
+        manifest = load_manifest(ensemble_dir)
+        base = AutoModelForCausalLM.from_pretrained(base_path, dtype=torch.float32)
+        model = PeftModel.from_pretrained(base, member_dir(ensemble_dir, 0), adapter_name="member-0")
+        for member in range(1, manifest.num_members):
+            model.load_adapter(member_dir(ensemble_dir, member), adapter_name=f"member-{member}")
+        return cls(model, manifest)
+
+    def decode(
+        self,
+        prompt_ids: Sequence[int],
+        spec: SamplingSpec,
+        max_tokens: int,
+        stop_token_ids: Collection[int] = (),
+    ) -> list[TokenUncertainty]:
+        """Draw up to `max_tokens` tokens; one of `stop_token_ids` ends the answer and is its last token."""
+        return [token for token, _ in self.steps(prompt_ids, spec, max_tokens, stop_token_ids)]
+
+    @torch.no_grad()
+    def steps(
+        self,
+        prompt_ids: Sequence[int],
+        spec: SamplingSpec,
+        max_tokens: int,
+        stop_token_ids: Collection[int] = (),
+    ) -> Iterator[tuple[TokenUncertainty, Tensor]]:
+        """As `decode`, with the raw mixture's log-probabilities (V,) beside each token."""
+        caches = self._caches_after_shared_prompt(prompt_ids)
+        pending = list(prompt_ids[caches[0].get_seq_length() :])
+        log_weights, output_ids = self.prior, list[int]()
+        while len(output_ids) < max_tokens:
+            member_logprobs = self._logprobs(pending, caches)[:, -1]
+            predictive = predict(member_logprobs, log_weights, self.prior)
+            token_id = draw_next(predictive.logprobs, prompt_ids, output_ids, spec)
+            yield _record(token_id, member_logprobs, predictive), predictive.logprobs
+            if token_id in stop_token_ids:
+                return
+            if self.manifest.weights_rule == "prefix_posterior":
+                log_weights = update_log_weights(log_weights, member_logprobs[:, token_id])
+            output_ids.append(token_id)
+            pending = [token_id]
+
+    @torch.no_grad()
+    def score(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> Tensor:
+        """Log-probability of each token of a known completion under each member, (K, T)."""
+        caches = self._caches_after_shared_prompt(prompt_ids)
+        pending = [*prompt_ids[caches[0].get_seq_length() :], *completion_ids]
+        num_tokens = len(completion_ids)
+        logprobs = self._logprobs(pending, caches)[:, -num_tokens - 1 : -1]
+        targets = torch.tensor(completion_ids, dtype=torch.int64).expand(len(caches), num_tokens)
+        return logprobs.gather(-1, targets[..., None]).squeeze(-1)
+
+    def _caches_after_shared_prompt(self, prompt_ids: Sequence[int]) -> list[DynamicCache]:
+        """One cache per member, filled by the base alone with the tokens on which adapters are off."""
+        trunk = DynamicCache(config=self.model.config)
+        shared = shared_prompt_tokens(self.manifest.activation, len(prompt_ids))
+        if shared:
+            with self.model.disable_adapter():
+                self.model(torch.tensor([prompt_ids[:shared]]), past_key_values=trunk, use_cache=True)
+        return [copy.deepcopy(trunk) for _ in range(self.manifest.num_members)]
+
+    def _logprobs(self, token_ids: Sequence[int], caches: Sequence[DynamicCache]) -> Tensor:
+        """(K, T, V) for the next T tokens of each member, whose cache grows by them."""
+        rows = []
+        for member, cache in enumerate(caches):
+            self.model.set_adapter(f"member-{member}")
+            logits = self.model(torch.tensor([token_ids]), past_key_values=cache, use_cache=True).logits
+            rows.append(logits[0].log_softmax(-1))
+        return torch.stack(rows)
+
+
+def draw_next(
+    logprobs: Tensor, prompt_ids: Sequence[int], output_ids: Sequence[int], spec: SamplingSpec
+) -> int:
+    """The next token from the mixture's log-probabilities (V,), after penalties, temperature and filters."""
+    vocab_size = len(logprobs)
+    counts = torch.bincount(torch.tensor(output_ids, dtype=torch.int64), minlength=vocab_size)
+    in_prompt = torch.zeros(vocab_size, dtype=torch.bool)
+    in_prompt[list(prompt_ids)] = True
+    penalised = apply_penalties(
+        logprobs[None],
+        in_prompt[None],
+        counts[None],
+        torch.tensor([spec.repetition_penalty]),
+        torch.tensor([spec.presence_penalty]),
+        torch.tensor([spec.frequency_penalty]),
+    )
+    drawn = draw_tokens(
+        penalised,
+        torch.tensor([spec.temperature]),
+        torch.tensor([spec.top_k]),
+        torch.tensor([spec.top_p]),
+        torch.tensor([spec.min_p]),
+        torch.tensor([spec.seed]),
+        torch.tensor([len(output_ids)]),
+    )
+    return int(drawn.item())
+
+
+def _record(token_id: int, member_logprobs: Tensor, predictive: Predictive) -> TokenUncertainty:
+    return TokenUncertainty(
+        token_id=token_id,
+        log_prob=float(predictive.logprobs[token_id]),
+        total_entropy=float(predictive.total_entropy),
+        aleatoric_entropy=float(predictive.aleatoric_entropy),
+        epistemic=float(predictive.epistemic),
+        token_disagreement=float(predictive.token_disagreement),
+        disagreement=float(predictive.disagreement),
+        member_log_probs=tuple(member_logprobs[:, token_id].tolist()),
+    )

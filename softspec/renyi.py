@@ -1,0 +1,179 @@
+"""The alpha-Renyi objective, its responsibilities, and how to read them.
+
+In: log-likelihoods of whole examples under each member (nats). Out: losses, responsibilities, routing
+diagnostics. Knows nothing of models, tokens or optimisers.
+
+Objective: arXiv:2605.27747 (per-example loss and responsibilities as reported from it); the identities quoted
+below are derived in this project and are tests. Shape letters: K members, B examples (any further shape works
+too), N examples.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from softspec.errors import ConfigError, ShapeError
+
+SMALLEST_ALPHA = 1e-6
+
+
+def renyi_loss(loglik: Tensor, log_weights: Tensor, renyi_alpha: float) -> Tensor:
+    """-(1/alpha) log sum_k w_k p_k^alpha: minus the log of the members' power mean, per example.
+
+    At alpha = 1 it is the mixture's NLL, towards 0 the mean of the members' NLLs (an exact branch, also taken
+    below `SMALLEST_ALPHA`, where the quotient would cancel); it never rises with alpha, so never choose alpha
+    by it. The reduction runs in float64: log-likelihoods of some hundred nats cost float32 its digits.
+
+    Args:
+        loglik: (K, B), the *sum* over completion tokens, nats.
+        log_weights: (K,), normalised.
+    Returns:
+        (B,), nats, float64. Its gradient in `loglik` is minus the responsibilities.
+    Raises:
+        ShapeError: the two do not have the same K.
+        ConfigError: renyi_alpha is negative or not finite.
+    """
+    scores, weights = _aligned(loglik, log_weights)
+    alpha = effective_alpha(renyi_alpha)
+    if alpha == 0:
+        return -(weights.exp() * scores).sum(0)
+    return -torch.logsumexp(weights + alpha * scores, 0) / alpha
+
+
+def responsibilities(loglik: Tensor, log_weights: Tensor, renyi_alpha: float) -> Tensor:
+    """Each member's share of each example: r_k proportional to w_k p_k^alpha; the weights at alpha = 0.
+
+    They need the label, so they describe training and evaluation, never serving. Detach them before use in a
+    surrogate.
+
+    Returns:
+        (K, B), float64, columns sum to 1. Arguments and errors as for `renyi_loss`.
+    """
+    scores, weights = _aligned(loglik, log_weights)
+    alpha = effective_alpha(renyi_alpha)
+    if alpha == 0:
+        return weights.exp().expand_as(scores)
+    return torch.softmax(weights + alpha * scores, 0)
+
+
+def surrogate_loss(loglik: Tensor, responsibilities: Tensor) -> Tensor:
+    """Responsibility-weighted NLL, (B,) nats: the *gradient* of `renyi_loss`, not its value.
+
+    renyi_loss = surrogate + KL(r || w) / alpha, so log the loss and differentiate either.
+    """
+    return -(responsibilities.detach() * loglik.double()).sum(0)
+
+
+def jensen_gain(loglik: Tensor, log_weights: Tensor, renyi_alpha: float) -> Tensor:
+    """What cooperation is worth: mean member NLL minus `renyi_loss`; (B,), nats, >= 0."""
+    return renyi_loss(loglik, log_weights, 0.0) - renyi_loss(loglik, log_weights, renyi_alpha)
+
+
+def dpo_loglik(margins: Tensor, beta: float, label_smoothing: float = 0.0) -> Tensor:
+    """Log-likelihood of a preference under each member, to be used as `loglik` in the functions above.
+
+    Args:
+        margins: (K, B), policy-to-reference log-ratio of the chosen minus that of the rejected completion,
+        nats.
+        beta: inverse temperature of the preference model.
+        label_smoothing: probability that a label is flipped, in [0, 0.5).
+    Returns:
+        (K, B), nats, <= 0; log 1/2 at margin 0.
+    Source: Rafailov et al. 2023 (arXiv:2305.18290); its use in the alpha-Renyi loss is this project's.
+    """
+    kept = logsigmoid(beta * margins)
+    if label_smoothing == 0:
+        return kept
+    flipped = logsigmoid(-beta * margins)
+    return torch.logaddexp(math.log1p(-label_smoothing) + kept, math.log(label_smoothing) + flipped)
+
+
+def effective_alpha(renyi_alpha: float) -> float:
+    """The order that is really used: values in (0, 1e-6) count as 0.
+
+    Raises:
+        ConfigError: negative or not finite.
+    """
+    if not 0 <= renyi_alpha < math.inf:
+        raise ConfigError(f"renyi_alpha is {renyi_alpha}: expected a finite number >= 0, usually in [0, 1]")
+    return renyi_alpha if renyi_alpha >= SMALLEST_ALPHA else 0.0
+
+
+def load(responsibilities: Tensor) -> Tensor:
+    """Mean share of each member over the N examples of (K, N); (K,), sums to 1."""
+    return responsibilities.double().mean(1)
+
+
+def effective_members(responsibilities: Tensor) -> Tensor:
+    """How evenly the members are used overall, exp H(load), scalar in [1, K]. Balance, not specialisation."""
+    return _entropy(load(responsibilities)).exp()
+
+
+def routing_perplexity(responsibilities: Tensor) -> Tensor:
+    """How many members share an example, exp mean H(r), scalar: K is no routing, 1 is hard routing."""
+    return _entropy(responsibilities).mean().exp()
+
+
+def specialisation(responsibilities: Tensor) -> Tensor:
+    """I(member; example) = H(load) - mean H(r), scalar, nats, in [0, log K]."""
+    return (_entropy(load(responsibilities)) - _entropy(responsibilities).mean()).clamp_min(0)
+
+
+def responsibility_matrix(responsibilities: Tensor, source_ids: Tensor) -> Tensor:
+    """Mean responsibilities per source: (S, K), rows sum to 1, sources in ascending order of their id.
+
+    Args:
+        responsibilities: (K, N).
+        source_ids: (N,), integers.
+    """
+    joint = _source_joint(responsibilities, source_ids)
+    return joint / joint.sum(1, keepdim=True)
+
+
+def soft_source_mi(responsibilities: Tensor, source_ids: Tensor) -> Tensor:
+    """I(member; source): do members follow the known sources? Scalar, nats, at most `specialisation`.
+
+    Unlike scores of the argmax it stays 0 where responsibilities are uniform up to rounding.
+    """
+    joint = _source_joint(responsibilities, source_ids)
+    independent = joint.sum(1, keepdim=True) * joint.sum(0, keepdim=True)
+    return (torch.special.xlogy(joint, joint) - torch.special.xlogy(joint, independent)).sum().clamp_min(0)
+
+
+def purity(responsibilities: Tensor, source_ids: Tensor) -> Tensor:
+    """Share of examples whose source is the commonest one of their leading member, scalar in (0, 1].
+
+    Meaningless when `routing_perplexity` is above 0.95 K: rounding then decides who leads.
+    """
+    leading = torch.nn.functional.one_hot(responsibilities.argmax(0), responsibilities.shape[0]).T
+    return _source_joint(leading, source_ids).amax(0).sum()
+
+
+def _aligned(loglik: Tensor, log_weights: Tensor) -> tuple[Tensor, Tensor]:
+    if log_weights.ndim != 1 or loglik.ndim == 0 or loglik.shape[0] != log_weights.shape[0]:
+        raise ShapeError(
+            f"loglik has shape {tuple(loglik.shape)} and log_weights {tuple(log_weights.shape)}: "
+            "expected (K, B) and (K,)"
+        )
+    scores = loglik.double()
+    return scores, log_weights.to(scores).reshape(-1, *[1] * (loglik.ndim - 1))
+
+
+def _entropy(probabilities: Tensor) -> Tensor:
+    return torch.special.entr(probabilities.double()).sum(0)
+
+
+def _source_joint(responsibilities: Tensor, source_ids: Tensor) -> Tensor:
+    """P(source, member), (S, K)."""
+    if responsibilities.shape[1:] != source_ids.shape:
+        raise ShapeError(
+            f"responsibilities have shape {tuple(responsibilities.shape)} "
+            f"and source_ids {tuple(source_ids.shape)}: "
+            "expected (K, N) and (N,)"
+        )
+    shares = responsibilities.double()
+    ids, rows = source_ids.unique(return_inverse=True)
+    joint = shares.new_zeros(len(ids), shares.shape[0])
+    return joint.index_add_(0, rows, shares.T) / shares.shape[1]
