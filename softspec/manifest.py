@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from softspec.errors import ManifestError
 
 MANIFEST_NAME = "ensemble.json"
-SCHEMA_VERSION = 1
 DEFAULT_BLOCK_SIZE = 32
 WeightsRule = Literal["prefix_posterior", "fixed"]
 
@@ -61,7 +60,7 @@ class Manifest(_Frozen):
     `log_weights` are normalised natural logs of the prior weights w, shape [K].
     """
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     name: str = Field(min_length=1)
     base_model: BaseModelRef
     num_members: int = Field(ge=1)
@@ -171,4 +170,5 @@ def first_problem(error: ValidationError) -> str:
     shown = json.dumps(problem["input"], default=str)
     shown = shown if len(shown) <= 80 else shown[:77] + "..."
     prefix = f"{field}: " if field else ""
-    return f"{prefix}{problem['msg']} (found {shown})"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{prefix}{message} (found {shown})"

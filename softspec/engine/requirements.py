@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from softspec.engine.telemetry import num_columns
 from softspec.errors import ConfigError, UnsupportedEngineError
-from softspec.manifest import Manifest
+from softspec.manifest import BlockActivation, Manifest
 
 TESTED_VERSIONS = ("0.32.0",)
 SCHEDULER = "softspec.engine.lockstep_scheduler.LockstepScheduler"
@@ -47,6 +47,7 @@ def require_engine(version: str, config: Any, ensembles: Iterable[LoadedEnsemble
         raise ConfigError("LoRA is off but the members are LoRA adapters: start vLLM with --enable-lora")
     for ensemble in ensembles:
         _require_room(config, ensemble)
+        _require_shared_blocks(config.cache_config.block_size, ensemble.manifest)
 
 
 def _require_class(found: Any, expected: str, flag: str) -> None:
@@ -79,3 +80,15 @@ def _require_room(config: Any, ensemble: LoadedEnsemble) -> None:
                 f"ensemble '{manifest.name}' has {need} {what} but the engine allows {limit}: "
                 f"start it with {flag} {need}"
             )
+
+
+def _require_shared_blocks(kv_block_size: int | None, manifest: Manifest) -> None:
+    """Members share whole KV blocks of their prompt, so these must end where the adapters begin."""
+    if not isinstance(manifest.activation, BlockActivation) or kv_block_size is None:
+        return
+    block_size = manifest.activation.block_size
+    if block_size % kv_block_size:
+        raise ConfigError(
+            f"ensemble '{manifest.name}' activates its adapters at multiples of {block_size} tokens but the engine's "
+            f"KV blocks have {kv_block_size}: start it with --block-size {block_size}"
+        )

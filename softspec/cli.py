@@ -1,0 +1,138 @@
+"""The command line: `softspec train | serve | inspect | demo`.
+
+In: arguments. Out: data on stdout, progress and logs on stderr, and an exit code: 0, 2 for what the user can fix (one
+clear line), 1 for what they cannot, 128 + signal number when interrupted. Imports `train` and `server` where needed.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from softspec import __version__
+from softspec.errors import SoftspecError, UserError
+from softspec.manifest import load_manifest, member_rank
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    parser = build_parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and options.command is not serve:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    try:
+        options.command(options, rest)
+    except UserError as error:
+        print(f"softspec: {error}", file=sys.stderr)
+        return 2
+    except SoftspecError as error:
+        print(f"softspec: {error}", file=sys.stderr)
+        return getattr(error, "exit_code", 1)
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="softspec",
+        description="Train alpha-Renyi LoRA ensembles and serve them as one model that knows when it does not know.",
+    )
+    parser.add_argument("--version", action="version", version=f"softspec {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser("train", help="train an ensemble from a YAML file")
+    command.add_argument("config", type=Path, help="YAML file; relative paths in it are relative to it")
+    command.add_argument(
+        "--resume", action="store_true", help="go on from the checkpoint of an interrupted run"
+    )
+    command.add_argument("--overwrite", action="store_true", help="replace the ensemble in output_dir")
+    command.set_defaults(command=train)
+
+    command = commands.add_parser(
+        "serve",
+        help="serve ensembles with an OpenAI-compatible API",
+        epilog="Every other flag goes to vLLM, for instance --port 8000 or --max-model-len 4096 (tokens).",
+        allow_abbrev=False,
+    )
+    command.add_argument("ensembles", type=Path, nargs="+", metavar="ENSEMBLE_DIR")
+    command.add_argument(
+        "--base", help="base model: directory or hub id (default: the one the ensemble names)"
+    )
+    command.add_argument("--policy-action", default="answer", help="answer or abstain (default: answer)")
+    command.add_argument(
+        "--policy-metric", default="mutual_information", help="what is compared with the threshold, in nats"
+    )
+    command.add_argument(
+        "--policy-threshold", type=float, help="abstain when the metric is above this, in nats"
+    )
+    command.set_defaults(command=serve)
+
+    command = commands.add_parser("inspect", help="show what an ensemble directory holds")
+    command.add_argument("ensemble", type=Path, metavar="ENSEMBLE_DIR")
+    command.add_argument("--json", action="store_true", help="print the whole manifest as JSON")
+    command.set_defaults(command=inspect)
+
+    command = commands.add_parser(
+        "demo", help="train, serve and ask an ensemble on generated contradictory sources"
+    )
+    command.add_argument(
+        "--output", type=Path, default=Path("runs/demo"), help="directory (default: runs/demo)"
+    )
+    command.add_argument("--base", help="base model: directory or hub id (default: SmolLM2-135M-Instruct)")
+    command.add_argument(
+        "--alpha-0", action="store_true", help="also train the alpha = 0 control, for as long again"
+    )
+    command.add_argument(
+        "--json", action="store_true", help="print demo.json to stdout instead of the report"
+    )
+    command.set_defaults(command=demo)
+    return parser
+
+
+def train(options: argparse.Namespace, _: Sequence[str]) -> None:
+    from train.config import load_config
+    from train.sft import train_ensemble
+
+    output = train_ensemble(load_config(options.config), options.resume, options.overwrite)
+    print(f"wrote {output}; serve it with: softspec serve {output}")
+
+
+def serve(options: argparse.Namespace, vllm_args: Sequence[str]) -> None:
+    from server.launch import serve as run_server
+    from server.policy import Policy
+    from server.settings import Settings
+
+    policy = Policy(options.policy_action, options.policy_metric, options.policy_threshold)
+    ensembles = tuple(path.resolve() for path in options.ensembles)
+    run_server(Settings(ensembles, policy), options.base, vllm_args)
+
+
+def inspect(options: argparse.Namespace, _: Sequence[str]) -> None:
+    manifest = load_manifest(options.ensemble)
+    if options.json:
+        print(manifest.model_dump_json(indent=2))
+        return
+    rows = {
+        "name": manifest.name,
+        "base model": manifest.base_model.path,
+        "members": f"{manifest.num_members} of LoRA rank {member_rank(options.ensemble, manifest)}",
+        "renyi_alpha": f"{manifest.renyi_alpha:g} ({manifest.objective}, per {manifest.granularity})",
+        "weights rule": manifest.weights_rule,
+        "activation": json.dumps(manifest.activation.model_dump()),
+        "held out": json.dumps(manifest.held_out) if manifest.held_out else "not scored",
+        "calibration": "yes" if manifest.calibration else "none: confidence is null",
+    }
+    for label, value in rows.items():
+        print(f"{label:14}{value}")
+
+
+def demo(options: argparse.Namespace, _: Sequence[str]) -> None:
+    from train.demo.report import format_report
+    from train.demo.story import DemoSettings, run_demo
+
+    results = run_demo(options.output, DemoSettings(base=options.base, alpha_0=options.alpha_0))
+    print(json.dumps(results, indent=2) if options.json else format_report(results))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""Fixtures that are too dear to make twice: the tiny checkpoint and the engines."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from softspec.manifest import AlwaysActivation, BlockActivation
+from tests.tiny import random_adapters, tiny_llama
+
+if TYPE_CHECKING:
+    from tests.engine_harness import EngineHarness
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+
+MEMBER_COUNTS = (1, 2, 4)
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_llama(tmp_path_factory.mktemp("tiny") / "base")
+
+
+@pytest.fixture(scope="session")
+def tiny_ensembles(tiny_base: Path) -> dict[str, Path]:
+    """Random adapters: `always-K` and `block-K` for every K of `MEMBER_COUNTS`."""
+    activations = {"always": AlwaysActivation(), "block": BlockActivation(block_size=32)}
+    return {
+        (name := f"{kind}-{count}"): random_adapters(
+            tiny_base, tiny_base.parent / name, count, seed=count, activation=activation, name=name
+        )
+        for kind, activation in activations.items()
+        for count in MEMBER_COUNTS
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny_engine(tiny_base: Path, tiny_ensembles: dict[str, Path]) -> Iterator["EngineHarness"]:
+    """40 KV blocks of 32 tokens for sequences of up to 256 tokens: four members of one request nearly fill it."""
+    from tests.engine_harness import EngineHarness
+
+    harness = EngineHarness(
+        tiny_base,
+        list(tiny_ensembles.values()),
+        max_model_len=256,
+        num_gpu_blocks_override=40,
+        max_num_batched_tokens=48,
+        max_num_seqs=16,
+    )
+    yield harness
+    harness.close()

@@ -1,0 +1,102 @@
+"""A real vLLM engine with ensembles in it, driven from synchronous tests.
+
+In: a base checkpoint and ensemble directories. Out: answers with their traces. One engine serves a whole test session.
+"""
+
+import asyncio
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vllm import AsyncEngineArgs, SamplingParams
+from vllm.outputs import RequestOutput
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from softspec.engine.client import EnsembleClient, load_ensembles
+from softspec.engine.requirements import SCHEDULER, WORKER_EXTENSION
+from softspec.engine.trace import ChoiceTrace, RequestTrace, current_trace
+
+os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+
+
+@dataclass(frozen=True)
+class Question:
+    """One request. `model` None asks the base. `give_up_after` outputs the client disconnects."""
+
+    model: str | None
+    prompt_ids: Sequence[int]
+    params: SamplingParams
+    give_up_after: int | None = None
+
+
+@dataclass
+class Reply:
+    """The last output (of a streamed request: its pieces put together) and the trace of every choice."""
+
+    token_ids: list[list[int]] = field(default_factory=list)
+    choices: list[ChoiceTrace] = field(default_factory=list)
+    last: RequestOutput | None = None
+
+
+class EngineHarness:
+    """Small on purpose: few KV blocks and a small token budget force preemption and chunked prefill."""
+
+    def __init__(self, base: Path, ensembles: Sequence[Path], **engine_args: Any) -> None:
+        loaded = load_ensembles(ensembles)
+        adapters = sum(ensemble.manifest.num_members for ensemble in loaded.values())
+        self._loop = asyncio.new_event_loop()
+        self._requests = 0
+        args = AsyncEngineArgs(
+            model=str(base),
+            dtype="float32",
+            enforce_eager=True,
+            enable_lora=True,
+            max_loras=adapters + 1,
+            max_cpu_loras=adapters + 1,
+            max_lora_rank=16,
+            max_logprobs=64,
+            block_size=32,
+            scheduler_cls=SCHEDULER,
+            worker_extension_cls=WORKER_EXTENSION,
+            **engine_args,
+        )
+        self.engine = AsyncLLM.from_engine_args(args)
+        self._loop.run_until_complete(self.engine.collective_rpc("install_ensemble_sampler"))
+        self.client = EnsembleClient(self.engine, loaded)
+
+    def ask(self, *questions: Question, timeout_s: float = 600) -> list[Reply]:
+        """Send all questions at once and wait for all replies."""
+
+        async def gather() -> list[Reply]:
+            return await asyncio.gather(*(asyncio.create_task(self._ask(each)) for each in questions))
+
+        return self._loop.run_until_complete(asyncio.wait_for(gather(), timeout_s))
+
+    def close(self) -> None:
+        self.engine.shutdown()
+        self._loop.close()
+
+    async def _ask(self, question: Question) -> Reply:
+        self._requests += 1
+        trace = RequestTrace()
+        current_trace.set(trace)
+        reply = Reply(token_ids=[[] for _ in range(question.params.n)])
+        lora_request = self.client.lora_requests()[question.model] if question.model else None
+        outputs = self.client.generate(
+            {"prompt_token_ids": list(question.prompt_ids)},
+            question.params,
+            f"request-{self._requests}",
+            lora_request=lora_request,
+        )
+        received = 0
+        async for reply.last in outputs:
+            for completion in reply.last.outputs:
+                reply.token_ids[completion.index] = list(completion.token_ids)
+            received += 1
+            if received == question.give_up_after:
+                await outputs.aclose()
+                break
+        reply.choices = list(trace.choices.values())
+        return reply

@@ -1,0 +1,102 @@
+"""The training configuration: what is accepted, what is refused, and in which words."""
+
+from pathlib import Path
+
+import pytest
+
+from softspec.errors import ConfigError
+from softspec.manifest import AlwaysActivation, BlockActivation
+from train.config import load_config
+
+REQUIRED = "base_model: some/base\ntrain_file: data/train.jsonl\noutput_dir: out\n"
+
+
+def config_file(folder: Path, text: str = REQUIRED) -> Path:
+    """Save a configuration."""
+    path = folder / "config.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_relative_paths_are_relative_to_the_file(tmp_path: Path) -> None:
+    config = load_config(config_file(tmp_path))
+
+    assert config.train_file == tmp_path / "data" / "train.jsonl"
+    assert config.output_dir == tmp_path / "out"
+
+
+def test_an_existing_base_folder_becomes_absolute_and_a_hub_id_stays(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text("{}")
+
+    local = load_config(config_file(tmp_path, REQUIRED.replace("some/base", "base")))
+    remote = load_config(config_file(tmp_path))
+
+    assert local.base_model == str(tmp_path / "base")
+    assert remote.base_model == "some/base"
+
+
+def test_block_activation_of_32_tokens_is_the_default(tmp_path: Path) -> None:
+    assert load_config(config_file(tmp_path)).activation == BlockActivation(block_size=32)
+
+
+def test_always_activation_can_be_chosen(tmp_path: Path) -> None:
+    config = load_config(config_file(tmp_path, REQUIRED + "activation: {kind: always}\n"))
+
+    assert config.activation == AlwaysActivation()
+
+
+def test_the_served_name_defaults_to_the_output_folder(tmp_path: Path) -> None:
+    assert load_config(config_file(tmp_path)).served_name == "out"
+    assert load_config(config_file(tmp_path, REQUIRED + "name: legal\n")).served_name == "legal"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("renyi_alpha: 1.5", "renyi_alpha: Input should be less than or equal to 1"),
+        ("renyi_alpha: -0.1", "renyi_alpha: Input should be greater than or equal to 0"),
+        ("alpha: 0.8", "unknown key 'alpha'; expected 'renyi_alpha'"),
+        ("learning_rte: 0.1", "unknown key 'learning_rte'; did you mean 'learning_rate'?"),
+        ("num_members: 0", "num_members: Input should be greater than or equal to 1"),
+        ("activation: {kind: sometimes}", "activation"),
+        ("activation: {kind: block, block_size: 0}", "activation.block.block_size"),
+        ("target_modules: []", "at least one module"),
+        ("eval_steps: 5", "eval_steps needs an eval_file"),
+        ("base_model: ./nowhere", "nowhere' does not exist; expected a directory or a hub id"),
+    ],
+)
+def test_a_wrong_value_is_refused_in_one_line_that_names_it(tmp_path: Path, line: str, message: str) -> None:
+    lines = [old for old in REQUIRED.splitlines() if old.split(":")[0] != line.split(":")[0]]
+
+    with pytest.raises(ConfigError) as error:
+        load_config(config_file(tmp_path, "\n".join([*lines, line])))
+
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert "config.yaml" in str(error.value)
+
+
+def test_a_missing_required_key_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="output_dir: Field required"):
+        load_config(config_file(tmp_path, "base_model: a/b\ntrain_file: t.jsonl\n"))
+
+
+def test_a_missing_file_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot read '.*nothing.yaml': No such file or directory"):
+        load_config(tmp_path / "nothing.yaml")
+
+
+@pytest.mark.parametrize(
+    "text", ["a: [", "- a list", "just text", ""], ids=["broken", "list", "text", "empty"]
+)
+def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match=r"config\.yaml"):
+        load_config(config_file(tmp_path, text))
+
+
+def test_a_base_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+
+    with pytest.raises(ConfigError, match=r"has no config\.json"):
+        load_config(config_file(tmp_path, REQUIRED.replace("some/base", "base")))

@@ -1,0 +1,112 @@
+"""An engine that cannot serve an ensemble is refused at start-up, with the flag that helps."""
+
+import math
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from softspec.engine.requirements import SCHEDULER, WORKER_EXTENSION, require_engine
+from softspec.errors import ConfigError, UnsupportedEngineError
+from softspec.manifest import BaseModelRef, BlockActivation, Manifest
+
+
+@dataclass(frozen=True)
+class Loaded:
+    manifest: Manifest
+    rank: int
+
+
+ENSEMBLE = Loaded(
+    Manifest(
+        name="jurists",
+        base_model=BaseModelRef(path="base"),
+        num_members=2,
+        log_weights=(-math.log(2),) * 2,
+        renyi_alpha=0.8,
+        activation=BlockActivation(block_size=32),
+    ),
+    rank=16,
+)
+
+
+def config(**changes: Any) -> SimpleNamespace:
+    """The parts of a fitting `VllmConfig` that are read; keys of `changes` are `part__field`."""
+    parts: dict[str, Any] = {
+        "lora_config": {"max_lora_rank": 16, "max_loras": 2},
+        "scheduler_config": {"scheduler_cls": SCHEDULER, "max_num_seqs": 2},
+        "parallel_config": {"worker_extension_cls": WORKER_EXTENSION},
+        "model_config": {"max_logprobs": 7},
+        "cache_config": {"block_size": 16},
+    }
+    for path, value in changes.items():
+        part, _, field = path.partition("__")
+        parts[part][field] = value
+    return SimpleNamespace(
+        speculative_config=None, **{part: SimpleNamespace(**fields) for part, fields in parts.items()}
+    )
+
+
+@pytest.mark.parametrize("version", ["0.32.0", "0.32.0+cpu"])
+def test_tested_version_with_just_enough_room_is_accepted(version: str) -> None:
+    require_engine(version, config(), [ENSEMBLE])
+
+
+@pytest.mark.parametrize("version", ["0.31.9", "0.33.0", "0.32.1"])
+def test_untested_versions_are_refused_by_name(version: str) -> None:
+    with pytest.raises(UnsupportedEngineError, match=f"vLLM {version} was not tested .* install 0.32.0"):
+        require_engine(version, config(), [ENSEMBLE])
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"lora_config__max_lora_rank": 8}, "16 LoRA rank but the engine allows 8: .* --max-lora-rank 16"),
+        ({"lora_config__max_loras": 1}, "2 members but the engine allows 1: .* --max-loras 2"),
+        ({"scheduler_config__max_num_seqs": 1}, "2 rows but the engine allows 1: .* --max-num-seqs 2"),
+        ({"model_config__max_logprobs": 6}, "7 log-probability columns .* allows 6: .* --max-logprobs 7"),
+        ({"cache_config__block_size": 128}, "multiples of 32 tokens .* blocks have 128: .* --block-size 32"),
+    ],
+)
+def test_engine_too_small_for_the_ensemble_is_refused_with_the_flag(
+    changes: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        require_engine("0.32.0", config(**changes), [ENSEMBLE])
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"scheduler_config__scheduler_cls": None}, "--scheduler-cls is not set: expected softspec"),
+        (
+            {"parallel_config__worker_extension_cls": ""},
+            "--worker-extension-cls is not set: expected softspec",
+        ),
+        ({"scheduler_config__scheduler_cls": dict}, "--scheduler-cls is <class 'dict'>: expected softspec"),
+    ],
+)
+def test_engine_without_our_parts_is_refused(changes: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(UnsupportedEngineError, match=complaint):
+        require_engine("0.32.0", config(**changes), [ENSEMBLE])
+
+
+def test_speculative_decoding_is_refused() -> None:
+    found = config()
+    found.speculative_config = object()
+
+    with pytest.raises(UnsupportedEngineError, match="remove --speculative-config"):
+        require_engine("0.32.0", found, [ENSEMBLE])
+
+
+def test_engine_without_lora_is_refused() -> None:
+    found = config()
+    found.lora_config = None
+
+    with pytest.raises(ConfigError, match="--enable-lora"):
+        require_engine("0.32.0", found, [ENSEMBLE])
+
+
+def test_unlimited_logprobs_are_enough() -> None:
+    require_engine("0.32.0", config(model_config__max_logprobs=-1), [ENSEMBLE])

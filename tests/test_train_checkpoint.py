@@ -1,0 +1,152 @@
+"""Runs that stop and go on: the same numbers as if nothing had happened."""
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from softspec.errors import ConfigError
+from softspec.manifest import member_dir
+from tests.tiny_training import write_config, write_rows
+from train.config import TrainConfig
+from train.errors import TrainingInterrupted
+from train.sft import train_ensemble
+
+STEPS = 40
+
+
+def adapters(directory: Path) -> dict[str, Tensor]:
+    """All weights of both members."""
+    files = [member_dir(directory, member) / "adapter_model.safetensors" for member in range(2)]
+    return {
+        f"{file.parent.name} {name}": weight for file in files for name, weight in load_file(file).items()
+    }
+
+
+def interrupt_after(config: TrainConfig, steps: int, number: int) -> threading.Thread:
+    """Send this process a signal as soon as the log has that many lines."""
+    log = config.output_dir.with_name(config.output_dir.name + ".partial") / "training.jsonl"
+
+    def watch() -> None:
+        for _ in range(10_000):
+            if log.exists() and len(log.read_text().splitlines()) >= steps:
+                os.kill(os.getpid(), number)
+                return
+            time.sleep(0.002)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    return thread
+
+
+def interrupted(folder: Path, number: int = signal.SIGTERM, **settings: Any) -> TrainConfig:
+    """A run that a signal stopped early."""
+    config = write_config(folder, max_steps=STEPS, **settings)
+    thread = interrupt_after(config, 3, number)
+    with pytest.raises(TrainingInterrupted) as stop:
+        train_ensemble(config)
+    thread.join()
+    assert stop.value.exit_code == 128 + number
+    return config
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, number: int) -> None:
+    whole = write_config(tmp_path, max_steps=STEPS, output_dir="whole")
+    train_ensemble(whole)
+
+    config = interrupted(tmp_path, number)
+    train_ensemble(config, resume=True)
+
+    expected, found = adapters(whole.output_dir), adapters(config.output_dir)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(weight, found[name]) for name, weight in expected.items())
+    losses = [logged_losses(run.output_dir / "training.jsonl") for run in (whole, config)]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == STEPS
+
+
+def logged_losses(path: Path) -> list[float]:
+    """The loss of each logged step, in order."""
+    return [json.loads(line)["loss"] for line in path.read_text().splitlines()]
+
+
+def test_stopping_leaves_a_checkpoint_and_no_ensemble(tmp_path: Path) -> None:
+    config = interrupted(tmp_path)
+
+    assert (tmp_path / "ensemble.partial" / "checkpoint.pt").is_file()
+    assert not config.output_dir.exists()
+
+
+def test_the_message_says_how_to_go_on(tmp_path: Path) -> None:
+    config = write_config(tmp_path, max_steps=STEPS)
+    thread = interrupt_after(config, 1, signal.SIGINT)
+
+    with pytest.raises(
+        TrainingInterrupted, match=rf"stopped after step \d+ of {STEPS}; go on with: .*--resume"
+    ):
+        train_ensemble(config)
+
+    thread.join()
+
+
+def test_the_process_handles_signals_as_before_afterwards(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+
+    interrupted(tmp_path)
+
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_a_new_run_does_not_silently_drop_an_unfinished_one(tmp_path: Path) -> None:
+    config = interrupted(tmp_path)
+
+    with pytest.raises(
+        ConfigError, match="has an unfinished run; go on with --resume or drop it with --overwrite"
+    ):
+        train_ensemble(config)
+
+    train_ensemble(write_config(tmp_path, max_steps=1), overwrite=True)
+    assert not (tmp_path / "ensemble.partial").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"learning_rate": 0.02}, "cannot resume: learning_rate is 0.02, but the run began with 0.01"),
+        (
+            {"max_steps": STEPS + 1},
+            f"cannot resume: max_steps is {STEPS + 1}, but the run began with {STEPS}",
+        ),
+        ({"activation": {"kind": "always"}}, "cannot resume: activation is"),
+    ],
+    ids=["learning rate", "steps", "activation"],
+)
+def test_resuming_with_other_settings_is_refused(
+    tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    interrupted(tmp_path)
+
+    with pytest.raises(ConfigError, match=message):
+        train_ensemble(write_config(tmp_path, **{"max_steps": STEPS, **settings}), resume=True)
+
+
+def test_resuming_with_other_examples_is_refused(tmp_path: Path) -> None:
+    config = interrupted(tmp_path)
+    write_rows(tmp_path / "train.jsonl", [{"prompt": "a", "completion": "b"}])
+
+    with pytest.raises(ConfigError, match="train_file gives other examples than the run began with"):
+        train_ensemble(config, resume=True)
+
+
+def test_resuming_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nothing to resume: no checkpoint in '.*ensemble\.partial'"):
+        train_ensemble(write_config(tmp_path), resume=True)

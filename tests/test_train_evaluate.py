@@ -1,0 +1,70 @@
+"""Held-out scores: equal to a slow calculation, and independent of how examples are batched."""
+
+import math
+
+import pytest
+import torch
+
+from softspec.manifest import AlwaysActivation, BlockActivation
+from softspec.mixture import uniform_log_weights
+from tests.tiny_training import random_examples, tiny_members
+from train.evaluate import score_examples, summarise_scores
+from train.likelihood import collate, completion_logprobs
+from train.members import Members
+
+WEIGHTS = uniform_log_weights(3)
+
+
+@pytest.fixture(scope="module")
+def members(tmp_path_factory: pytest.TempPathFactory) -> Members:
+    return tiny_members(tmp_path_factory.mktemp("base"))
+
+
+def test_scores_do_not_depend_on_the_batch_size(members: Members) -> None:
+    examples = random_examples()
+    activation = BlockActivation(block_size=32)
+
+    one, four = (score_examples(members, examples, WEIGHTS, activation, size) for size in (1, 4))
+
+    torch.testing.assert_close(one.loglik, four.loglik, atol=1e-4, rtol=0)
+    torch.testing.assert_close(one.base_loglik, four.base_loglik, atol=1e-4, rtol=0)
+    torch.testing.assert_close(one.path_information, four.path_information, atol=1e-4, rtol=0)
+    assert one.num_tokens.tolist() == [len(example.completion_ids) for example in examples]
+
+
+def test_path_information_uses_prefix_weights_in_both_terms(members: Members) -> None:
+    """Token by token in float64, straight from the definition."""
+    example = random_examples(((6, 5),))[0]
+    predictives = completion_logprobs(
+        members, collate([example], AlwaysActivation(), torch.device("cpu"))
+    ).double()
+    expected, weights = 0.0, [1 / 3] * 3
+    for step, token in enumerate(example.completion_ids):
+        probabilities = predictives[:, step].exp()
+        mixture = sum(w * p for w, p in zip(weights, probabilities, strict=True))
+        expected += sum(
+            w * (p * (p / mixture).log()).sum().item() for w, p in zip(weights, probabilities, strict=True)
+        )
+        joint = [w * p[token].item() for w, p in zip(weights, probabilities, strict=True)]
+        weights = [part / sum(joint) for part in joint]
+
+    scores = score_examples(members, [example], WEIGHTS, AlwaysActivation())
+
+    assert scores.path_information.item() == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_summary_is_ordered_as_the_theory_says(members: Members) -> None:
+    scores = score_examples(members, random_examples(), WEIGHTS, AlwaysActivation())
+
+    summary = summarise_scores(scores, WEIGHTS, renyi_alpha=0.5)
+
+    assert summary["mixture_nll"] <= summary["renyi_loss"] <= summary["member_nll"]
+    assert 0 <= summary["mutual_information"] <= math.log(3)
+    assert 1 <= summary["routing_perplexity"] <= 3
+    assert summary["tokens"] == sum(len(example.completion_ids) for example in random_examples())
+
+
+def test_without_sources_there_is_no_source_score(members: Members) -> None:
+    scores = score_examples(members, random_examples(), WEIGHTS, AlwaysActivation())
+
+    assert "soft_source_mi" not in summarise_scores(scores, WEIGHTS, 1.0)

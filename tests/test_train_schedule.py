@@ -1,0 +1,66 @@
+"""The schedule: every example once an epoch, rates that warm up and decay, nothing to remember between steps."""
+
+from pathlib import Path
+
+import pytest
+
+from train.config import TrainConfig
+from train.schedule import learning_rate, step_indices, steps_per_epoch, total_steps
+
+
+def schedule(**settings: object) -> TrainConfig:
+    """A configuration with two examples a step."""
+    content = {
+        "base_model": "x/y",
+        "train_file": Path("t"),
+        "output_dir": Path("o"),
+        "micro_batch_size": 2,
+        "gradient_accumulation_steps": 1,
+        **settings,
+    }
+    return TrainConfig.model_validate(content)
+
+
+def test_an_epoch_sees_every_example_once_and_the_next_one_in_another_order() -> None:
+    config = schedule()
+    epochs = [
+        [index for step in range(4) for index in step_indices(config, 7, 4 * epoch + step)]
+        for epoch in range(2)
+    ]
+
+    assert steps_per_epoch(config, 7) == 4
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(7))
+    assert epochs[0] != epochs[1]
+
+
+def test_the_order_depends_on_the_seed_alone() -> None:
+    assert step_indices(schedule(), 100, 30) == step_indices(schedule(num_members=1), 100, 30)
+    assert step_indices(schedule(), 100, 30) != step_indices(schedule(seed=1), 100, 30)
+
+
+def test_max_steps_overrides_epochs() -> None:
+    assert total_steps(schedule(num_epochs=3), 7) == 12
+    assert total_steps(schedule(num_epochs=0.5), 7) == 2
+    assert total_steps(schedule(num_epochs=3, max_steps=5), 7) == 5
+
+
+@pytest.mark.parametrize(
+    ("kind", "last"),
+    [("constant", 1.0), ("linear", 1 / 9), ("cosine", 0.0301536896)],
+    ids=lambda value: str(value),
+)
+def test_rates_warm_up_from_above_zero_and_decay_to_above_zero(kind: str, last: float) -> None:
+    """A first step at rate zero would leave every member where it was."""
+    config = schedule(learning_rate=1.0, lr_scheduler_type=kind, warmup_ratio=0.1)
+
+    rates = [learning_rate(config, step, 10) for step in range(10)]
+
+    assert rates[0] == rates[1] == 1.0
+    assert rates[-1] == pytest.approx(last)
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_a_longer_warm_up_is_linear() -> None:
+    config = schedule(learning_rate=1.0, lr_scheduler_type="constant", warmup_ratio=0.4)
+
+    assert [learning_rate(config, step, 10) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]

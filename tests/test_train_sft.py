@@ -1,0 +1,178 @@
+"""`train_ensemble` from a configuration file to an ensemble directory, and what stops it before the model is loaded."""
+
+import json
+from pathlib import Path
+
+import pytest
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from softspec.errors import ConfigError, DataError, UserError
+from softspec.manifest import BlockActivation, load_manifest, member_dir
+from tests.tiny_training import chat_rows, write_config, write_rows
+from train.config import TrainConfig
+from train.errors import TrainingError
+from train.evaluate import evaluate_ensemble
+from train.sft import train_ensemble
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    """A finished run of four steps with held-out data."""
+    config = write_config(
+        tmp_path_factory.mktemp("run"), eval_file="train.jsonl", eval_steps=2, layers_to_transform="top_third"
+    )
+    assert train_ensemble(config) == config.output_dir
+    return config
+
+
+def test_the_manifest_says_what_was_trained(finished: TrainConfig) -> None:
+    manifest = load_manifest(finished.output_dir)
+
+    assert manifest.name == "ensemble"
+    assert manifest.base_model.path == finished.base_model
+    assert manifest.base_model.fingerprint
+    assert manifest.renyi_alpha == 0.8
+    assert manifest.activation == BlockActivation(block_size=32)
+    assert manifest.weights_rule == "prefix_posterior"
+    assert manifest.training["steps"] == 4
+    assert manifest.training["examples"] == 12
+
+
+def test_held_out_scores_are_in_the_manifest(finished: TrainConfig) -> None:
+    scores = load_manifest(finished.output_dir).held_out
+
+    assert scores["mixture_nll"] <= scores["renyi_loss"] <= scores["member_nll"] < scores["base_nll"]
+    assert sum(scores["load"]) == pytest.approx(1)
+    assert scores["member_nll"] == pytest.approx(sum(scores["member_nlls"]) / 2)
+    assert 0 <= scores["soft_source_mi"] <= scores["specialisation"] + 1e-9
+
+
+def test_a_saved_ensemble_scores_as_it_did_at_the_end_of_training(finished: TrainConfig) -> None:
+    at_the_end = load_manifest(finished.output_dir).held_out
+
+    from_disk = evaluate_ensemble(finished.output_dir, finished.train_file)
+
+    assert from_disk.keys() == at_the_end.keys()
+    for name, value in at_the_end.items():
+        assert from_disk[name] == pytest.approx(value, abs=1e-4), name
+
+
+def test_stock_peft_loads_every_member(finished: TrainConfig) -> None:
+    for member in range(2):
+        base = AutoModelForCausalLM.from_pretrained(finished.base_model)
+        model = PeftModel.from_pretrained(base, member_dir(finished.output_dir, member))
+
+        moved = [w for name, w in model.named_parameters() if "lora_B" in name]
+        assert moved
+        assert all(weight.any() for weight in moved)
+        assert {name.split(".layers.")[1][0] for name, _ in model.named_parameters() if "lora_" in name} == {
+            "1"
+        }
+
+
+def test_the_log_has_every_step_and_every_evaluation(finished: TrainConfig) -> None:
+    lines = (finished.output_dir / "training.jsonl").read_text().splitlines()
+    events = [json.loads(line) for line in lines]
+
+    steps = [event for event in events if "loss" in event]
+    assert [event["step"] for event in steps] == [1, 2, 3, 4]
+    assert [event["step"] for event in events if "held_out" in event] == [2, 4]
+    assert set(steps[0]) == {
+        "step", "epoch", "loss", "mixture_nll", "member_nll", "load", "routing_perplexity", "learning_rate",
+        "gradient_norms", "seconds",
+    }  # fmt: skip
+
+
+def test_nothing_but_the_ensemble_is_left(finished: TrainConfig) -> None:
+    left = sorted(path.name for path in finished.output_dir.parent.iterdir())
+
+    assert left == ["base", "config.yaml", "ensemble", "train.jsonl"]
+    assert sorted(path.name for path in finished.output_dir.iterdir()) == [
+        "ensemble.json",
+        "member-0",
+        "member-1",
+        "training.jsonl",
+    ]
+
+
+def test_an_existing_ensemble_is_kept_unless_overwriting_is_asked_for(tmp_path: Path) -> None:
+    config = write_config(tmp_path, max_steps=1)
+    train_ensemble(config)
+    with pytest.raises(ConfigError, match="exists; choose another output_dir or replace it with --overwrite"):
+        train_ensemble(config)
+
+    train_ensemble(write_config(tmp_path, max_steps=2), overwrite=True)
+
+    assert load_manifest(config.output_dir).training["steps"] == 2
+
+
+def test_a_folder_that_is_no_ensemble_is_never_overwritten(tmp_path: Path) -> None:
+    config = write_config(tmp_path, output_dir=".")
+
+    with pytest.raises(ConfigError, match="is not an ensemble directory"):
+        train_ensemble(config, overwrite=True)
+
+
+def test_one_member_is_an_ordinary_adapter(tmp_path: Path) -> None:
+    config = write_config(tmp_path, num_members=1, eval_file="train.jsonl")
+
+    train_ensemble(config)
+
+    scores = load_manifest(config.output_dir).held_out
+    assert scores["mixture_nll"] == pytest.approx(scores["member_nll"])
+    assert scores["mutual_information"] == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"train_file": "missing.jsonl"}, "missing.jsonl': No such file"),
+        ({"eval_file": "missing.jsonl"}, "missing.jsonl': No such file"),
+        ({"train_file": "broken.jsonl"}, "broken.jsonl:13: .*empty completion"),
+        ({"max_length": 20}, "train.jsonl:1: the prompt has"),
+        ({"target_modules": ["q_prj"]}, "unknown target module 'q_prj'"),
+        ({"layers_to_transform": [9]}, r"layers_to_transform has \[9\]"),
+    ],
+)
+def test_a_mistake_is_reported_before_the_weights_are_loaded(
+    tmp_path: Path, settings: dict[str, object], message: str
+) -> None:
+    write_config(tmp_path)
+    (tmp_path / "base" / "model.safetensors").write_bytes(b"loading this would fail")
+    write_rows(tmp_path / "broken.jsonl", [*chat_rows(), {"prompt": "a", "completion": ""}])
+    config = write_config(tmp_path, **settings)
+
+    with pytest.raises(UserError, match=message):
+        train_ensemble(config)
+
+    assert not config.output_dir.exists()
+    assert not config.output_dir.with_name("ensemble.partial").exists()
+
+
+def test_an_unknown_base_is_one_clear_line(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    config = config.model_copy(update={"base_model": str(tmp_path / "gone")})
+
+    with pytest.raises(ConfigError, match="cannot load base_model") as error:
+        train_ensemble(config)
+
+    assert "\n" not in str(error.value)
+
+
+def test_an_empty_training_file_is_refused(tmp_path: Path) -> None:
+    write_config(tmp_path)
+    write_rows(tmp_path / "train.jsonl", [])
+
+    with pytest.raises(DataError, match="no examples found"):
+        train_ensemble(write_config(tmp_path))
+
+
+def test_the_loss_must_stay_finite(tmp_path: Path) -> None:
+    """A run that diverges must stop, not write an ensemble of nonsense."""
+    config = write_config(tmp_path, learning_rate=1e30, max_grad_norm=0, max_steps=8)
+
+    with pytest.raises(TrainingError, match="no longer finite; lower learning_rate"):
+        train_ensemble(config)
+
+    assert not config.output_dir.exists()

@@ -1,0 +1,194 @@
+"""A run that can stop and go on: its folder next to the output, its checkpoint, its log, and the signals that end it.
+
+In: the state of the members and the optimizer after a step. Out: the same state later. Knows nothing of the
+objective. The data order and the learning rate follow from the step number, so they need no state.
+"""
+
+import json
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from softspec.errors import ConfigError
+from softspec.manifest import MANIFEST_NAME
+from train.config import TrainConfig
+from train.members import Members
+
+LOG_NAME = "training.jsonl"
+FREE_TO_CHANGE = {
+    "output_dir",
+    "name",
+    "eval_file",
+    "eval_steps",
+    "save_steps",
+    "logging_steps",
+    "train_file",
+}
+"""Settings that a resumed run may change: they do not touch the numbers (the examples have their own digest)."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where an unfinished run lives: `<output_dir>.partial`."""
+
+    path: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        """The newest saved state."""
+        return self.path / "checkpoint.pt"
+
+    @property
+    def log(self) -> Path:
+        """One JSON object a line."""
+        return self.path / LOG_NAME
+
+    @property
+    def staged(self) -> Path:
+        """The finished ensemble before it moves into place."""
+        return self.path / "ensemble"
+
+    def clear(self) -> None:
+        """Begin anew: drop whatever an earlier run left here."""
+        self.remove()
+        self.path.mkdir(parents=True)
+
+    def remove(self) -> None:
+        """Delete the folder and all that is in it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def open_run(config: TrainConfig, resume: bool, overwrite: bool) -> RunFolder:
+    """The folder of this run, refused where it would destroy something.
+
+    Raises:
+        ConfigError: the output exists, an unfinished run exists and neither flag says what to do, or there is
+            nothing to resume.
+    """
+    output, run = (
+        config.output_dir,
+        RunFolder(config.output_dir.with_name(config.output_dir.name + ".partial")),
+    )
+    if output.exists() and not overwrite:
+        raise ConfigError(f"'{output}' exists; choose another output_dir or replace it with --overwrite")
+    if output.exists() and not (output / MANIFEST_NAME).is_file():
+        raise ConfigError(
+            f"'{output}' is not an ensemble directory, so it is not overwritten; choose another output_dir"
+        )
+    if resume and not run.checkpoint.is_file():
+        raise ConfigError(f"nothing to resume: no checkpoint in '{run.path}'; start without --resume")
+    if run.checkpoint.is_file() and not resume and not overwrite:
+        raise ConfigError(
+            f"'{run.path}' has an unfinished run; go on with --resume or drop it with --overwrite"
+        )
+    return run
+
+
+def save_checkpoint(
+    run: RunFolder,
+    step: int,
+    members: Members,
+    optimizer: torch.optim.Optimizer,
+    config: TrainConfig,
+    digest: str,
+) -> None:
+    """Store everything that later steps depend on; a crash while writing leaves the older checkpoint."""
+    state = {
+        "step": step,
+        "weights": [weight.detach().cpu() for weight in members.parameters()],
+        "optimizer": optimizer.state_dict(),
+        "config": _binding(config),
+        "examples": digest,
+    }
+    temporary = run.checkpoint.with_suffix(".new")
+    torch.save(state, temporary)
+    os.replace(temporary, run.checkpoint)
+
+
+def load_checkpoint(
+    run: RunFolder, members: Members, optimizer: torch.optim.Optimizer, config: TrainConfig, digest: str
+) -> int:
+    """Put a saved state back and return the number of finished steps.
+
+    Raises:
+        ConfigError: the checkpoint belongs to other settings or other examples.
+    """
+    state = torch.load(run.checkpoint, map_location="cpu", weights_only=True)
+    for key, value in _binding(config).items():
+        if state["config"].get(key) != value:
+            found, expected = value, state["config"].get(key)
+            raise ConfigError(
+                f"cannot resume: {key} is {found}, but the run began with {expected}; change it back"
+            )
+    if state["examples"] != digest:
+        raise ConfigError(
+            "cannot resume: train_file gives other examples than the run began with; restore it"
+        )
+    with torch.no_grad():
+        for weight, saved in zip(members.parameters(), state["weights"], strict=True):
+            weight.copy_(saved)
+    optimizer.load_state_dict(state["optimizer"])
+    return int(state["step"])
+
+
+class TrainingLog:
+    """JSON lines about finished steps; a resumed run drops what came after its checkpoint."""
+
+    def __init__(self, path: Path, finished_steps: int) -> None:
+        kept = []
+        if path.exists():
+            lines = path.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if json.loads(line)["step"] <= finished_steps]
+        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        self._path = path
+
+    def write(self, event: dict[str, Any]) -> None:
+        """Append one event; it must have a `step`."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(event) + "\n")
+
+
+@dataclass
+class StopRequest:
+    """The first SIGINT or SIGTERM that arrived; None so far."""
+
+    signal_number: int | None = None
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Note SIGINT and SIGTERM instead of dying at once; a second signal acts as usual.
+
+    Outside the main thread Python delivers no signals, so there is nothing to catch.
+    """
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, frame: object) -> None:
+        request.signal_number = number
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _binding(config: TrainConfig) -> dict[str, Any]:
+    """The settings that decide the numbers, as plain JSON types."""
+    return config.model_dump(mode="json", exclude=FREE_TO_CHANGE)

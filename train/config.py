@@ -1,0 +1,135 @@
+"""The training configuration: one YAML file, one frozen `TrainConfig`; every default lives here.
+
+In: a path. Out: a checked `TrainConfig` whose relative paths are resolved. Loads no model and no tokenizer.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from softspec.errors import ConfigError
+from softspec.manifest import DEFAULT_BLOCK_SIZE, Activation, BlockActivation, first_problem
+
+PATH_FIELDS = ("train_file", "eval_file", "output_dir")
+
+
+class TrainConfig(BaseModel):
+    """What `softspec train` does. Key names are axolotl's and TRL's where the meaning is equal.
+
+    `base_model` is a checkpoint directory or a hub id. `renyi_alpha` is the order of the objective (0: K
+    independent adapters, 1: mixture NLL); `lora_alpha` is the adapter scaling. One optimizer step sees
+    `micro_batch_size * gradient_accumulation_steps` examples, the same for all members. `max_steps` overrides
+    `num_epochs`. `max_grad_norm` clips each member by itself; 0 turns clipping off.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    base_model: str = Field(min_length=1)
+    model_revision: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    train_file: Path
+    eval_file: Path | None = None
+    output_dir: Path
+    name: str = Field("", description="served model name; the last part of output_dir when empty")
+    max_length: int = Field(1024, ge=2, description="tokens of prompt and completion together")
+
+    num_members: int = Field(4, ge=1)
+    renyi_alpha: float = Field(0.8, ge=0, le=1)
+    activation: Activation = BlockActivation(block_size=DEFAULT_BLOCK_SIZE)
+    lora_r: int = Field(16, ge=1)
+    lora_alpha: int = Field(32, ge=1)
+    target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    layers_to_transform: tuple[int, ...] | Literal["all", "top_third"] = "all"
+
+    learning_rate: float = Field(2e-4, gt=0)
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "cosine"
+    warmup_ratio: float = Field(0.03, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, ge=0)
+    micro_batch_size: int = Field(4, ge=1)
+    gradient_accumulation_steps: int = Field(2, ge=1)
+    num_epochs: float = Field(3.0, gt=0)
+    max_steps: int | None = Field(None, ge=1)
+    seed: int = Field(0, ge=0, lt=2**31)
+
+    logging_steps: int = Field(1, ge=1)
+    eval_steps: int | None = Field(None, ge=1)
+    save_steps: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _members_fit_the_objective(self) -> Self:
+        if not self.target_modules or self.layers_to_transform == ():
+            raise ValueError("target_modules and layers_to_transform must name at least one module and layer")
+        if self.eval_steps and not self.eval_file:
+            raise ValueError("eval_steps needs an eval_file")
+        return self
+
+    @property
+    def served_name(self) -> str:
+        """The model name requests use."""
+        return self.name or self.output_dir.name
+
+    @property
+    def examples_per_step(self) -> int:
+        """Examples that one optimizer step sees."""
+        return self.micro_batch_size * self.gradient_accumulation_steps
+
+
+def load_config(path: Path) -> TrainConfig:
+    """Read a YAML file; relative paths in it are relative to the file.
+
+    Raises:
+        ConfigError: no such file, not a YAML mapping, an unknown key, or a value out of range.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read '{path}': {error.strerror}; expected a YAML file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: found {type(content).__name__}, expected keys such as 'base_model: ...'")
+    return parse_config(content, source=str(path), folder=path.parent)
+
+
+def parse_config(content: dict[str, Any], source: str, folder: Path) -> TrainConfig:
+    """Check the keys and values of one configuration; `source` names it in messages."""
+    for key in content:
+        if key not in TrainConfig.model_fields:
+            raise ConfigError(f"{source}: unknown key '{key}'; {_suggestion(str(key))}")
+    try:
+        config = TrainConfig.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {first_problem(error)}") from error
+    resolved = {field: _resolve(folder, getattr(config, field)) for field in PATH_FIELDS}
+    return config.model_copy(
+        update={**resolved, "base_model": _resolve_base(folder, config.base_model, source)}
+    )
+
+
+def _suggestion(key: str) -> str:
+    if key == "alpha":
+        return "expected 'renyi_alpha' (the objective) or 'lora_alpha' (the adapter scaling)"
+    close = difflib.get_close_matches(key, TrainConfig.model_fields, n=1)
+    return (
+        f"did you mean '{close[0]}'?" if close else f"expected one of {', '.join(TrainConfig.model_fields)}"
+    )
+
+
+def _resolve(folder: Path, path: Path | None) -> Path | None:
+    return None if path is None else (folder / path.expanduser()).resolve()
+
+
+def _resolve_base(folder: Path, base_model: str, source: str) -> str:
+    """An absolute directory where one exists, else the hub id unchanged."""
+    path = (folder / Path(base_model).expanduser()).resolve()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ConfigError(f"{source}: base_model '{path}' has no config.json; expected a checkpoint")
+        return str(path)
+    if base_model.startswith((".", "/", "~")) or base_model.count("/") > 1:
+        raise ConfigError(f"{source}: base_model '{path}' does not exist; expected a directory or a hub id")
+    return base_model

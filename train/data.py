@@ -1,0 +1,185 @@
+"""Training examples: JSONL rows in TRL's formats become prompt and completion token ids.
+
+In: a file and the base model's tokenizer. Out: `Example`s. The prompt ids are exactly those the server sends
+to the engine for the same conversation. Loads no model.
+"""
+
+import json
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from transformers import PreTrainedTokenizerBase
+
+from softspec.errors import DataError
+from softspec.manifest import first_problem
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training unit: the loss is on `completion_ids`, which end with the end-of-turn token."""
+
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+    source: str | None = None
+
+
+class Message(BaseModel):
+    """One turn of a conversation; other keys (tool calls, names) go to the chat template unchanged."""
+
+    model_config = ConfigDict(extra="allow")
+
+    role: str = Field(min_length=1)
+    content: str
+
+
+class Row(BaseModel):
+    """One JSONL line: `messages`, or `prompt` and `completion`, as text or as messages.
+
+    Text is used as it is, without the chat template, and matches `/v1/completions`; messages match
+    `/v1/chat/completions`. Only the last assistant turn is supervised, which keeps the prompt length well
+    defined. Other keys are allowed and ignored, as in TRL.
+    """
+
+    model_config = ConfigDict(extra="ignore")
+
+    messages: list[Message] | None = None
+    prompt: str | list[Message] | None = None
+    completion: str | list[Message] | None = None
+    source: str | int | None = None
+
+    @model_validator(mode="after")
+    def _one_complete_form(self) -> "Row":
+        has_pair = self.prompt is not None or self.completion is not None
+        if (self.messages is None) != has_pair:
+            raise ValueError("expected either 'messages' or 'prompt' with 'completion'")
+        if has_pair and (self.prompt is None or self.completion is None):
+            raise ValueError("expected both 'prompt' and 'completion'")
+        if isinstance(self.prompt, str) != isinstance(self.completion, str):
+            raise ValueError("'prompt' and 'completion' must both be text or both be messages")
+        if not isinstance(self.completion, str):
+            self._check_turns()
+        if not self._completion_text().strip():
+            raise ValueError("empty completion: the assistant must say something")
+        return self
+
+    def turns(self) -> list[Message]:
+        """The whole conversation; empty for text."""
+        if self.messages is not None:
+            return self.messages
+        if isinstance(self.prompt, list) and isinstance(self.completion, list):
+            return self.prompt + self.completion
+        return []
+
+    def _check_turns(self) -> None:
+        turns = self.turns()
+        if len(turns) < 2 or turns[-1].role != "assistant":
+            raise ValueError("expected at least one message and then the assistant's answer as the last one")
+        if isinstance(self.completion, list) and len(self.completion) != 1:
+            raise ValueError("'completion' must be exactly one assistant message")
+
+    def _completion_text(self) -> str:
+        return self.completion if isinstance(self.completion, str) else self.turns()[-1].content
+
+
+def load_examples(
+    path: Path, tokenizer: PreTrainedTokenizerBase, max_length: int, eos_ids: Collection[int]
+) -> list[Example]:
+    """Read and tokenise a JSONL file.
+
+    Raises:
+        DataError: the file is missing or empty, or a line is malformed, has an empty completion or is longer
+            than `max_length` tokens; the message has the file and the line number.
+    """
+    examples = [
+        _checked_length(tokenise(row, tokenizer, eos_ids, place), max_length, place)
+        for place, row in _rows(path)
+    ]
+    if not examples:
+        raise DataError(f"{path}: no examples found; expected one JSON object a line")
+    return examples
+
+
+def tokenise(row: Row, tokenizer: PreTrainedTokenizerBase, eos_ids: Collection[int], place: str) -> Example:
+    """Token ids of one row; `place` names it in messages."""
+    if isinstance(row.prompt, str):
+        prompt_ids = tokenizer(row.prompt)["input_ids"]
+        completion_ids = tokenizer(row.completion, add_special_tokens=False)["input_ids"]
+        completion_ids = [*completion_ids, tokenizer.eos_token_id]
+    else:
+        prompt_ids, completion_ids = _chat_ids(row.turns(), tokenizer, place)
+        completion_ids = _up_to_end_of_turn(completion_ids, eos_ids)
+    if not prompt_ids:
+        raise DataError(f"{place}: empty prompt; expected at least one token before the completion")
+    source = None if row.source is None else str(row.source)
+    return Example(tuple(prompt_ids), tuple(completion_ids), source)
+
+
+def _rows(path: Path) -> Iterator[tuple[str, Row]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"cannot read '{path}': {error.strerror}; expected a JSONL file") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 at byte {error.start}; expected a JSONL file") from error
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield f"{path}:{number}", _parse(line, f"{path}:{number}")
+
+
+def _parse(line: str, place: str) -> Row:
+    try:
+        content: Any = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{place}: not JSON: {error.msg} at column {error.colno}") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{place}: found {type(content).__name__}, expected an object with 'messages'")
+    try:
+        return Row.model_validate(content)
+    except ValidationError as error:
+        raise DataError(f"{place}: {first_problem(error)}") from error
+
+
+def _chat_ids(
+    turns: Sequence[Message], tokenizer: PreTrainedTokenizerBase, place: str
+) -> tuple[list[int], list[int]]:
+    """Prompt ids as the server makes them, and the ids of everything the template adds after them."""
+    if not tokenizer.chat_template:
+        raise DataError(f"{place}: the base model has no chat template; use text 'prompt' and 'completion'")
+    messages = [turn.model_dump() for turn in turns]
+    prompt = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, tokenize=False)
+    whole = tokenizer.apply_chat_template(messages, tokenize=False)
+    if not whole.startswith(prompt):
+        raise DataError(
+            f"{place}: the chat template renders the prompt differently once the answer follows; "
+            "expected the prompt to stay a prefix, so use text 'prompt' and 'completion'"
+        )
+    prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    whole_ids = tokenizer(whole, add_special_tokens=False)["input_ids"]
+    if whole_ids[: len(prompt_ids)] == prompt_ids:
+        return prompt_ids, whole_ids[len(prompt_ids) :]
+    # A merge across the edge: at serving time the prompt is tokenised by itself, so it must be here too.
+    return prompt_ids, tokenizer(whole[len(prompt) :], add_special_tokens=False)["input_ids"]
+
+
+def _up_to_end_of_turn(ids: list[int], eos_ids: Collection[int]) -> list[int]:
+    """Drop what the template adds after the last end-of-turn token, such as ChatML's newline."""
+    last = max((index for index, token in enumerate(ids) if token in eos_ids), default=len(ids) - 1)
+    return ids[: last + 1]
+
+
+def _checked_length(example: Example, max_length: int, place: str) -> Example:
+    prompt, completion = len(example.prompt_ids), len(example.completion_ids)
+    if prompt >= max_length:
+        raise DataError(
+            f"{place}: the prompt has {prompt} tokens, expected fewer than max_length "
+            f"{max_length}; shorten it or raise max_length"
+        )
+    if prompt + completion > max_length:
+        raise DataError(
+            f"{place}: prompt and completion have {prompt} + {completion} tokens, expected at most "
+            f"max_length {max_length}; shorten the example or raise max_length"
+        )
+    return example

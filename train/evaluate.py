@@ -1,0 +1,127 @@
+"""Evaluation: how well an ensemble explains held-out completions, and how its members share them.
+
+In: `Members` and `Example`s. Out: `Scores` per example, and a summary for `ensemble.json`. All in nats.
+Changes nothing.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softspec.manifest import AlwaysActivation, BlockActivation, load_manifest
+from softspec.mixture import prefix_log_weights, sequence_loglik
+from softspec.renyi import (
+    load,
+    renyi_loss,
+    responsibilities,
+    routing_perplexity,
+    soft_source_mi,
+    specialisation,
+)
+from softspec.uncertainty import mutual_information, posterior_information
+from train.data import Example, load_examples
+from train.export import load_members
+from train.likelihood import base_loglik, collate, completion_logprobs
+from train.members import Members
+from train.model import end_of_turn_ids, load_base, load_tokenizer
+
+
+@dataclass(frozen=True)
+class Scores:
+    """N scored examples: log-likelihoods under the members (K, N) and the base (N,), nats, float64.
+
+    `path_information` (N,) is sum_t I(token; member) along the given completion, with prefix weights: an
+    estimate of I(answer; member), conditional on this completion because it was not drawn from the mixture.
+    """
+
+    loglik: Tensor
+    base_loglik: Tensor
+    path_information: Tensor
+    num_tokens: Tensor
+    sources: tuple[str | None, ...]
+
+
+@torch.no_grad()
+def score_examples(
+    members: Members,
+    examples: Sequence[Example],
+    log_weights: Tensor,
+    activation: AlwaysActivation | BlockActivation,
+    batch_size: int = 4,
+) -> Scores:
+    """Run every member and the base over all examples once."""
+    columns = []
+    device = next(members.model.parameters()).device
+    for start in range(0, len(examples), batch_size):
+        batch = collate(examples[start : start + batch_size], activation, device)
+        logprobs = completion_logprobs(members, batch)
+        targets = batch.targets[batch.supervised]
+        base = base_loglik(members, batch)[0].cpu()
+        lengths = batch.supervised.sum(1).tolist()
+        parts = zip(logprobs.split(lengths, 1), targets.split(lengths), base, strict=True)
+        columns += [(*_score_one(part, target, log_weights), based) for part, target, based in parts]
+    loglik, information, based = zip(*columns, strict=True)
+    return Scores(
+        loglik=torch.stack(loglik, 1),
+        base_loglik=torch.stack(based),
+        path_information=torch.stack(information),
+        num_tokens=torch.tensor([len(example.completion_ids) for example in examples]),
+        sources=tuple(example.source for example in examples),
+    )
+
+
+def summarise_scores(scores: Scores, log_weights: Tensor, renyi_alpha: float) -> dict[str, Any]:
+    """The facts that `ensemble.json` keeps as `held_out`; means over examples, nats.
+
+    `mixture_nll` compares ensembles of any alpha and size; `renyi_loss` does not, it always falls with alpha.
+    Responsibilities are those at alpha = 1, the Bayes posterior over members given the completion.
+    """
+    member_nll = -scores.loglik.mean(1)
+    shares = responsibilities(scores.loglik, log_weights, 1.0)
+    summary = {
+        "examples": scores.loglik.shape[1],
+        "tokens": int(scores.num_tokens.sum()),
+        "mixture_nll": -sequence_loglik(log_weights, scores.loglik).mean().item(),
+        "member_nll": member_nll.mean().item(),
+        "member_nlls": member_nll.tolist(),
+        "base_nll": -scores.base_loglik.mean().item(),
+        "renyi_loss": renyi_loss(scores.loglik, log_weights, renyi_alpha).mean().item(),
+        "load": load(shares).tolist(),
+        "routing_perplexity": routing_perplexity(shares).item(),
+        "specialisation": specialisation(shares).item(),
+        "mutual_information": posterior_information(log_weights, scores.loglik).mean().item(),
+        "path_information": scores.path_information.mean().item(),
+    }
+    if None not in scores.sources:
+        names = sorted({str(source) for source in scores.sources})
+        ids = torch.tensor([names.index(str(source)) for source in scores.sources])
+        summary["soft_source_mi"] = soft_source_mi(shares, ids).item()
+    return summary
+
+
+def _score_one(logprobs: Tensor, targets: Tensor, log_weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-likelihoods (K,) and path information () of one completion, from (K, T, V) and (T,)."""
+    index = targets.expand(len(logprobs), -1)[..., None]
+    token_loglik = logprobs.gather(-1, index)[..., 0].double()
+    before = prefix_log_weights(log_weights.to(token_loglik), token_loglik)
+    information = mutual_information(logprobs.transpose(0, 1), before.T.to(logprobs)).double().sum()
+    return token_loglik.sum(1).cpu(), information.cpu()
+
+
+def evaluate_ensemble(
+    ensemble_dir: Path, data_file: Path, base_model: str | None = None, batch_size: int = 4
+) -> dict[str, Any]:
+    """Score a saved ensemble on a JSONL file; `base_model` replaces the path in the manifest."""
+    manifest = load_manifest(ensemble_dir)
+    base, revision = base_model or manifest.base_model.path, manifest.base_model.revision
+    tokenizer = load_tokenizer(base, revision)
+    examples = load_examples(data_file, tokenizer, sys.maxsize, end_of_turn_ids(tokenizer, base, revision))
+    members = load_members(ensemble_dir, load_base(base, revision))
+    log_weights = torch.tensor(manifest.log_weights, dtype=torch.float64)
+    scores = score_examples(members, examples, log_weights, manifest.activation, batch_size)
+    return summarise_scores(scores, log_weights, manifest.renyi_alpha)

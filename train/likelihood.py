@@ -1,0 +1,157 @@
+"""Likelihood: how probable each member finds the completions of a batch, (K, B).
+
+In: `Members` and `Example`s. Out: log-likelihoods in nats, differentiable in the adapters. Knows nothing of
+the objective or the optimizer.
+
+With block activation the leading prompt tokens run once per example without adapters and without gradients,
+and their keys and values are shared by all members: the rule the serving engine follows.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import Cache
+
+from softspec.manifest import AlwaysActivation, BlockActivation, shared_prompt_tokens
+from train.data import Example
+from train.members import Members
+from train.rows import Rows
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B padded examples; the trunk (A tokens) is the shared part of a prompt, the tail (S tokens) the rest.
+
+    Trunks are padded on the left and tails on the right, so the real tokens of an example are adjacent.
+    `supervised` marks tail positions whose *next* token, in `targets`, counts. All (B, A) or (B, S).
+    """
+
+    trunk_ids: Tensor
+    trunk_mask: Tensor
+    tail_ids: Tensor
+    tail_mask: Tensor
+    supervised: Tensor
+    targets: Tensor
+
+    @property
+    def size(self) -> int:
+        """B."""
+        return len(self.tail_ids)
+
+
+def collate(
+    examples: Sequence[Example], activation: AlwaysActivation | BlockActivation, device: torch.device
+) -> Batch:
+    """Split each example into trunk and tail and pad them; padding never changes a result."""
+    trunks, tails, supervised, targets = [], [], [], []
+    for example in examples:
+        ids = example.prompt_ids + example.completion_ids
+        prompt = len(example.prompt_ids)
+        shared = shared_prompt_tokens(activation, prompt)
+        trunks.append(ids[:shared])
+        tails.append(ids[shared:-1])
+        targets.append(ids[shared + 1 :])
+        supervised.append((False,) * (prompt - 1 - shared) + (True,) * len(example.completion_ids))
+    return Batch(
+        trunk_ids=_padded(trunks, device, left=True),
+        trunk_mask=_padded([(1,) * len(trunk) for trunk in trunks], device, left=True),
+        tail_ids=_padded(tails, device),
+        tail_mask=_padded([(1,) * len(tail) for tail in tails], device),
+        supervised=_padded(supervised, device).bool(),
+        targets=_padded(targets, device),
+    )
+
+
+def member_loglik(members: Members, batch: Batch) -> Tensor:
+    """log p_k(completion | prompt) of every member and example, summed over completion tokens.
+
+    Returns:
+        (K, B), nats, float64: the sums reach hundreds of nats, where float32 costs 1e-5 in the gradient.
+    """
+    rows = Rows.all_pairs(members.num_members, batch.size, batch.tail_ids.device)
+    return _row_loglik(members, batch, rows).view(members.num_members, batch.size)
+
+
+@torch.no_grad()
+def base_loglik(members: Members, batch: Batch) -> Tensor:
+    """The same for the base model alone, adapters off; (1, B)."""
+    return _row_loglik(members, batch, None)[None]
+
+
+@torch.no_grad()
+def completion_logprobs(members: Members, batch: Batch) -> Tensor:
+    """Every member's full predictive at each of the batch's N completion tokens, example after example.
+
+    Returns:
+        (K, N, V), nats, float32, normalised over V.
+    """
+    rows = Rows.all_pairs(members.num_members, batch.size, batch.tail_ids.device)
+    logits = _supervised_logits(members, batch, rows)
+    return logits.float().log_softmax(-1).view(members.num_members, -1, logits.shape[-1])
+
+
+def _row_loglik(members: Members, batch: Batch, rows: Rows | None) -> Tensor:
+    """(R,), float64, from the logits of supervised positions alone."""
+    logits = _supervised_logits(members, batch, rows)
+    supervised, targets = _of_rows(batch.supervised, rows), _of_rows(batch.targets, rows)
+    token_loglik = -cross_entropy(logits.float(), targets[supervised], reduction="none")
+    row_of_token = supervised.nonzero()[:, 0]
+    sums = torch.zeros(len(supervised), dtype=torch.float64, device=logits.device)
+    return sums.index_add(0, row_of_token, token_loglik.double())
+
+
+def _supervised_logits(members: Members, batch: Batch, rows: Rows | None) -> Tensor:
+    """(M, V): the logits of all supervised positions, row after row; rows None is the base model."""
+    cache = _run_trunk(members, batch)
+    trunk_lengths = batch.trunk_mask.sum(1, keepdim=True)
+    positions = trunk_lengths + torch.arange(batch.tail_ids.shape[1], device=batch.tail_ids.device)
+    head = members.model.get_output_embeddings()
+    with members.running(rows), _only_at(_of_rows(batch.supervised, rows), head):
+        output = members.model(
+            input_ids=batch.tail_ids,
+            attention_mask=torch.cat([batch.trunk_mask, batch.tail_mask], 1),
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+    return output.logits[0]
+
+
+@torch.no_grad()
+def _run_trunk(members: Members, batch: Batch) -> Cache | None:
+    """Keys and values of the shared prompt tokens, under the base model; None when there are none."""
+    if batch.trunk_ids.shape[1] == 0:
+        return None
+    output = members.model.get_decoder()(
+        input_ids=batch.trunk_ids,
+        attention_mask=batch.trunk_mask,
+        position_ids=(batch.trunk_mask.cumsum(1) - 1).clamp_min(0),
+        use_cache=True,
+    )
+    return output.past_key_values
+
+
+@contextmanager
+def _only_at(positions: Tensor, head: nn.Module) -> Iterator[None]:
+    """Compute the output head only where a logit is needed: (R, S, hidden) becomes (1, M, hidden)."""
+    handle = head.register_forward_pre_hook(lambda _, args: (args[0][positions][None],))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _of_rows(per_example: Tensor, rows: Rows | None) -> Tensor:
+    return per_example if rows is None else per_example[rows.examples]
+
+
+def _padded(parts: Sequence[Sequence[int]], device: torch.device, left: bool = False) -> Tensor:
+    """(B, longest), int64, padded with zeros; masks make the value irrelevant."""
+    length = max(len(part) for part in parts)
+    padding = [(0,) * (length - len(part)) for part in parts]
+    filled = [(*pad, *part) if left else (*part, *pad) for part, pad in zip(parts, padding, strict=True)]
+    return torch.tensor(filled, dtype=torch.long, device=device).view(len(parts), length)

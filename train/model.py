@@ -1,0 +1,88 @@
+"""The frozen base: its tokenizer, its end-of-turn tokens, its shape and its weights.
+
+In: a `TrainConfig`'s base, or the one an ensemble names. Out: transformers objects. Knows nothing of adapters
+or data.
+"""
+
+import hashlib
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import cached_file
+
+from softspec.errors import ConfigError
+
+FINGERPRINT_BYTES = 1 << 20
+
+
+def load_tokenizer(base_model: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The base model's tokenizer, chat template included.
+
+    Raises:
+        ConfigError: the base cannot be found or has no tokenizer.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(base_model, revision=revision)
+    except (OSError, ValueError) as error:
+        raise _unusable(base_model, error) from error
+
+
+def end_of_turn_ids(tokenizer: PreTrainedTokenizerBase, base_model: str, revision: str | None) -> set[int]:
+    """Every token that ends an answer, from the tokenizer and the base's generation config."""
+    try:
+        listed = GenerationConfig.from_pretrained(base_model, revision=revision).eos_token_id
+    except OSError:  # checkpoints may come without one
+        listed = None
+    ids = listed if isinstance(listed, list) else [listed]
+    return {token for token in (*ids, tokenizer.eos_token_id) if token is not None}
+
+
+def load_skeleton(base_model: str, revision: str | None = None) -> nn.Module:
+    """The base's modules without weights: cheap, to check names before the real thing is loaded."""
+    try:
+        config = AutoConfig.from_pretrained(base_model, revision=revision)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
+    except (OSError, ValueError) as error:
+        raise _unusable(base_model, error) from error
+
+
+def load_base(base_model: str, revision: str | None = None, dtype: str = "auto") -> PreTrainedModel:
+    """The base with its weights, on the GPU if there is one; `auto` is bfloat16 there and float32 on the CPU."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if dtype == "auto":
+        dtype = "bfloat16" if device == "cuda" else "float32"
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            base_model, revision=revision, dtype=getattr(torch, dtype)
+        )
+    except (OSError, ValueError) as error:
+        raise _unusable(base_model, error) from error
+    return model.to(device)
+
+
+def fingerprint(base_model: str, revision: str | None = None) -> str:
+    """A digest that differs between different weights, from the ends of each file rather than all their bytes."""
+    config = Path(str(cached_file(base_model, "config.json", revision=revision)))
+    digest = hashlib.sha256(config.read_bytes())
+    for path in sorted(config.parent.glob("*.safetensors")):
+        digest.update(f"{path.name} {path.stat().st_size}".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(FINGERPRINT_BYTES))
+            file.seek(max(0, path.stat().st_size - FINGERPRINT_BYTES))
+            digest.update(file.read())
+    return digest.hexdigest()
+
+
+def _unusable(base_model: str, error: Exception) -> ConfigError:
+    reason = str(error).split("\n")[0]
+    return ConfigError(f"cannot load base_model '{base_model}': {reason}")

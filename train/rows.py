@@ -1,0 +1,94 @@
+"""Rows: the (example, member) pairs of one forward pass, and where a model's batch becomes them.
+
+In: a model's decoder layers. Out: hooks for the length of one forward pass. Knows attention masks and caches;
+knows nothing of adapters, losses or data.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+PER_EXAMPLE_ARGUMENTS = ("attention_mask", "position_embeddings", "position_ids")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Row i runs example `examples[i]` under member `members[i]`; both (R,), int64."""
+
+    examples: Tensor
+    members: Tensor
+    num_examples: int
+
+    @classmethod
+    def all_pairs(cls, num_members: int, num_examples: int, device: torch.device) -> "Rows":
+        """Every member on every example, member by member: row k * B + b."""
+        return cls(
+            examples=torch.arange(num_examples, device=device).repeat(num_members),
+            members=torch.arange(num_members, device=device).repeat_interleave(num_examples),
+            num_examples=num_examples,
+        )
+
+
+@contextmanager
+def expanded_from(layers: nn.ModuleList, first: int, rows: Rows) -> Iterator[None]:
+    """Run the layers below `first` once per example and the others once per row.
+
+    Lower layers have no adapters, so their states are the same for all members. The model is called with B
+    examples and returns R rows. Cached keys and values of upper layers are expanded with the states they
+    belong to.
+    """
+    expander = _Expander(rows)
+    with ExitStack() as hooks:
+        for index in range(first, len(layers)):
+            hook = expander.hook(index, expands_states=index == first)
+            hooks.enter_context(_removing(layers[index].register_forward_pre_hook(hook, with_kwargs=True)))
+        yield
+
+
+class _Expander:
+    """Selects the rows' copies of per-example tensors, each tensor once for all layers."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+        self._seen: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def hook(self, layer_index: int, expands_states: bool) -> Any:
+        def expand(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+            if expands_states:
+                args, kwargs = self._with_states(args, kwargs)
+            cache = kwargs.get("past_key_values")
+            if cache is not None:
+                cache.layers[layer_index].batch_select_indices(self._rows.examples)
+            return args, {
+                name: self._per_row(value) if name in PER_EXAMPLE_ARGUMENTS else value
+                for name, value in kwargs.items()
+            }
+
+        return expand
+
+    def _with_states(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        if args:
+            return (args[0].index_select(0, self._rows.examples), *args[1:]), kwargs
+        states = kwargs["hidden_states"].index_select(0, self._rows.examples)
+        return args, {**kwargs, "hidden_states": states}
+
+    def _per_row(self, value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(self._per_row(part) for part in value)
+        if not isinstance(value, Tensor) or value.shape[0] != self._rows.num_examples:
+            return value  # shared by all examples: broadcasts over the rows as it is
+        if id(value) not in self._seen:
+            self._seen[id(value)] = (value, value.index_select(0, self._rows.examples))
+        return self._seen[id(value)][1]
+
+
+@contextmanager
+def _removing(handle: torch.utils.hooks.RemovableHandle) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        handle.remove()

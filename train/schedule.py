@@ -1,0 +1,41 @@
+"""The schedule: which examples and which learning rate an optimizer step has.
+
+In: a `TrainConfig` and a step number. Out: indices and a rate. Pure functions of the step, so a resumed run
+needs no state to continue with the same numbers.
+"""
+
+import math
+
+import torch
+
+from train.config import TrainConfig
+
+
+def total_steps(config: TrainConfig, num_examples: int) -> int:
+    """Optimizer steps of the whole run."""
+    if config.max_steps is not None:
+        return config.max_steps
+    return math.ceil(config.num_epochs * steps_per_epoch(config, num_examples))
+
+
+def steps_per_epoch(config: TrainConfig, num_examples: int) -> int:
+    """Optimizer steps that see every example once; the last one may be smaller."""
+    return math.ceil(num_examples / config.examples_per_step)
+
+
+def step_indices(config: TrainConfig, num_examples: int, step: int) -> list[int]:
+    """The examples of one step, from this epoch's own permutation; the same for all members."""
+    epoch, position = divmod(step, steps_per_epoch(config, num_examples))
+    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
+    order = torch.randperm(num_examples, generator=generator).tolist()
+    return order[position * config.examples_per_step : (position + 1) * config.examples_per_step]
+
+
+def learning_rate(config: TrainConfig, step: int, total: int) -> float:
+    """Linear warm-up that starts above zero, then the configured decay, which ends just above zero."""
+    warmup = math.ceil(config.warmup_ratio * total)
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    done = (step - warmup) / max(1, total - warmup)
+    factor = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 + 0.5 * math.cos(math.pi * done)}
+    return config.learning_rate * factor[config.lr_scheduler_type]

@@ -1,0 +1,258 @@
+"""Supervised fine-tuning of K members under one sequence-level alpha-Renyi loss: the story of `softspec train`.
+
+In: a `TrainConfig`. Out: an ensemble directory. Read `train_ensemble` first; the other functions are its
+verbs.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from softspec.manifest import BaseModelRef, Manifest
+from softspec.mixture import sequence_loglik, uniform_log_weights
+from softspec.renyi import load, renyi_loss, responsibilities, routing_perplexity
+from train.checkpoint import (
+    LOG_NAME,
+    RunFolder,
+    TrainingLog,
+    load_checkpoint,
+    open_run,
+    save_checkpoint,
+    stop_on_signals,
+)
+from train.config import TrainConfig
+from train.data import Example, load_examples
+from train.errors import TrainingError, TrainingInterrupted
+from train.evaluate import score_examples, summarise_scores
+from train.export import check_reload, publish, write_ensemble
+from train.likelihood import collate, member_loglik
+from train.members import LoraSpec, Members, resolve_spec
+from train.model import end_of_turn_ids, fingerprint, load_base, load_skeleton, load_tokenizer
+from train.schedule import learning_rate, step_indices, steps_per_epoch, total_steps
+
+RELOAD_CHECK_EXAMPLES = 2
+
+
+@dataclass(frozen=True)
+class Training:
+    """What every step of one run needs."""
+
+    config: TrainConfig
+    run: RunFolder
+    members: Members
+    optimizer: torch.optim.Optimizer
+    examples: list[Example]
+    held_out: list[Example]
+    log_weights: Tensor
+    examples_digest: str
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return total_steps(self.config, len(self.examples))
+
+
+def train_ensemble(config: TrainConfig, resume: bool = False, overwrite: bool = False) -> Path:
+    """Train K members jointly and write them as one ensemble directory; returns its path.
+
+    Raises:
+        UserError: settings, files or names that do not fit; found before the base model's weights are loaded.
+        TrainingInterrupted: SIGINT or SIGTERM arrived; a checkpoint was written and `resume` continues from
+        it. TrainingError: the loss is no longer finite, or the written adapters do not reload to the same
+        numbers.
+    """
+    run = open_run(config, resume, overwrite)
+    examples, held_out = read_data(config)
+    spec = check_names(config)
+    training = prepare(config, run, spec, examples, held_out)
+    finished = start_or_resume(training, resume)
+    run_steps(training, finished)
+    staged = export(training)
+    publish(staged, config.output_dir)
+    run.remove()
+    return config.output_dir
+
+
+def read_data(config: TrainConfig) -> tuple[list[Example], list[Example]]:
+    """Training and held-out examples, tokenised; held-out may be empty."""
+    tokenizer = load_tokenizer(config.base_model, config.model_revision)
+    eos_ids = end_of_turn_ids(tokenizer, config.base_model, config.model_revision)
+    examples = load_examples(config.train_file, tokenizer, config.max_length, eos_ids)
+    if config.eval_file is None:
+        return examples, []
+    return examples, load_examples(config.eval_file, tokenizer, config.max_length, eos_ids)
+
+
+def check_names(config: TrainConfig) -> LoraSpec:
+    """Fit target modules and layers to the base model's skeleton, without its weights."""
+    skeleton = load_skeleton(config.base_model, config.model_revision)
+    return resolve_spec(
+        skeleton, config.lora_r, config.lora_alpha, config.target_modules, config.layers_to_transform
+    )
+
+
+def prepare(
+    config: TrainConfig, run: RunFolder, spec: LoraSpec, examples: list[Example], held_out: list[Example]
+) -> Training:
+    """Load the base, install the members and their optimizer."""
+    model = load_base(config.base_model, config.model_revision, config.dtype)
+    members = Members(model, spec, config.num_members, config.seed)
+    optimizer = torch.optim.AdamW(
+        members.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+    )
+    log_weights = uniform_log_weights(config.num_members).to(model.device)
+    return Training(config, run, members, optimizer, examples, held_out, log_weights, digest_of(examples))
+
+
+def start_or_resume(training: Training, resume: bool) -> int:
+    """A fresh run folder, or the state of the checkpoint in it; returns the number of finished steps."""
+    if not resume:
+        training.run.clear()
+        return 0
+    return load_checkpoint(
+        training.run, training.members, training.optimizer, training.config, training.examples_digest
+    )
+
+
+def run_steps(training: Training, finished: int) -> None:
+    """All remaining steps, with log, progress bar, held-out scores and checkpoints."""
+    config, total = training.config, training.total_steps
+    log = TrainingLog(training.run.log, finished)
+    bar = tqdm(total=total, initial=finished, unit="step", desc="training", mininterval=1.0)
+    with stop_on_signals() as stop, bar:
+        for step in range(finished, total):
+            facts = optimizer_step(training, step)
+            done = step + 1
+            bar.update()
+            bar.set_postfix({key: f"{facts[key]:.3f}" for key in ("loss", "mixture_nll")}, refresh=False)
+            if done % config.logging_steps == 0 or done == total:
+                log.write(facts)
+            if config.eval_steps and done % config.eval_steps == 0:
+                log.write({"step": done, "held_out": held_out_scores(training)})
+            if stop.signal_number is not None or _is_due(config.save_steps, done) or done == total:
+                save(training, done)
+            if stop.signal_number is not None:
+                raise TrainingInterrupted(
+                    f"stopped after step {done} of {total}; go on with: softspec train CONFIG.yaml --resume",
+                    exit_code=128 + stop.signal_number,
+                )
+
+
+def save(training: Training, done: int) -> None:
+    """A checkpoint after `done` steps."""
+    save_checkpoint(
+        training.run, done, training.members, training.optimizer, training.config, training.examples_digest
+    )
+
+
+def optimizer_step(training: Training, step: int) -> dict[str, Any]:
+    """One update of all members on the same examples; returns what happened, for the log.
+
+    The gradient is that of K * mean loss: at alpha = 0 each adapter then sees exactly its own mean NLL.
+    """
+    config, members, optimizer = training.config, training.members, training.optimizer
+    started = time.monotonic()
+    rate = learning_rate(config, step, training.total_steps)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    chosen = [training.examples[index] for index in step_indices(config, len(training.examples), step)]
+    optimizer.zero_grad()
+    logliks = []
+    for start in range(0, len(chosen), config.micro_batch_size):
+        micro_batch = chosen[start : start + config.micro_batch_size]
+        loglik = member_loglik(members, collate(micro_batch, config.activation, members.model.device))
+        losses = renyi_loss(loglik, training.log_weights, config.renyi_alpha)
+        (config.num_members * losses.sum() / len(chosen)).backward()
+        logliks.append(loglik.detach())
+    loglik = torch.cat(logliks, 1)
+    if not loglik.isfinite().all():
+        raise TrainingError(
+            f"step {step + 1}: the loss is no longer finite; lower learning_rate and start again"
+        )
+    norms = members.clip_gradients(config.max_grad_norm)
+    optimizer.step()
+    assert step or members.moved().all(), (
+        f"members did not move in the first step: {members.moved().tolist()}"
+    )
+    return {
+        "step": step + 1,
+        "epoch": round((step + 1) / steps_per_epoch(config, len(training.examples)), 4),
+        **_loss_facts(loglik, training.log_weights, config.renyi_alpha),
+        "learning_rate": rate,
+        "gradient_norms": norms.tolist(),
+        "seconds": round(time.monotonic() - started, 3),
+    }
+
+
+def held_out_scores(training: Training) -> dict[str, Any]:
+    """Scores of the held-out examples under the present members; empty without any."""
+    if not training.held_out:
+        return {}
+    config = training.config
+    scores = score_examples(
+        training.members, training.held_out, training.log_weights, config.activation, config.micro_batch_size
+    )
+    return summarise_scores(scores, training.log_weights.cpu(), config.renyi_alpha)
+
+
+def export(training: Training) -> Path:
+    """Write the ensemble beside its destination and check it through stock PEFT; returns the written folder."""
+    config, members = training.config, training.members
+    staged = training.run.staged
+    shutil.rmtree(staged, ignore_errors=True)
+    manifest = Manifest(
+        name=config.served_name,
+        base_model=BaseModelRef(
+            path=config.base_model,
+            revision=config.model_revision,
+            fingerprint=fingerprint(config.base_model, config.model_revision),
+        ),
+        num_members=config.num_members,
+        log_weights=tuple(training.log_weights.tolist()),
+        renyi_alpha=config.renyi_alpha,
+        activation=config.activation,
+        training={
+            "examples": len(training.examples),
+            "examples_sha256": training.examples_digest,
+            "steps": training.total_steps,
+            "settings": config.model_dump(
+                mode="json", exclude={"base_model", "train_file", "eval_file", "output_dir"}
+            ),
+        },
+        held_out=held_out_scores(training),
+    )
+    write_ensemble(staged, members, manifest)
+    checked = (training.held_out or training.examples)[:RELOAD_CHECK_EXAMPLES]
+    check_reload(staged, members, checked, config.activation)
+    shutil.copyfile(training.run.log, staged / LOG_NAME)
+    return staged
+
+
+def digest_of(examples: list[Example]) -> str:
+    """Tells whether two runs saw the same examples in the same order."""
+    content = [[example.prompt_ids, example.completion_ids] for example in examples]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _loss_facts(loglik: Tensor, log_weights: Tensor, renyi_alpha: float) -> dict[str, Any]:
+    """The honest loss and how the members shared these examples, from (K, B)."""
+    shares = responsibilities(loglik, log_weights, renyi_alpha)
+    return {
+        "loss": renyi_loss(loglik, log_weights, renyi_alpha).mean().item(),
+        "mixture_nll": -sequence_loglik(log_weights, loglik).mean().item(),
+        "member_nll": -loglik.mean().item(),
+        "load": load(shares).tolist(),
+        "routing_perplexity": routing_perplexity(shares).item(),
+    }
+
+
+def _is_due(every: int | None, done: int) -> bool:
+    return every is not None and done % every == 0
