@@ -39,6 +39,7 @@ def config(**changes: Any) -> SimpleNamespace:
         "parallel_config": {"worker_extension_cls": WORKER_EXTENSION},
         "model_config": {"max_logprobs": 7},
         "cache_config": {"block_size": 16},
+        "device_config": {"device_type": "cuda"},
     }
     for path, value in changes.items():
         part, _, field = path.partition("__")
@@ -106,6 +107,14 @@ def test_engine_without_lora_is_refused() -> None:
 
     with pytest.raises(ConfigError, match="--enable-lora"):
         require_engine("0.32.0", found, [ENSEMBLE])
+
+
+def test_cpu_engine_needs_one_slot_that_stays_empty() -> None:
+    """Its kernels would apply the adapter of the last slot to every token that should have none."""
+    require_engine("0.32.0", config(device_config__device_type="cpu", lora_config__max_loras=3), [ENSEMBLE])
+
+    with pytest.raises(ConfigError, match="one empty LoRA slot, but there are 2 slots: .* --max-loras 3"):
+        require_engine("0.32.0", config(device_config__device_type="cpu"), [ENSEMBLE])
 
 
 def test_unlimited_logprobs_are_enough() -> None:

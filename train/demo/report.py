@@ -45,9 +45,8 @@ def _disagreement(results: Mapping[str, Any]) -> str:
 
 def _answers(results: Mapping[str, Any]) -> str:
     policy = results["policy"]
-    lines = [
-        f"Served answers up to the first comma; the policy withholds one when {policy['metric']} > {policy['threshold']:.2f}"
-    ]
+    rule = f"{policy['metric']} > {policy['threshold']:.2f}"
+    lines = [f"Served answers up to the first comma; the policy withholds one when {rule}"]
     for answer in results["answers"]:
         lines += _one_answer(answer)
     for kind, count in policy["withheld"].items():

@@ -1,0 +1,46 @@
+"""Whether the server may receive traffic: every ensemble has answered a canary and nothing is stopping.
+
+In: a canary per ensemble. Out: the reason why not, or none. Knows no HTTP and no engine.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+
+Canary = Callable[[str], Awaitable[None]]
+
+
+class Readiness:
+    """Runs the canary of every ensemble once; after a failure the next question runs them again.
+
+    `obstacle` gives a reason that needs no canary, such as a server that drains. A canary raises when its ensemble
+    cannot answer.
+    """
+
+    def __init__(self, ensembles: Iterable[str], canary: Canary, obstacle: Callable[[], str | None]) -> None:
+        self._ensembles = tuple(ensembles)
+        self._canary = canary
+        self._obstacle = obstacle
+        self._trial: asyncio.Task[None] | None = None
+
+    def begin(self) -> None:
+        """Start the canaries in the background."""
+        self._trial = asyncio.create_task(self._try_all())
+
+    def problem(self) -> str | None:
+        """Why the server is not ready; None when it is. Never waits."""
+        if (reason := self._obstacle()) is not None:
+            return reason
+        if self._trial is None:
+            self.begin()
+        assert self._trial is not None
+        if not self._trial.done():
+            return "the canary step of the ensembles has not finished"
+        error = self._trial.exception()
+        if error is None:
+            return None
+        self.begin()
+        return f"the canary step failed: {error}"
+
+    async def _try_all(self) -> None:
+        for name in self._ensembles:
+            await self._canary(name)
