@@ -22,7 +22,7 @@ $(STAMP): requirements/cpu.txt requirements/model.txt pyproject.toml
 	touch $@
 
 demo: setup
-	$(BIN)/softspec demo
+	$(BIN)/softspec demo $(DEMO_FLAGS)
 
 test: setup lint
 	$(BIN)/python -m pytest
