@@ -73,6 +73,7 @@ def server_arguments(
         ConfigError: two ensembles of one name or of different bases, a missing base, or a reserved flag.
     """
     _refuse_reserved_flags(vllm_args)
+    _require_distinct_names(manifests)
     model = base or _common_base(manifests)
     _require_base(model)
     on_cpu = not torch.cuda.is_available()
@@ -127,12 +128,15 @@ def _refuse_reserved_flags(vllm_args: Sequence[str]) -> None:
             )
 
 
-def _common_base(manifests: Mapping[Path, Manifest]) -> str:
+def _require_distinct_names(manifests: Mapping[Path, Manifest]) -> None:
     names = [manifest.name for manifest in manifests.values()]
     if len(set(names)) < len(names):
         raise ConfigError(
-            f"ensembles are named {names}: expected different names, which are the served model names"
+            f"ensembles are named {names}: expected different names, as models are served by name"
         )
+
+
+def _common_base(manifests: Mapping[Path, Manifest]) -> str:
     bases = sorted({manifest.base_model.path for manifest in manifests.values()})
     if len(bases) > 1:
         raise ConfigError(

@@ -210,9 +210,8 @@ def test_structured_output_holds_for_the_mixture(tiny_engine: "EngineHarness") -
         structured_outputs=StructuredOutputsParams(regex="[0-9]{3}-[a-c]{2}"),
     )
 
-    replies = tiny_engine.ask(
-        *(Question(name, prompt(40), params) for name in ("always-4", "block-4", "block-1"))
-    )
+    models = ("always-4", "block-4", "block-1", None)
+    replies = tiny_engine.ask(*(Question(model, range(30, 70), params) for model in models))
 
     for reply in replies:
         assert reply.last is not None
