@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from server.settings import Settings
+from server.unsupported import MAX_TOP_LOGPROBS
 from softspec.engine.requirements import SCHEDULER, WORKER_EXTENSION, adapter_slots
 from softspec.engine.telemetry import num_columns
 from softspec.errors import ConfigError
@@ -20,7 +21,6 @@ from softspec.manifest import BlockActivation, Manifest, load_manifest, member_r
 PLUGIN = "softspec"
 # The ranks for which vLLM has LoRA kernels.
 _ENGINE_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-_OPENAI_MAX_LOGPROBS = 20
 # Flags whose other values would take the ensemble apart, and why.
 _RESERVED_FLAGS = {
     "--scheduler-cls": "the members need the lockstep scheduler",
@@ -85,7 +85,7 @@ def server_arguments(
         "--max-loras": slots,
         "--max-cpu-loras": slots,
         "--max-lora-rank": engine_rank(rank),
-        "--max-logprobs": _OPENAI_MAX_LOGPROBS + num_columns(most_members),
+        "--max-logprobs": MAX_TOP_LOGPROBS + num_columns(most_members),
         "--scheduler-cls": SCHEDULER,
         "--worker-extension-cls": WORKER_EXTENSION,
     }

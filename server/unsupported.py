@@ -33,6 +33,8 @@ _REASONS = {
     "ec_transfer_params": "the members' caches cannot be transferred",
     "watermarking": "the token is drawn from the mixture, not by the engine's sampler",
 }
+MAX_TOP_LOGPROBS = 20
+"""OpenAI's limit; the engine's own is larger, because telemetry travels beside them."""
 # OpenAI fields that label a request and change nothing in the answer.
 _LABELS = frozenset({"metadata", "safety_identifier", "prompt_cache_key", "service_tier"})
 
@@ -62,10 +64,9 @@ def refuse_unsupported(request: OpenAIRequest) -> None:
             raise FieldError(field, f"'{field}' is not supported for ensembles: {reason}")
     _refuse_echoed_logprobs(request)
     for field in ("logprobs", "top_logprobs"):
-        if (getattr(request, field, None) or 0) < 0:
-            raise FieldError(
-                field, f"'{field}' is negative, which asks for the whole vocabulary: give a small number"
-            )
+        asked = getattr(request, field, None) or 0
+        if not 0 <= asked <= MAX_TOP_LOGPROBS:
+            raise FieldError(field, f"'{field}' is {asked}: expected a number from 0 to {MAX_TOP_LOGPROBS}")
     for field, value in _extras(request).items():
         if field != EXTENSION and field not in _LABELS and _is_set(value):
             raise FieldError(field, f"unknown field '{field}': it would have no effect; remove it")

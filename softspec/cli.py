@@ -90,6 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def train(options: argparse.Namespace, _: Sequence[str]) -> None:
+    _hide_foreign_progress()
     from train.config import load_config
     from train.sft import train_ensemble
 
@@ -127,11 +128,19 @@ def inspect(options: argparse.Namespace, _: Sequence[str]) -> None:
 
 
 def demo(options: argparse.Namespace, _: Sequence[str]) -> None:
+    _hide_foreign_progress()
     from train.demo.report import format_report
     from train.demo.story import DemoSettings, run_demo
 
     results = run_demo(options.output, DemoSettings(base=options.base, alpha_0=options.alpha_0))
     print(json.dumps(results, indent=2) if options.json else format_report(results))
+
+
+def _hide_foreign_progress() -> None:
+    """Our own bars are the only ones: transformers draws one for every checkpoint it reads."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 if __name__ == "__main__":

@@ -76,6 +76,8 @@ class EngineHarness:
 
     def close(self) -> None:
         self.engine.shutdown()
+        # Its finaliser needs modules that the interpreter takes apart first at exit.
+        del self.client, self.engine
         self._loop.close()
 
     async def _ask(self, question: Question) -> Reply:

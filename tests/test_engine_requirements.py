@@ -35,18 +35,24 @@ def config(**changes: Any) -> SimpleNamespace:
     """The parts of a fitting `VllmConfig` that are read; keys of `changes` are `part__field`."""
     parts: dict[str, Any] = {
         "lora_config": {"max_lora_rank": 16, "max_loras": 2},
-        "scheduler_config": {"scheduler_cls": SCHEDULER, "max_num_seqs": 2},
-        "parallel_config": {"worker_extension_cls": WORKER_EXTENSION},
-        "model_config": {"max_logprobs": 7},
-        "cache_config": {"block_size": 16},
+        "scheduler_config": {
+            "scheduler_cls": SCHEDULER,
+            "max_num_seqs": 3,
+            "policy": "fcfs",
+            "watermark": 0.0,
+        },
+        "parallel_config": {"worker_extension_cls": WORKER_EXTENSION, "pipeline_parallel_size": 1},
+        "model_config": {"max_logprobs": 7, "max_model_len": 64},
+        "cache_config": {"block_size": 16, "num_gpu_blocks": 10, "enable_prefix_caching": True},
         "device_config": {"device_type": "cuda"},
     }
     for path, value in changes.items():
         part, _, field = path.partition("__")
-        parts[part][field] = value
-    return SimpleNamespace(
-        speculative_config=None, **{part: SimpleNamespace(**fields) for part, fields in parts.items()}
-    )
+        if field:
+            parts[part][field] = value
+    options = {"speculative_config": None, "kv_transfer_config": None, "use_v2_model_runner": False}
+    options |= {path: value for path, value in changes.items() if "__" not in path}
+    return SimpleNamespace(**options, **{part: SimpleNamespace(**fields) for part, fields in parts.items()})
 
 
 @pytest.mark.parametrize("version", ["0.32.0", "0.32.0+cpu"])
@@ -65,9 +71,11 @@ def test_untested_versions_are_refused_by_name(version: str) -> None:
     [
         ({"lora_config__max_lora_rank": 8}, "16 LoRA rank but the engine allows 8: .* --max-lora-rank 16"),
         ({"lora_config__max_loras": 1}, "2 members but the engine allows 1: .* --max-loras 2"),
-        ({"scheduler_config__max_num_seqs": 1}, "2 rows but the engine allows 1: .* --max-num-seqs 2"),
+        ({"scheduler_config__max_num_seqs": 2}, "3 rows but the engine allows 2: .* --max-num-seqs 3"),
         ({"model_config__max_logprobs": 6}, "7 log-probability columns .* allows 6: .* --max-logprobs 7"),
         ({"cache_config__block_size": 128}, "multiples of 32 tokens .* blocks have 128: .* --block-size 32"),
+        ({"cache_config__num_gpu_blocks": 9}, "room for 48 tokens .* may have 64: .* --max-model-len 48"),
+        ({"cache_config__enable_prefix_caching": False}, "prefix caching is off .* --enable-prefix-caching"),
     ],
 )
 def test_engine_too_small_for_the_ensemble_is_refused_with_the_flag(
@@ -93,12 +101,21 @@ def test_engine_without_our_parts_is_refused(changes: dict[str, Any], complaint:
         require_engine("0.32.0", config(**changes), [ENSEMBLE])
 
 
-def test_speculative_decoding_is_refused() -> None:
-    found = config()
-    found.speculative_config = object()
-
-    with pytest.raises(UnsupportedEngineError, match="remove --speculative-config"):
-        require_engine("0.32.0", found, [ENSEMBLE])
+@pytest.mark.parametrize(
+    ("changes", "remedy"),
+    [
+        ({"speculative_config": object()}, "remove --speculative-config"),
+        ({"kv_transfer_config": object()}, "remove --kv-transfer-config"),
+        ({"use_v2_model_runner": True}, "VLLM_USE_V2_MODEL_RUNNER=0"),
+        ({"parallel_config__pipeline_parallel_size": 2}, "--tensor-parallel-size"),
+        ({"scheduler_config__policy": "priority"}, "--scheduling-policy fcfs"),
+        ({"scheduler_config__watermark": 0.1}, "remove --watermark"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_options_that_were_not_tested_are_refused(changes: dict[str, Any], remedy: str) -> None:
+    with pytest.raises(UnsupportedEngineError, match=remedy):
+        require_engine("0.32.0", config(**changes), [ENSEMBLE])
 
 
 def test_engine_without_lora_is_refused() -> None:

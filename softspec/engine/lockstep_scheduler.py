@@ -29,7 +29,7 @@ from vllm.v1.request import Request, RequestStatus
 
 from softspec.engine.group import KEY, Adapter, GroupSpec, Seat
 from softspec.engine.lockstep_group import Group
-from softspec.errors import LockstepError
+from softspec.errors import LockstepError, UnsupportedEngineError
 from softspec.sampling import SamplingSpec
 
 logger = init_logger(__name__)
@@ -40,6 +40,11 @@ class LockstepScheduler(AsyncScheduler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if len(self.kv_cache_config.kv_cache_groups) != 1:
+            raise UnsupportedEngineError(
+                f"the model has {len(self.kv_cache_config.kv_cache_groups)} kinds of attention cache: ensembles were "
+                "tested with one kind only (full attention in every layer)"
+            )
         self.groups: dict[str, Group] = {}
         self.group_of: dict[str, Group] = {}
         self._hidden: set[str] = set()
@@ -205,6 +210,8 @@ class LockstepScheduler(AsyncScheduler):
             self.group_of[row.request_id].blocks_to_come(row, self.block_size, self._num_blocks(row))
             for row in self._rows_on_the_way()
         )
+        # Room for the released rows to grow, or the group would be preempted as soon as it runs.
+        reserved += sum(other.size for other in self.groups.values() if other.released)
         free = self.kv_cache_manager.block_pool.get_num_free_blocks() - reserved
         adapters = self._active_adapters() | {adapter.int_id for adapter in group.spec.adapters}
         return (

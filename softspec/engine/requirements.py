@@ -4,6 +4,7 @@ In: vLLM's configuration and version, however it was started. Out: nothing, or a
 helps. Reads attributes only; imports no vllm.
 """
 
+import math
 from collections.abc import Iterable
 from typing import Any, Protocol
 
@@ -37,10 +38,7 @@ def require_engine(version: str, config: Any, ensembles: Iterable[LoadedEnsemble
         raise UnsupportedEngineError(
             f"vLLM {version} was not tested with softspec: install {' or '.join(TESTED_VERSIONS)}"
         )
-    if config.speculative_config is not None:
-        raise UnsupportedEngineError(
-            "speculative decoding is on, which ensembles do not support: remove --speculative-config"
-        )
+    _refuse_untested_options(config)
     _require_class(config.scheduler_config.scheduler_cls, SCHEDULER, "--scheduler-cls")
     _require_class(config.parallel_config.worker_extension_cls, WORKER_EXTENSION, "--worker-extension-cls")
     if config.lora_config is None:
@@ -49,7 +47,30 @@ def require_engine(version: str, config: Any, ensembles: Iterable[LoadedEnsemble
     _require_spare_slot(config, sum(ensemble.manifest.num_members for ensemble in ensembles))
     for ensemble in ensembles:
         _require_room(config, ensemble)
-        _require_shared_blocks(config.cache_config.block_size, ensemble.manifest)
+        _require_cache(config, ensemble.manifest)
+        _require_shared_blocks(config.cache_config, ensemble.manifest)
+
+
+def _refuse_untested_options(config: Any) -> None:
+    found = (
+        ("speculative decoding", config.speculative_config is not None, "remove --speculative-config"),
+        ("KV transfer", config.kv_transfer_config is not None, "remove --kv-transfer-config"),
+        ("model runner V2", config.use_v2_model_runner, "set VLLM_USE_V2_MODEL_RUNNER=0"),
+        (
+            "pipeline parallelism",
+            config.parallel_config.pipeline_parallel_size > 1,
+            "use --tensor-parallel-size instead",
+        ),
+        (
+            "priority scheduling",
+            config.scheduler_config.policy != "fcfs",
+            "start vLLM with --scheduling-policy fcfs",
+        ),
+        ("a KV cache watermark", config.scheduler_config.watermark > 0, "remove --watermark"),
+    )
+    for option, is_on, remedy in found:
+        if is_on:
+            raise UnsupportedEngineError(f"{option} is on, which was not tested with ensembles: {remedy}")
 
 
 def adapter_slots(num_adapters: int, on_cpu: bool) -> int:
@@ -83,10 +104,12 @@ def _require_class(found: Any, expected: str, flag: str) -> None:
 
 def _require_room(config: Any, ensemble: LoadedEnsemble) -> None:
     manifest = ensemble.manifest
+    # While a shared prompt is computed it takes a run slot of its own.
+    rows = manifest.num_members + isinstance(manifest.activation, BlockActivation)
     needs = (
         ("LoRA rank", ensemble.rank, config.lora_config.max_lora_rank, "--max-lora-rank"),
         ("members", manifest.num_members, config.lora_config.max_loras, "--max-loras"),
-        ("rows", manifest.num_members, config.scheduler_config.max_num_seqs, "--max-num-seqs"),
+        ("rows", rows, config.scheduler_config.max_num_seqs, "--max-num-seqs"),
         (
             "log-probability columns",
             num_columns(manifest.num_members),
@@ -103,13 +126,34 @@ def _require_room(config: Any, ensemble: LoadedEnsemble) -> None:
             )
 
 
-def _require_shared_blocks(kv_block_size: int | None, manifest: Manifest) -> None:
-    """Members share whole KV blocks of their prompt, so these must end where the adapters begin."""
-    if not isinstance(manifest.activation, BlockActivation) or kv_block_size is None:
+def _require_cache(config: Any, manifest: Manifest) -> None:
+    """The longest request must fit into the KV cache with all its rows, or it could never finish."""
+    cache = config.cache_config
+    if not cache.num_gpu_blocks or not cache.block_size:
+        return  # not known before the engine runs
+    blocks_per_row = math.ceil(config.model_config.max_model_len / cache.block_size)
+    # One block is vLLM's own, one belongs to the row that computes a shared prompt.
+    fitting = (cache.num_gpu_blocks - 2) // manifest.num_members
+    if blocks_per_row > fitting:
+        raise ConfigError(
+            f"the KV cache has room for {fitting * cache.block_size} tokens of each of the {manifest.num_members} "
+            f"members of '{manifest.name}' but requests may have {config.model_config.max_model_len}: start it with "
+            f"--max-model-len {fitting * cache.block_size}, or with a larger cache"
+        )
+
+
+def _require_shared_blocks(cache: Any, manifest: Manifest) -> None:
+    """Members share whole cached KV blocks of their prompt, so these must end where the adapters begin."""
+    if not isinstance(manifest.activation, BlockActivation):
         return
+    if not cache.enable_prefix_caching:
+        raise ConfigError(
+            f"prefix caching is off but the members of '{manifest.name}' share their prompt through it: "
+            "start it with --enable-prefix-caching"
+        )
     block_size = manifest.activation.block_size
-    if block_size % kv_block_size:
+    if cache.block_size is not None and block_size % cache.block_size:
         raise ConfigError(
             f"ensemble '{manifest.name}' activates its adapters at multiples of {block_size} tokens but the engine's "
-            f"KV blocks have {kv_block_size}: start it with --block-size {block_size}"
+            f"KV blocks have {cache.block_size}: start it with --block-size {block_size}"
         )
