@@ -1,5 +1,5 @@
 # Needs only Python 3.11 with pip, and make. Everything is installed into .venv from exact pins.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check

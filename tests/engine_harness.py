@@ -75,10 +75,17 @@ class EngineHarness:
         return self._loop.run_until_complete(asyncio.wait_for(gather(), timeout_s))
 
     def close(self) -> None:
-        self.engine.shutdown()
+        async def stop() -> None:
+            self.engine.shutdown()
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+        self._loop.run_until_complete(stop())
+        self._loop.close()
         # Its finaliser needs modules that the interpreter takes apart first at exit.
         del self.client, self.engine
-        self._loop.close()
 
     async def _ask(self, question: Question) -> Reply:
         self._requests += 1

@@ -5,7 +5,7 @@ The engine has so few KV blocks and so small a token budget that groups are pree
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -205,7 +205,6 @@ def test_structured_output_holds_for_the_mixture(tiny_engine: "EngineHarness") -
 
     params = SamplingParams(
         temperature=1,
-        seed=3,
         max_tokens=20,
         structured_outputs=StructuredOutputsParams(regex="[0-9]{3}-[a-c]{2}"),
     )
@@ -297,9 +296,17 @@ def test_clients_that_leave_take_their_whole_group_along(tiny_engine: "EngineHar
     [("prompt_logprobs", {"prompt_logprobs": 1}), ("logprob_token_ids", {"logprob_token_ids": [5]})],
 )
 def test_what_a_mixture_cannot_give_is_refused_by_name(
-    tiny_engine: "EngineHarness", field: str, settings: dict[str, object]
+    tiny_engine: "EngineHarness", field: str, settings: dict[str, Any]
 ) -> None:
     from tests.engine_harness import Question, SamplingParams
 
     with pytest.raises(ConfigError, match=f"'{field}'"):
         tiny_engine.ask(Question("always-2", prompt(5), SamplingParams(max_tokens=1, **settings)))
+
+
+def test_a_seed_that_would_end_the_whole_engine_is_refused(tiny_engine: "EngineHarness") -> None:
+    """vLLM's own seeded draws on a CPU; ensembles and members do not use them."""
+    from tests.engine_harness import Question, SamplingParams
+
+    with pytest.raises(ConfigError, match="'seed' is not available for the base model on a CPU"):
+        tiny_engine.ask(Question(None, prompt(5), SamplingParams(seed=1, max_tokens=1)))

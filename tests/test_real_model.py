@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.vllm, pytest.mark.model]
 
 TRAIN_STEPS = 24
-MAX_TOKENS = 8
+MAX_TOKENS = 5
 CONTEXT = "You answer in one word. " * 12
 
 

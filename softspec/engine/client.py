@@ -123,6 +123,7 @@ class EnsembleClient:
         """
         spec = self._specs.get(lora_request.lora_name) if lora_request else None
         if spec is None:
+            self._refuse_seed_on_cpu(sampling_params)
             return self._engine.generate(
                 prompt, sampling_params, request_id, lora_request=lora_request, **kwargs
             )
@@ -133,6 +134,17 @@ class EnsembleClient:
             prompt, params, request_id, lora_request=_lora_request(spec.adapters[0]), **kwargs
         )
         return _untangle(outputs, sampling_params, spec, choices)
+
+    def _refuse_seed_on_cpu(self, params: SamplingParams) -> None:
+        """Ensembles and members draw with noise of our own; the base has vLLM's generators.
+
+        In model runner V1 a chunked prompt rewinds a seeded request's generator, which CPU generators cannot do: the
+        whole engine would end.
+        """
+        if params.seed is not None and self._engine.vllm_config.device_config.device_type == "cpu":
+            raise ConfigError(
+                "'seed' is not available for the base model on a CPU: ask an ensemble or a member, or leave it out"
+            )
 
 
 def group_params(params: SamplingParams, spec: GroupSpec) -> SamplingParams:

@@ -5,14 +5,10 @@ Pure bookkeeping over vLLM `Request`s; decides nothing about other requests.
 
 from dataclasses import dataclass
 
-from vllm.sampling_params import SamplingParams
 from vllm.v1.request import Request, RequestStatus
 
 from softspec.engine.group import GroupSpec
-
-_TRUNK_TAIL = 2
-"""Tokens after the shared ones that a trunk carries: it computes one, so that it has work even when every shared block
-is cached, and stops before the other, so that it never samples."""
+from softspec.engine.group_requests import trunk_request
 
 
 @dataclass(eq=False)
@@ -61,20 +57,9 @@ class Group:
 
     def new_trunk(self) -> Request:
         """A request for the shared tokens without an adapter; kept alive, its blocks cannot be evicted."""
-        leader = self.members[0]
-        tokens = list(leader.all_token_ids[: self.shared])
         self.trunks_made += 1
-        self.trunk = Request(
-            request_id=f"{self.leader_id}/trunk-{self.trunks_made}",
-            prompt_token_ids=tokens + tokens[-1:] * _TRUNK_TAIL,
-            sampling_params=SamplingParams(temperature=0.0, max_tokens=1),
-            pooling_params=None,
-            client_index=leader.client_index,
-            arrival_time=leader.arrival_time,
-            cache_salt=leader.cache_salt,
-            priority=leader.priority,
-            block_hasher=leader._block_hasher,
-        )
+        request_id = f"{self.leader_id}/trunk-{self.trunks_made}"
+        self.trunk = trunk_request(self.members[0], request_id, self.shared)
         return self.trunk
 
     def waiting_members(self) -> list[Request]:

@@ -14,12 +14,9 @@ vLLM 0.32 places: `add_request`, `schedule`, `update_from_output`, `finish_reque
 
 import time
 from collections.abc import Iterable
-from copy import copy
 from typing import Any
 
 from vllm.logger import init_logger
-from vllm.lora.request import LoRARequest
-from vllm.sampling_params import SamplingParams
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
@@ -27,10 +24,10 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
-from softspec.engine.group import KEY, Adapter, GroupSpec, Seat
+from softspec.engine.group import KEY, GroupSpec
+from softspec.engine.group_requests import member_requests
 from softspec.engine.lockstep_group import Group
 from softspec.errors import LockstepError, UnsupportedEngineError
-from softspec.sampling import SamplingSpec
 
 logger = init_logger(__name__)
 
@@ -61,7 +58,10 @@ class LockstepScheduler(AsyncScheduler):
         if wire is None:
             super().add_request(request)
             return
-        group = form_group(request, GroupSpec.from_wire(wire), self.hash_block_size)
+        spec = GroupSpec.from_wire(wire)
+        shared = spec.shared_tokens(request.num_prompt_tokens)
+        members = member_requests(request, spec, shared // self.hash_block_size)
+        group = Group(spec, members, shared, request.arrival_time)
         self.groups[group.leader_id] = group
         for member in group.members:
             self._seat(member, group)
@@ -332,72 +332,3 @@ class LockstepScheduler(AsyncScheduler):
             tokens = [result.sampled_token_ids[result.req_id_to_index[row]] for row in rows]
             if any(token != tokens[0] for token in tokens):
                 self._fail(group, f"members drew different tokens {tokens}")
-
-
-def form_group(leader: Request, spec: GroupSpec, hash_block_size: int) -> Group:
-    """The K requests of one group; `leader` becomes member 0."""
-    params = leader.sampling_params
-    assert params is not None
-    sampling = SamplingSpec(
-        temperature=params.temperature,
-        top_k=params.top_k,
-        top_p=params.top_p,
-        min_p=params.min_p,
-        repetition_penalty=params.repetition_penalty,
-        presence_penalty=params.presence_penalty,
-        frequency_penalty=params.frequency_penalty,
-        seed=params.seed or 0,
-    )
-    shared = spec.shared_tokens(leader.num_prompt_tokens)
-    members = [leader] + [
-        _sibling(leader, f"{leader.request_id}/member-{k}") for k in range(1, spec.num_members)
-    ]
-    for k, member in enumerate(members):
-        seat = Seat(group_id=leader.request_id, member=k, spec=spec, sampling=sampling)
-        member.sampling_params = _row_params(params, seat)
-        _wear(member, spec.adapters[k], shared // hash_block_size)
-    return Group(spec=spec, members=members, shared=shared, arrival_time=leader.arrival_time)
-
-
-def _sibling(leader: Request, request_id: str) -> Request:
-    return Request(
-        request_id=request_id,
-        prompt_token_ids=leader.prompt_token_ids,
-        sampling_params=leader.sampling_params,
-        pooling_params=None,
-        client_index=leader.client_index,
-        arrival_time=leader.arrival_time,
-        cache_salt=leader.cache_salt,
-        priority=leader.priority,
-        block_hasher=leader._block_hasher,
-        reasoning_ended=(
-            leader.structured_output_request.reasoning_ended if leader.structured_output_request else None
-        ),
-    )
-
-
-def _row_params(params: SamplingParams, seat: Seat) -> SamplingParams:
-    """What vLLM's own sampler sees of a row.
-
-    The leader's row holds the mixture by then, so masks, biases and penalties act on it there; drawing is ours alone,
-    so both vLLM's seed and its temperature are off. Siblings only follow.
-    """
-    row = copy(params)
-    row.extra_args = {KEY: seat}
-    row.seed = None
-    row.temperature, row.top_k, row.top_p, row.min_p = 0.0, 0, 1.0, 0.0
-    if seat.member:
-        row.logprobs = None
-        row.repetition_penalty, row.presence_penalty, row.frequency_penalty = 1.0, 0.0, 0.0
-        row.logit_bias, row.allowed_token_ids, row._bad_words_token_ids = None, None, None
-    return row
-
-
-def _wear(member: Request, adapter: Adapter, shared_hashes: int) -> None:
-    """Give a member its adapter; blocks that all members share keep the base model's hashes."""
-    member.lora_request = None
-    member.block_hashes.clear()
-    member.update_block_hashes()
-    del member.block_hashes[shared_hashes:]
-    member.lora_request = LoRARequest(adapter.name, adapter.int_id, adapter.path)
-    member.update_block_hashes()
