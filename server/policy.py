@@ -57,7 +57,7 @@ class Decision:
 def _comparison(value: float, threshold: float) -> str:
     """`0.41 > 0.40`, with as many decimals as it takes to be true."""
     for decimals in range(2, 7):
-        if round(threshold, decimals) == threshold and round(value, decimals) > threshold:
+        if round(value, decimals) > round(threshold, decimals):
             return f"{value:.{decimals}f} > {threshold:.{decimals}f}"
     return f"{value!r} > {threshold!r}"
 
