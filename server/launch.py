@@ -6,6 +6,7 @@ what can be checked before the model is loaded. Knows vLLM's flags by name only.
 
 import math
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -59,6 +60,8 @@ def server_environment(settings: Settings, environment: Mapping[str, str]) -> di
         "VLLM_PLUGINS": ",".join([*plugins, PLUGIN]),
         # The ensemble sampler works with vLLM's first model runner, which is not the default on GPUs.
         "VLLM_USE_V2_MODEL_RUNNER": environment.get("VLLM_USE_V2_MODEL_RUNNER", "0"),
+        # GiB, read on CPUs only, where vLLM would otherwise ask for nine tenths of the machine's memory.
+        "VLLM_CPU_KVCACHE_SPACE": environment.get("VLLM_CPU_KVCACHE_SPACE", "4"),
     }
 
 
@@ -95,6 +98,8 @@ def server_arguments(
         # Without AVX-512 float32 is 2-4 times faster than bfloat16 on a CPU.
         ours["--dtype"] = "float32"
     flags = [part for flag, value in ours.items() for part in (flag, str(value))]
+    if on_cpu and shutil.which(os.environ.get("CXX", "g++")) is None:
+        flags.append("--enforce-eager")  # compiling the model for a CPU needs a C++ compiler
     return [model, "--enable-lora", *flags, *vllm_args]
 
 

@@ -55,10 +55,11 @@ class Decision:
 
 
 def _comparison(value: float, threshold: float) -> str:
-    """`0.41 > 0.40`, with as many decimals as it takes to be true."""
-    for decimals in range(2, 7):
-        if round(value, decimals) > round(threshold, decimals):
-            return f"{value:.{decimals}f} > {threshold:.{decimals}f}"
+    """`0.41 > 0.40`: with enough decimals to be true, and to show a short threshold as it was given."""
+    true = [decimals for decimals in range(2, 7) if round(value, decimals) > round(threshold, decimals)]
+    exact = [decimals for decimals in true if round(threshold, decimals) == threshold]
+    for decimals in (*exact[:1], *true[:1]):
+        return f"{value:.{decimals}f} > {threshold:.{decimals}f}"
     return f"{value!r} > {threshold!r}"
 
 

@@ -55,6 +55,7 @@ def test_policy_without_objection_gives_no_reason() -> None:
     ("value", "threshold", "reason"),
     [
         (0.41, 0.4, "epistemic 0.41 > 0.40"),
+        (0.6639620644259275, 0.34657359027997264, "epistemic 0.66 > 0.35"),
         (0.4004, 0.4, "epistemic 0.4004 > 0.4000"),
         (1.5, 0.125, "epistemic 1.500 > 0.125"),
         (0.1 + 1e-9, 0.1, "epistemic 0.100000001 > 0.1"),
