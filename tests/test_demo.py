@@ -149,11 +149,13 @@ def test_verdict_follows_the_scores_whichever_way_they_fall(
 def test_verdict_claims_disagreement_only_where_it_is_clear(
     trained: tuple[Path, dict[str, Any]], auroc: float, word: str
 ) -> None:
-    tests = {**trained[1]["disagreement_tests"]["ensemble"], "auroc_conflict": auroc}
+    tests = trained[1]["disagreement_tests"]
+    tests = {**tests, "ensemble": {**tests["ensemble"], "auroc_conflict": auroc}}
 
-    text = format_report(served_results({**trained[1], "disagreement_tests": {"ensemble": tests}}))
+    text = format_report(served_results({**trained[1], "disagreement_tests": tests}))
 
     assert f"Mutual information {word}" in text
+    assert "Independent adapters (alpha = 0) disagree by" in text
 
 
 def test_verdict_names_the_missing_control_and_the_steps_that_did_not_fit(
