@@ -106,9 +106,9 @@ class LockstepScheduler(AsyncScheduler):
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         self._preempted_now.clear()
-        self._make_room()
         for group in list(self.groups.values()):
             self._advance(group)
+        self._make_room()
         self._admit()
         self._line_up()
         self.running.sort(key=self._running_order)
