@@ -51,7 +51,12 @@ def shared_prompt_tokens(activation: AlwaysActivation | BlockActivation, prompt_
     """How many leading prompt tokens run without adapters, the same for all members."""
     if isinstance(activation, AlwaysActivation):
         return 0
-    return (prompt_tokens - 1) // activation.block_size * activation.block_size
+    return whole_block_tokens(prompt_tokens, activation.block_size)
+
+
+def whole_block_tokens(prompt_tokens: int, block_size: int) -> int:
+    """Tokens in the leading whole blocks of a prompt, its last token never among them."""
+    return (prompt_tokens - 1) // block_size * block_size
 
 
 class Manifest(_Frozen):

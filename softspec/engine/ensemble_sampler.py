@@ -69,7 +69,7 @@ class EnsembleSampler(Sampler):
             logits[batch.leaders] = batch.predictive.logprobs.to(logits.dtype)
         output = super().forward(logits, sampling_metadata, *args, **kwargs)
         for batch in self._batches:
-            output.logprobs_tensors = self._conclude(batch, output.logprobs_tensors)
+            self._conclude(batch, output.logprobs_tensors)
         return output
 
     def sample(
@@ -111,8 +111,8 @@ class EnsembleSampler(Sampler):
         del history[group.position + 1 :]
         return history[-1]
 
-    def _conclude(self, batch: _Batch, tensors: LogprobsTensors | None) -> LogprobsTensors:
-        """Update the prefix posteriors and write the leaders' rows."""
+    def _conclude(self, batch: _Batch, tensors: LogprobsTensors | None) -> None:
+        """Update the prefix posteriors and write the leaders' rows in place."""
         assert batch.tokens is not None
         assert tensors is not None
         tokens = batch.tokens[:, None]
@@ -124,7 +124,7 @@ class EnsembleSampler(Sampler):
         for group, weights in zip(batch.groups, updated, strict=True):
             if group.seat.spec.weights_rule == "prefix_posterior":
                 self._log_weights[group.seat.group_id].append(weights)
-        return _write_rows(batch, pack(batch.predictive, token_logprobs), tensors)
+        _write_rows(batch, pack(batch.predictive, token_logprobs), tensors)
 
 
 def _draw(processed: Tensor, groups: list[GroupRows]) -> Tensor:
@@ -141,9 +141,8 @@ def _draw(processed: Tensor, groups: list[GroupRows]) -> Tensor:
     )
 
 
-def _write_rows(batch: _Batch, numbers: Tensor, tensors: LogprobsTensors) -> LogprobsTensors:
+def _write_rows(batch: _Batch, numbers: Tensor, tensors: LogprobsTensors) -> None:
     """Put each leader's telemetry behind the columns that its caller asked for."""
     num_top = torch.tensor([group.seat.spec.num_top for group in batch.groups], device=numbers.device)
     columns = 1 + num_top[:, None] + torch.arange(numbers.shape[1], device=numbers.device)
     tensors.logprobs[batch.leaders[:, None], columns] = numbers
-    return tensors

@@ -7,7 +7,7 @@ scheduler to the sampler and tells which row of which group a request is. Knows 
 from dataclasses import dataclass
 from typing import Any
 
-from softspec.manifest import WeightsRule
+from softspec.manifest import WeightsRule, whole_block_tokens
 from softspec.sampling import SamplingSpec
 
 KEY = "softspec"
@@ -63,7 +63,7 @@ class GroupSpec:
 
     def shared_tokens(self, prompt_tokens: int) -> int:
         """How many leading prompt tokens all members share."""
-        return (prompt_tokens - 1) // self.block_size * self.block_size if self.block_size else 0
+        return whole_block_tokens(prompt_tokens, self.block_size) if self.block_size else 0
 
 
 @dataclass(frozen=True)

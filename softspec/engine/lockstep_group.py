@@ -40,9 +40,6 @@ class Group:
     def is_trunk(self, request_id: str) -> bool:
         return self.trunk is not None and self.trunk.request_id == request_id
 
-    def leader_gone(self, groups: dict[str, "Group"]) -> bool:
-        return self.leader_id not in groups
-
     def ready_to_admit(self) -> bool:
         """Grammars are compiled and no output of an earlier life is in flight."""
         return all(

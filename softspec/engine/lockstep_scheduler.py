@@ -168,8 +168,7 @@ class LockstepScheduler(AsyncScheduler):
 
     def _line_up(self) -> None:
         """Rows of admitted groups go first: their slots and blocks are reserved, and nothing may block their way."""
-        groups = [group for group in self.groups.values() if group.admitted and not group.released]
-        groups.sort(key=lambda group: (group is not self._entering, group.turn))
+        groups = sorted(self._on_the_way(), key=lambda group: (group is not self._entering, group.turn))
         rows = [row for group in groups for row in group.rows() if row.status != RequestStatus.RUNNING]
         if rows:
             self.waiting.remove_requests(rows)
@@ -207,8 +206,9 @@ class LockstepScheduler(AsyncScheduler):
 
     def _fits(self, group: Group) -> bool:
         reserved = sum(
-            self.group_of[row.request_id].blocks_to_come(row, self.block_size, self._num_blocks(row))
-            for row in self._rows_on_the_way()
+            other.blocks_to_come(row, self.block_size, self._num_blocks(row))
+            for other in self._on_the_way()
+            for row in other.rows()
         )
         # Room for the released rows to grow, or the group would be preempted as soon as it runs.
         reserved += sum(other.size for other in self.groups.values() if other.released)
@@ -220,12 +220,13 @@ class LockstepScheduler(AsyncScheduler):
             and len(adapters) <= self.lora_config.max_loras
         )
 
-    def _rows_on_the_way(self) -> list[Request]:
-        groups = [group for group in self.groups.values() if group.admitted and not group.released]
-        return [row for group in groups for row in group.rows()]
+    def _on_the_way(self) -> list[Group]:
+        """Groups that hold promised slots and blocks but do not draw tokens yet."""
+        return [group for group in self.groups.values() if group.admitted and not group.released]
 
     def _free_slots(self) -> int:
-        promised = sum(row.status != RequestStatus.RUNNING for row in self._rows_on_the_way())
+        rows = (row for group in self._on_the_way() for row in group.rows())
+        promised = sum(row.status != RequestStatus.RUNNING for row in rows)
         return self.max_num_active_reqs - len(self.running) - promised
 
     def _num_blocks(self, request: Request) -> int:
@@ -308,8 +309,9 @@ class LockstepScheduler(AsyncScheduler):
     ) -> dict[int, EngineCoreOutputs]:
         self._check_tokens(scheduler_output, model_runner_output)
         outputs = super().update_from_output(scheduler_output, model_runner_output)
-        for group in [self.group_of[i] for i in self.group_of if self.group_of[i].leader_gone(self.groups)]:
-            self.finish_requests([row.request_id for row in group.rows()], RequestStatus.FINISHED_STOPPED)
+        orphans = [row for row, group in self.group_of.items() if group.leader_id not in self.groups]
+        if orphans:
+            self.finish_requests(orphans, RequestStatus.FINISHED_STOPPED)
         for core in outputs.values():
             core.outputs = [output for output in core.outputs if output.request_id not in self._hidden]
         for request in self._failed:
