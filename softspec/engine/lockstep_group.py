@@ -3,12 +3,14 @@
 Pure bookkeeping over vLLM `Request`s; decides nothing about other requests.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from vllm.v1.request import Request, RequestStatus
 
 from softspec.engine.group import GroupSpec
 from softspec.engine.group_requests import trunk_request
+from softspec.engine.step_plan import tokens_to_compute
 
 
 @dataclass(eq=False)
@@ -34,8 +36,8 @@ class Group:
         return len(self.members)
 
     def rows(self) -> list[Request]:
-        """Every request of the group that is in the engine."""
-        return self.members if self.trunk is None else [*self.members, self.trunk]
+        """Every request of the group that is in the engine, in the order in which they are scheduled."""
+        return self.members if self.trunk is None else [self.trunk, *self.members]
 
     def is_trunk(self, request_id: str) -> bool:
         return self.trunk is not None and self.trunk.request_id == request_id
@@ -62,35 +64,37 @@ class Group:
     def waiting_members(self) -> list[Request]:
         return [member for member in self.members if member.status != RequestStatus.RUNNING]
 
-    def trunk_done(self) -> bool:
-        """The shared blocks are computed or on their way in an earlier step, and pinned by the trunk or the members."""
+    def trunk_tokens(self, cached_tokens: Callable[[Request], int]) -> int:
+        """Tokens that the trunk still has to compute. One that waits takes one at least, or it would not be run."""
         if self.trunk is None:
-            return True
-        return self.trunk.status == RequestStatus.RUNNING and self.trunk.num_computed_tokens >= self.shared
+            return 0
+        if self.trunk.status == RequestStatus.RUNNING:
+            return max(self.shared - self.trunk.num_computed_tokens, 0)
+        return max(self.shared - cached_tokens(self.trunk), 1)
 
-    def nothing_to_hold(self) -> bool:
-        """Everything before the last known token is shared (or there is nothing before it)."""
-        return self.members[0].num_tokens - 1 == self.shared
-
-    def members_caught_up(self) -> bool:
-        return all(member.num_computed_tokens >= member.num_tokens - 1 for member in self.members)
+    def own_tokens(self, member: Request) -> int:
+        """Tokens that a member still has to compute to draw. For one that waits all that are not shared are counted:
+        what the cache holds of them may be evicted before its turn comes."""
+        if member.status == RequestStatus.RUNNING:
+            return tokens_to_compute(member)
+        return member.num_tokens - self.shared
 
     @property
     def slots_needed(self) -> int:
         return self.size + (1 if self.shared else 0)
 
-    def blocks_needed(self, block_size: int) -> int:
-        """KV blocks that admitting the whole group will take, its first drawn token included."""
-        own = -(-(self.members[0].num_tokens + 1 - self.shared) // block_size)
-        return self.size * own + (self.shared // block_size + 1 if self.shared else 0)
-
-    def blocks_to_come(self, row: Request, block_size: int, held_blocks: int) -> int:
-        """KV blocks that one admitted row will still take before the group is released."""
-        tokens = row.num_tokens + (0 if self.is_trunk(row.request_id) else 1)
-        have = held_blocks if row.status == RequestStatus.RUNNING else 0
-        if not have and not self.is_trunk(row.request_id):
-            have = self.shared // block_size
-        return max(-(-tokens // block_size) - have, 0)
+    def blocks_to_come(self, block_size: int, num_blocks: Callable[[Request], int]) -> int:
+        """KV blocks that the group will still take until it has drawn a token, whatever the cache holds."""
+        blocks = 0
+        for row in self.rows():
+            tokens = self.shared if self.is_trunk(row.request_id) else row.num_tokens
+            inherited = 0 if self.is_trunk(row.request_id) else self.shared // block_size
+            have = num_blocks(row) if row.status == RequestStatus.RUNNING else inherited
+            blocks += max(-(-(tokens + 1) // block_size) - have, 0)
+        if self.trunk is None and len(self.waiting_members()) == self.size:
+            # Nothing holds the shared blocks yet: they are to be computed or taken out of the evictable ones.
+            blocks += self.slots_needed - self.size + self.shared // block_size
+        return blocks
 
     def next_blocks(self, block_size: int) -> int:
         """KV blocks that the next step of a released group takes."""

@@ -4,8 +4,12 @@ In: one vLLM request whose `extra_args` hold a `GroupSpec`. Out: K requests in t
 The life of a group:
 
     queued     until K run slots and the KV blocks of all K prompts are free at once
-    held       first the trunk (shared prompt tokens, no adapter), then every member computes all but its last token
-    released   all K members are scheduled in the same step or none is, until they finish together
+    held       while its prompt takes more than one step: the trunk (shared tokens, no adapter), then the members, each
+               up to its last token
+    released   from the step in which all K members reach their last token: all are scheduled or none is, until they
+               finish together
+
+Before vLLM's `schedule` spends a step's tokens, `_plan` has promised them to rows; the hooks keep it to that.
 
 vLLM 0.32 places: `add_request`, `schedule`, `update_from_output`, `finish_requests`, `_free_request`,
 `_preempt_request` and the three hooks `schedule` consults (`_handle_blocked_waiting_request`,
@@ -27,6 +31,7 @@ from vllm.v1.request import Request, RequestStatus
 from softspec.engine.group import KEY, GroupSpec
 from softspec.engine.group_requests import member_requests
 from softspec.engine.lockstep_group import Group
+from softspec.engine.step_plan import StepPlan, tokens_to_compute
 from softspec.errors import LockstepError, UnsupportedEngineError
 
 logger = init_logger(__name__)
@@ -47,7 +52,7 @@ class LockstepScheduler(AsyncScheduler):
         self._hidden: set[str] = set()
         self._forgotten: list[str] = []
         self._failed: list[Request] = []
-        self._entering: Group | None = None
+        self._plan = StepPlan(tokens=0, blocks=0)
         self._preempted_now: set[str] = set()
         self._starved_since: float | None = None
 
@@ -106,19 +111,15 @@ class LockstepScheduler(AsyncScheduler):
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         self._preempted_now.clear()
-        for group in list(self.groups.values()):
-            self._advance(group)
         self._make_room()
         self._admit()
+        self._plan_step()
         self._line_up()
         self.running.sort(key=self._running_order)
-        stepping = [group for group in self.groups.values() if group.released]
-        if self._entering is not None:
-            stepping.append(self._entering)
         output = super().schedule(throttle_prefills)
-        for group in stepping:
-            self._check_rows(group, output)
-        self._entering = None
+        for group in list(self.groups.values()):
+            if group.released:
+                self._check_rows(group, output)
         return output
 
     def _running_order(self, request: Request) -> tuple[int, int]:
@@ -128,22 +129,50 @@ class LockstepScheduler(AsyncScheduler):
             return 1, 0
         return (0 if group.released else 2), group.turn
 
-    def _advance(self, group: Group) -> None:
-        """Move one admitted group towards release."""
-        if group.released or not group.admitted:
-            return
+    def _plan_step(self) -> None:
+        """Promise this step's tokens: first to rows that draw, then by arrival to prompts, the rest to newcomers."""
+        tokens = min(self.max_num_scheduled_tokens, self.scheduler_config.max_num_batched_tokens)
+        self._plan = StepPlan(tokens, self._num_free_blocks())
+        prompts: list[Request | Group] = [*self._on_the_way()]
+        for row in self.running:
+            group = self.group_of.get(row.request_id)
+            if group is None and tokens_to_compute(row) > 1:
+                prompts.append(row)
+            elif group is None or group.released:
+                self._promise(row, tokens_to_compute(row))
+        for prompt in sorted(prompts, key=lambda prompt: prompt.arrival_time):
+            if isinstance(prompt, Request):
+                self._promise(prompt, tokens_to_compute(prompt))
+            else:
+                self._plan_group(prompt)
+
+    def _promise(self, row: Request, tokens: int) -> int:
+        """Up to `tokens` more tokens for a row, and the KV blocks for them; returns how many."""
+        blocks = -(-(row.num_computed_tokens + tokens) // self.block_size) - self._num_blocks(row)
+        return self._plan.promise(row.request_id, tokens, max(blocks, 0))
+
+    def _plan_group(self, group: Group) -> None:
+        """Release the group if it can reach its last token in this step; else go on with its trunk, then its rows."""
         waiting = group.waiting_members()
         if not waiting:
             self._drop_trunk(group)
-            group.released = group.members_caught_up()
-        elif group.trunk_done():
-            if any(self._cached_tokens(member) < group.shared for member in waiting):
-                self._restart_trunk(group)
-            elif group.nothing_to_hold():
-                self._enter(group)
+        elif group.shared and group.trunk is None and self._cached_tokens(waiting[0]) < group.shared:
+            self._seat(group.new_trunk(), group)
+        trunk_tokens = group.trunk_tokens(self._cached_tokens)
+        if len(waiting) in (0, group.size) and self._plan.covers(
+            trunk_tokens + sum(map(group.own_tokens, group.members)),
+            group.blocks_to_come(self.block_size, self._num_blocks),
+        ):
+            group.released = True
+        if group.trunk is not None and self._promise(group.trunk, trunk_tokens) < trunk_tokens:
+            return
+        for member in group.members:
+            spare = 0 if group.released else 1
+            self._promise(member, group.own_tokens(member) - spare)
 
-    def _cached_tokens(self, member: Request) -> int:
-        _, tokens, _ = self.kv_cache_manager.get_computed_blocks(member)
+    def _cached_tokens(self, request: Request) -> int:
+        """Leading tokens of a waiting request whose KV blocks exist."""
+        _, tokens, _ = self.kv_cache_manager.get_computed_blocks(request)
         return tokens
 
     def _drop_trunk(self, group: Group) -> None:
@@ -151,24 +180,10 @@ class LockstepScheduler(AsyncScheduler):
             self.finish_requests(group.trunk.request_id, RequestStatus.FINISHED_ABORTED)
             group.trunk = None
 
-    def _enter(self, group: Group) -> None:
-        """Schedule K waiting members in this very step: nothing is left to compute before their last token.
-
-        For one step other prefills pause. Then every running row takes at most one token and one block, so a token
-        budget that is never below the number of run slots, and the blocks counted here, are enough for all.
-        """
-        free = self.kv_cache_manager.block_pool.get_num_free_blocks()
-        if self._entering is None and free >= len(self.running) + group.size:
-            self._entering = group
-
-    def _restart_trunk(self, group: Group) -> None:
-        """Compute the shared tokens (again), never with an adapter on."""
-        self._drop_trunk(group)
-        self._seat(group.new_trunk(), group)
-
     def _line_up(self) -> None:
         """Rows of admitted groups go first: their slots and blocks are reserved, and nothing may block their way."""
-        groups = sorted(self._on_the_way(), key=lambda group: (group is not self._entering, group.turn))
+        groups = [group for group in self.groups.values() if group.admitted]
+        groups.sort(key=lambda group: (not group.released, group.turn))
         rows = [row for group in groups for row in group.rows() if row.status != RequestStatus.RUNNING]
         if rows:
             self.waiting.remove_requests(rows)
@@ -176,12 +191,13 @@ class LockstepScheduler(AsyncScheduler):
                 self.waiting.prepend_request(row)
 
     def _check_rows(self, group: Group, output: SchedulerOutput) -> None:
+        """0 or K rows, and every one of them at its last known token."""
         rows = sum(member.request_id in output.num_scheduled_tokens for member in group.members)
-        if rows not in (0, group.size):
-            self._fail(group, f"{rows} of {group.size} rows were scheduled")
-        elif group is self._entering and rows:
-            group.released = True
-            self._drop_trunk(group)
+        if rows == 0:
+            # A preemption elsewhere kept waiting rows out of this step.
+            group.released = not group.waiting_members()
+        elif rows < group.size or any(member.is_prefill_chunk for member in group.members):
+            self._fail(group, f"{rows} of {group.size} rows were scheduled, or not to their last token")
 
     def _fail(self, group: Group, found: str) -> None:
         """End a group that came apart: a wrong answer must not leave the house."""
@@ -201,22 +217,18 @@ class LockstepScheduler(AsyncScheduler):
                 self._starved_since = group.arrival_time
                 return
             group.admit(turn=self.current_step)
-            if group.shared:
-                self._restart_trunk(group)
 
     def _fits(self, group: Group) -> bool:
         reserved = sum(
-            other.blocks_to_come(row, self.block_size, self._num_blocks(row))
-            for other in self._on_the_way()
-            for row in other.rows()
+            other.blocks_to_come(self.block_size, self._num_blocks) for other in self._on_the_way()
         )
         # Room for the released rows to grow, or the group would be preempted as soon as it runs.
         reserved += sum(other.size for other in self.groups.values() if other.released)
-        free = self.kv_cache_manager.block_pool.get_num_free_blocks() - reserved
+        free = self._num_free_blocks() - reserved
         adapters = self._active_adapters() | {adapter.int_id for adapter in group.spec.adapters}
         return (
             group.slots_needed <= self._free_slots()
-            and group.blocks_needed(self.block_size) <= free
+            and group.blocks_to_come(self.block_size, self._num_blocks) <= free
             and len(adapters) <= self.lora_config.max_loras
         )
 
@@ -228,6 +240,9 @@ class LockstepScheduler(AsyncScheduler):
         rows = (row for group in self._on_the_way() for row in group.rows())
         promised = sum(row.status != RequestStatus.RUNNING for row in rows)
         return self.max_num_active_reqs - len(self.running) - promised
+
+    def _num_free_blocks(self) -> int:
+        return self.kv_cache_manager.block_pool.get_num_free_blocks()
 
     def _num_blocks(self, request: Request) -> int:
         return len(self.kv_cache_manager.get_block_ids(request.request_id)[0])
@@ -243,7 +258,7 @@ class LockstepScheduler(AsyncScheduler):
         while True:
             released = [group for group in self.groups.values() if group.released]
             need = sum(group.next_blocks(self.block_size) for group in released)
-            if need <= self.kv_cache_manager.block_pool.get_num_free_blocks():
+            if need <= self._num_free_blocks():
                 return
             self.running.sort(key=self._running_order)
             victim = self.running[-1]
@@ -262,14 +277,11 @@ class LockstepScheduler(AsyncScheduler):
 
     def _handle_blocked_waiting_request(self, request: Request) -> bool:
         ready = super()._handle_blocked_waiting_request(request)
-        group = self.group_of.get(request.request_id)
-        if request.request_id in self._preempted_now or self._entering not in (None, group):
+        if not ready or request.request_id in self._preempted_now:
             return False
-        if group is None:
-            return ready and self._may_start_alone(request)
-        if group.is_trunk(request.request_id) or group is self._entering:
-            return ready
-        return ready and group.admitted and group.trunk_done() and not group.nothing_to_hold()
+        if request.request_id in self.group_of:
+            return self._plan.grants.get(request.request_id, 0) > 0
+        return self._plan.tokens > 0 and self._may_start_alone(request)
 
     def _may_start_alone(self, request: Request) -> bool:
         """Single requests leave promised slots alone, and wait behind an older group, which would starve otherwise."""
@@ -285,7 +297,7 @@ class LockstepScheduler(AsyncScheduler):
     def _get_local_prefix_cache_hit(self, request: Request) -> tuple[KVCacheBlocks, int, int, bool]:
         blocks, tokens, boundary, diverged = super()._get_local_prefix_cache_hit(request)
         group = self.group_of.get(request.request_id)
-        if group is not None and group is not self._entering and tokens >= request.num_tokens - 1:
+        if group is not None and not group.released and tokens >= request.num_tokens - 1:
             # A held member must have something left to compute before its last token.
             tokens -= self.block_size
             blocks = self.kv_cache_manager.truncate_computed_blocks(blocks, tokens)
@@ -294,13 +306,18 @@ class LockstepScheduler(AsyncScheduler):
     def _reserve_prefill_lookahead(
         self, request: Request, num_computed_tokens: int, num_new_tokens: int
     ) -> int:
-        new = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)
+        offered = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)
+        new = self._plan.granted(request.request_id, offered)
         group = self.group_of.get(request.request_id)
-        if self._entering is not None and group is not self._entering and new > 1:
-            return 0
-        if group is None or group.released or group is self._entering:
+        if group is None:
             return new
-        return min(new, max(request.num_tokens - 1 - num_computed_tokens, 0))
+        is_trunk = group.is_trunk(request.request_id)
+        if num_computed_tokens < group.shared and not is_trunk:
+            # The shared blocks were evicted after all: these tokens are never computed with an adapter on.
+            return 0
+        if group.released and not is_trunk:
+            return new
+        return min(new, request.num_tokens - 1 - num_computed_tokens)
 
     # Results
 
