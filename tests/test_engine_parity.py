@@ -148,6 +148,18 @@ def test_logprobs_are_those_of_the_mixture(
         torch.testing.assert_close(values, expected.values, atol=TOLERANCE, rtol=0)
 
 
+def test_usage_counts_as_cached_what_an_earlier_request_computed(tiny_engine: "EngineHarness") -> None:
+    """Not what this request's own members read after its prompt was computed for all of them."""
+    from tests.engine_harness import Question, SamplingParams
+
+    params = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
+    ids = prompt(100, seed=9)
+
+    outputs = [tiny_engine.ask(Question("block-4", ids, params))[0].last for _ in range(2)]
+
+    assert [output.num_cached_tokens for output in outputs if output] == [0, 96]
+
+
 def test_without_logprobs_the_caller_sees_none(tiny_engine: "EngineHarness") -> None:
     """The telemetry travels as log-probabilities, and must not show."""
     from tests.engine_harness import Question, SamplingParams

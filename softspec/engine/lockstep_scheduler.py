@@ -176,9 +176,15 @@ class LockstepScheduler(AsyncScheduler):
         return tokens
 
     def _drop_trunk(self, group: Group) -> None:
-        if group.trunk is not None:
-            self.finish_requests(group.trunk.request_id, RequestStatus.FINISHED_ABORTED)
-            group.trunk = None
+        if group.trunk is None:
+            return
+        leader, stats = group.members[0], group.trunk.prefill_stats
+        if leader.prefill_stats is not None and stats is not None:
+            # Members find in the cache what the trunk has just computed for this very request.
+            cached_tokens = min(stats.num_local_cached_tokens, group.shared)
+            leader.prefill_stats.set(leader.num_prompt_tokens, cached_tokens, 0)
+        self.finish_requests(group.trunk.request_id, RequestStatus.FINISHED_ABORTED)
+        group.trunk = None
 
     def _line_up(self) -> None:
         """Rows of admitted groups go first: their slots and blocks are reserved, and nothing may block their way."""
@@ -193,11 +199,14 @@ class LockstepScheduler(AsyncScheduler):
     def _check_rows(self, group: Group, output: SchedulerOutput) -> None:
         """0 or K rows, and every one of them at its last known token."""
         rows = sum(member.request_id in output.num_scheduled_tokens for member in group.members)
+        behind = any(member.is_prefill_chunk for member in group.members)
         if rows == 0:
-            # A preemption elsewhere kept waiting rows out of this step.
-            group.released = not group.waiting_members()
-        elif rows < group.size or any(member.is_prefill_chunk for member in group.members):
+            # A preemption elsewhere, or a pause, kept rows out that were to draw their first token.
+            group.released = not (behind or group.waiting_members())
+        elif rows < group.size or behind:
             self._fail(group, f"{rows} of {group.size} rows were scheduled, or not to their last token")
+        else:
+            self._drop_trunk(group)
 
     def _fail(self, group: Group, found: str) -> None:
         """End a group that came apart: a wrong answer must not leave the house."""
