@@ -10,8 +10,9 @@ from softspec.errors import UnsupportedEngineError
 
 _ADAPTERS = {
     "vllm.v1.sample.sampler.Sampler": "softspec.engine.sampler_v1",
+    "vllm.v1.worker.gpu.sample.sampler.Sampler": "softspec.engine.sampler_v2",
 }
-"""vLLM's samplers that were tested, and the modules that put groups into them."""
+"""vLLM's samplers that were tested, one of each model runner, and the modules that put groups into them."""
 
 
 class EnsembleWorker:
@@ -20,8 +21,10 @@ class EnsembleWorker:
     model_runner: Any
 
     def install_ensemble_sampler(self) -> str:
-        """Put groups into the model runner's sampler; calling again changes nothing. Returns the runner's class name.
+        """Put groups into the model runner's sampler; calling again changes nothing.
 
+        Returns:
+            The module that did it.
         Raises:
             UnsupportedEngineError: the runner draws its tokens in a way that was not tested.
         """
@@ -35,4 +38,4 @@ class EnsembleWorker:
                 f"model runner {type(runner).__module__}.{type(runner).__qualname__} draws with {found}, which was not "
                 f"tested with ensembles: expected one of {', '.join(_ADAPTERS)}"
             )
-        return type(runner).__name__
+        return type(runner.sampler).__module__
