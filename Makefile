@@ -7,6 +7,9 @@ STAMP := $(VENV)/.installed
 # vLLM's CPU build needs torch's CPU build; where pip's usual index lacks it, PyTorch's own has it.
 TORCH := torch==2.13.0+cpu
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+# Triton's interpreter runs vLLM's GPU model runner in tests. It stays off the environment's path, where vLLM's CPU build
+# would find it at every start and complain.
+TRITON := $(VENV)/triton
 CODE := softspec train server tests
 
 .PHONY: setup demo test test-fast lint format requirements clean
@@ -24,7 +27,12 @@ $(STAMP): requirements/cpu.txt requirements/model.txt pyproject.toml
 demo: setup
 	$(BIN)/softspec demo $(DEMO_FLAGS)
 
-test: setup lint
+$(TRITON)/.installed: requirements/triton.txt | $(STAMP)
+	rm -rf $(TRITON)
+	$(PIP) install --quiet --no-deps --target $(TRITON) --requirement requirements/triton.txt
+	touch $@
+
+test: setup lint $(TRITON)/.installed
 	$(BIN)/python -m pytest
 
 test-fast: setup

@@ -55,14 +55,13 @@ def serve(settings: Settings, base: str | None, vllm_args: Sequence[str]) -> Non
 def server_environment(settings: Settings, environment: Mapping[str, str]) -> dict[str, str]:
     """The variables that vLLM's processes must see; vLLM loads endpoint plugins only when they are named."""
     plugins = [name for name in environment.get("VLLM_PLUGINS", "").split(",") if name and name != PLUGIN]
-    return {
-        **settings.to_environment(),
-        "VLLM_PLUGINS": ",".join([*plugins, PLUGIN]),
-        # The ensemble sampler works with vLLM's first model runner, which is not the default on GPUs.
-        "VLLM_USE_V2_MODEL_RUNNER": environment.get("VLLM_USE_V2_MODEL_RUNNER", "0"),
-        # GiB, read on CPUs only, where vLLM would otherwise ask for nine tenths of the machine's memory.
-        "VLLM_CPU_KVCACHE_SPACE": environment.get("VLLM_CPU_KVCACHE_SPACE", "4"),
-    }
+    variables = {**settings.to_environment(), "VLLM_PLUGINS": ",".join([*plugins, PLUGIN])}
+    if not torch.cuda.is_available():
+        # Runner V2, vLLM's choice on GPUs, needs Triton.
+        variables["VLLM_USE_V2_MODEL_RUNNER"] = environment.get("VLLM_USE_V2_MODEL_RUNNER", "0")
+        # GiB; vLLM would otherwise ask for nine tenths of the machine's memory.
+        variables["VLLM_CPU_KVCACHE_SPACE"] = environment.get("VLLM_CPU_KVCACHE_SPACE", "4")
+    return variables
 
 
 def server_arguments(

@@ -18,7 +18,7 @@ from softspec.engine.client import EnsembleClient, load_ensembles
 from softspec.engine.requirements import SCHEDULER, WORKER_EXTENSION
 from softspec.engine.trace import ChoiceTrace, RequestTrace, current_trace
 
-os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class EngineHarness:
             **engine_args,
         )
         self.engine = AsyncLLM.from_engine_args(args)
-        self._loop.run_until_complete(self.engine.collective_rpc("install_ensemble_sampler"))
+        self.adapters = self._loop.run_until_complete(self.engine.collective_rpc("install_ensemble_sampler"))
         self.client = EnsembleClient(self.engine, loaded)
 
     def ask(self, *questions: Question, timeout_s: float = 600) -> list[Reply]:

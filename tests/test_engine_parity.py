@@ -3,6 +3,7 @@
 The engine has so few KV blocks and so small a token budget that groups are preempted and prompts are chunked.
 """
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,13 @@ def references(tiny_base: Path, tiny_ensembles: dict[str, Path]) -> dict[str, Re
 def prompt(length: int, seed: int = 0) -> list[int]:
     generator = torch.Generator().manual_seed(1000 * seed + length)
     return torch.randint(3, 259, (length,), generator=generator).tolist()
+
+
+def test_model_runner_is_the_one_that_was_asked_for(tiny_engine: "EngineHarness") -> None:
+    """V1, or V2 when `test_model_runner_v2.py` runs this file."""
+    version = {"0": "v1", "1": "v2"}[os.environ["VLLM_USE_V2_MODEL_RUNNER"]]
+
+    assert tiny_engine.adapters == [f"softspec.engine.sampler_{version}"]
 
 
 def test_engine_equals_the_reference_around_block_borders(

@@ -41,7 +41,11 @@ def config(**changes: Any) -> SimpleNamespace:
             "policy": "fcfs",
             "watermark": 0.0,
         },
-        "parallel_config": {"worker_extension_cls": WORKER_EXTENSION, "pipeline_parallel_size": 1},
+        "parallel_config": {
+            "worker_extension_cls": WORKER_EXTENSION,
+            "pipeline_parallel_size": 1,
+            "enable_batch_sharded_sampling": False,
+        },
         "model_config": {"max_logprobs": 7, "max_model_len": 64},
         "cache_config": {"block_size": 16, "num_gpu_blocks": 10, "enable_prefix_caching": True},
         "device_config": {"device_type": "cuda"},
@@ -50,7 +54,7 @@ def config(**changes: Any) -> SimpleNamespace:
         part, _, field = path.partition("__")
         if field:
             parts[part][field] = value
-    options = {"speculative_config": None, "kv_transfer_config": None, "use_v2_model_runner": False}
+    options = {"speculative_config": None, "kv_transfer_config": None}
     options |= {path: value for path, value in changes.items() if "__" not in path}
     return SimpleNamespace(**options, **{part: SimpleNamespace(**fields) for part, fields in parts.items()})
 
@@ -106,7 +110,7 @@ def test_engine_without_our_parts_is_refused(changes: dict[str, Any], complaint:
     [
         ({"speculative_config": object()}, "remove --speculative-config"),
         ({"kv_transfer_config": object()}, "remove --kv-transfer-config"),
-        ({"use_v2_model_runner": True}, "VLLM_USE_V2_MODEL_RUNNER=0"),
+        ({"parallel_config__enable_batch_sharded_sampling": True}, "remove --enable-batch-sharded-sampling"),
         ({"parallel_config__pipeline_parallel_size": 2}, "--tensor-parallel-size"),
         ({"scheduler_config__policy": "priority"}, "--scheduling-policy fcfs"),
         ({"scheduler_config__watermark": 0.1}, "remove --watermark"),

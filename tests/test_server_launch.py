@@ -122,6 +122,18 @@ def test_plugin_is_named_beside_the_users_plugins(found: str, expected: str) -> 
     assert environment["SOFTSPEC_ENSEMBLE"] == "a"
 
 
+@pytest.mark.parametrize(("has_gpu", "chosen"), [(False, {"": "0", "1": "1"}), (True, {"": None, "0": None})])
+def test_model_runner_is_vllms_choice_on_gpus_and_the_first_on_cpus(
+    monkeypatch: pytest.MonkeyPatch, has_gpu: bool, chosen: dict[str, str | None]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+
+    for wish, expected in chosen.items():
+        wishes = {"VLLM_USE_V2_MODEL_RUNNER": wish} if wish else {}
+        environment = server_environment(Settings((Path("a"),)), wishes)
+        assert environment.get("VLLM_USE_V2_MODEL_RUNNER") == expected
+
+
 def test_kv_blocks_end_where_the_adapters_begin(base: Path, ensemble: Path) -> None:
     """Members share whole blocks of the prompt; vLLM's CPU default of 128 would leave nothing to share."""
     manifest = renamed(ensemble, activation=BlockActivation(block_size=32))

@@ -55,7 +55,11 @@ def _refuse_untested_options(config: Any) -> None:
     found = (
         ("speculative decoding", config.speculative_config is not None, "remove --speculative-config"),
         ("KV transfer", config.kv_transfer_config is not None, "remove --kv-transfer-config"),
-        ("model runner V2", config.use_v2_model_runner, "set VLLM_USE_V2_MODEL_RUNNER=0"),
+        (
+            "batch-sharded sampling",
+            config.parallel_config.enable_batch_sharded_sampling,
+            "remove --enable-batch-sharded-sampling, as it would part a group's rows",
+        ),
         (
             "pipeline parallelism",
             config.parallel_config.pipeline_parallel_size > 1,
