@@ -14,7 +14,7 @@ import torch
 
 from server.settings import Settings
 from server.unsupported import MAX_TOP_LOGPROBS
-from softspec.engine.requirements import SCHEDULER, WORKER_EXTENSION, adapter_slots
+from softspec.engine.requirements import SCHEDULER, WORKER_EXTENSION
 from softspec.engine.telemetry import num_columns
 from softspec.errors import ConfigError
 from softspec.manifest import BlockActivation, Manifest, load_manifest, member_rank
@@ -79,7 +79,7 @@ def server_arguments(
     model = base or _common_base(manifests)
     _require_base(model)
     on_cpu = not torch.cuda.is_available()
-    slots = adapter_slots(sum(manifest.num_members for manifest in manifests.values()), on_cpu)
+    slots = sum(manifest.num_members for manifest in manifests.values())
     most_members = max(manifest.num_members for manifest in manifests.values())
     rank = max(member_rank(path, manifest) for path, manifest in manifests.items())
     ours: dict[str, str | int] = {

@@ -130,13 +130,5 @@ def test_engine_without_lora_is_refused() -> None:
         require_engine("0.32.0", found, [ENSEMBLE])
 
 
-def test_cpu_engine_needs_one_slot_that_stays_empty() -> None:
-    """Its kernels would apply the adapter of the last slot to every token that should have none."""
-    require_engine("0.32.0", config(device_config__device_type="cpu", lora_config__max_loras=3), [ENSEMBLE])
-
-    with pytest.raises(ConfigError, match=r"one empty LoRA slot, but there are 2 slots: .* --max-loras 3"):
-        require_engine("0.32.0", config(device_config__device_type="cpu"), [ENSEMBLE])
-
-
 def test_unlimited_logprobs_are_enough() -> None:
     require_engine("0.32.0", config(model_config__max_logprobs=-1), [ENSEMBLE])

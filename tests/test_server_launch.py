@@ -8,7 +8,6 @@ import torch
 
 from server.launch import engine_rank, serve, server_arguments, server_environment
 from server.settings import Settings
-from softspec.engine.requirements import adapter_slots
 from softspec.errors import ConfigError, ManifestError
 from softspec.manifest import BlockActivation, Manifest, load_manifest
 from tests.tiny import random_adapters, tiny_llama
@@ -38,7 +37,7 @@ def test_engine_has_room_for_every_member(base: Path, ensemble: Path) -> None:
     arguments = server_arguments({ensemble: load_manifest(ensemble)}, None, [])
 
     assert arguments[0] == str(base)
-    assert int(flag(arguments, "--max-loras")) == adapter_slots(3, on_cpu=not torch.cuda.is_available())
+    assert int(flag(arguments, "--max-loras")) == 3
     assert flag(arguments, "--max-lora-rank") == "16"
     assert flag(arguments, "--served-model-name") == "tiny-base"
     assert "--enable-lora" in arguments
@@ -65,7 +64,7 @@ def test_two_ensembles_share_one_engine(ensemble: Path, tmp_path: Path) -> None:
     manifests = {ensemble: load_manifest(ensemble), other: renamed(ensemble, name="other")}
 
     found = flag(server_arguments(manifests, None, []), "--max-loras")
-    assert int(found) == adapter_slots(6, on_cpu=not torch.cuda.is_available())
+    assert int(found) == 6
 
 
 def test_two_ensembles_of_one_name_are_refused(ensemble: Path, tmp_path: Path) -> None:

@@ -26,4 +26,4 @@ def leave_telemetry_undecoded(processor: OutputProcessor) -> None:
         if wire is not None and not wire["num_top"] and state.logprobs_processor is not None:
             state.logprobs_processor.tokenizer = None
 
-    processor.add_request = add  # type: ignore[method-assign]
+    processor.add_request = add

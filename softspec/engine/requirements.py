@@ -43,8 +43,6 @@ def require_engine(version: str, config: Any, ensembles: Iterable[LoadedEnsemble
     _require_class(config.parallel_config.worker_extension_cls, WORKER_EXTENSION, "--worker-extension-cls")
     if config.lora_config is None:
         raise ConfigError("LoRA is off but the members are LoRA adapters: start vLLM with --enable-lora")
-    ensembles = list(ensembles)
-    _require_spare_slot(config, sum(ensemble.manifest.num_members for ensemble in ensembles))
     for ensemble in ensembles:
         _require_room(config, ensemble)
         _require_cache(config, ensemble.manifest)
@@ -75,25 +73,6 @@ def _refuse_untested_options(config: Any) -> None:
     for option, is_on, remedy in found:
         if is_on:
             raise UnsupportedEngineError(f"{option} is on, which was not tested with ensembles: {remedy}")
-
-
-def adapter_slots(num_adapters: int, on_cpu: bool) -> int:
-    """How many LoRA slots (`--max-loras`) hold these adapters at once.
-
-    vLLM 0.32's CPU kernels give a token without an adapter the slot with index -1, the last one
-    (`vllm/lora/ops/torch_ops/lora_ops.py`). Unless that slot stays empty, the base model and the shared part of a
-    prompt silently wear a member's adapter whenever they are batched with a member.
-    """
-    return num_adapters + 1 if on_cpu else num_adapters
-
-
-def _require_spare_slot(config: Any, num_adapters: int) -> None:
-    need = adapter_slots(num_adapters, on_cpu=True)
-    if config.device_config.device_type == "cpu" and config.lora_config.max_loras < need:
-        raise ConfigError(
-            f"the ensembles have {num_adapters} members and vLLM's CPU kernels need one empty LoRA slot, but there are "
-            f"{config.lora_config.max_loras} slots: start it with --max-loras {need} --max-cpu-loras {need}"
-        )
 
 
 def _require_class(found: Any, expected: str, flag: str) -> None:

@@ -38,4 +38,7 @@ class EnsembleWorker:
                 f"model runner {type(runner).__module__}.{type(runner).__qualname__} draws with {found}, which was not "
                 f"tested with ensembles: expected one of {', '.join(_ADAPTERS)}"
             )
+        if runner.device.type == "cpu":
+            # Not for GPUs, where numba need not be installed.
+            import_module("softspec.engine.cpu_lora").use_cpu_lora(runner.lora_manager._adapter_manager)
         return type(runner.sampler).__module__
