@@ -143,9 +143,14 @@ class CpuLora(PunicaWrapperCPU):
 
 
 def _add_by_slot(x: Tensor, y: Tensor, layer: _Layer, slot: int, own: slice | Tensor) -> None:
-    inputs, start = x[own], 0
-    for down, end in zip(layer.down[slot], layer.ends, strict=True):
-        y[own, start:end] += (inputs @ down.T) @ layer.up[slot, :, start:end]
+    hidden = (x[own] @ layer.down[slot].flatten(0, 1).T).chunk(len(layer.ends), 1)
+    start = 0
+    for part, end in zip(hidden, layer.ends, strict=True):
+        up = layer.up[slot, :, start:end]
+        if isinstance(own, slice):
+            y[own, start:end].addmm_(part, up)
+        else:
+            y[own, start:end] += part @ up
         start = end
 
 
