@@ -39,3 +39,7 @@ class EnsembleWorker:
                 f"tested with ensembles: expected one of {', '.join(_ADAPTERS)}"
             )
         return type(runner.sampler).__module__
+
+    def measure_uncertainty(self, on: bool) -> None:
+        """Whether tokens come with their entropies and disagreements (the default) or with NaN in their place."""
+        self.model_runner.sampler.mixer.measures_uncertainty = on
