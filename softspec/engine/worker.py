@@ -42,3 +42,7 @@ class EnsembleWorker:
             # Not for GPUs, where numba need not be installed.
             import_module("softspec.engine.cpu_lora").use_cpu_lora(runner.lora_manager._adapter_manager)
         return type(runner.sampler).__module__
+
+    def measure_uncertainty(self, on: bool) -> None:
+        """Whether tokens come with their entropies and disagreements (the default) or with NaN in their place."""
+        self.model_runner.sampler.mixer.measures_uncertainty = on
