@@ -73,19 +73,23 @@ class StressTest:
         self.report = Report(seen=self.watch.seen)
         self._live: dict[str, _Live] = {}
         self._submitted = 0
-        self._draws = random.Random(traffic.rng.random())
+        self._draws = random.Random(traffic.seed)
 
     def run(self, steps: int = 0, tokens: int = 0) -> Report:
         """At least so many steps and lockstep tokens, then everything is brought to its end."""
         started = time.monotonic()
-        while self.report.steps < steps or self.watch.lockstep_tokens < tokens:
-            for ask in self.traffic.arrivals(len(self._live)):
-                self._submit(ask)
-            self._step()
-        while self._live:
-            self._step()
-        self.watch.when_idle()
-        self.watch.close()
+        try:
+            while self.report.steps < steps or self.watch.lockstep_tokens < tokens:
+                for ask in self.traffic.arrivals(len(self._live)):
+                    self._submit(ask)
+                self._step()
+            while self._live:
+                self._step()
+        except BaseException as error:
+            error.add_note(f"seed {self.traffic.seed}, step {self.report.steps}")
+            raise
+        finally:
+            self.watch.close()
         self.report.tokens = self.watch.lockstep_tokens
         self.report.seconds = time.monotonic() - started
         return self.report
