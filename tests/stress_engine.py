@@ -24,7 +24,7 @@ from softspec.engine.client import group_params, load_ensembles
 from softspec.engine.group import GroupSpec
 from softspec.engine.lockstep_group import Group
 from softspec.engine.lockstep_scheduler import LockstepScheduler
-from softspec.engine.requirements import SCHEDULER, WORKER_EXTENSION, adapter_slots, require_engine
+from softspec.engine.requirements import SCHEDULER, WORKER_EXTENSION, require_engine
 
 # vLLM reads these while it makes its configuration. The executor in this process is chosen by the first.
 _ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_USE_V2_MODEL_RUNNER": "0"}
@@ -33,9 +33,11 @@ _ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_USE_V2_MODEL_RUNNER
 class InProcessEngine:
     """`LLMEngine` with ensembles. One step is one call; nothing runs in between."""
 
-    def __init__(self, base: Path, ensembles: Sequence[Path], **engine_args: Any) -> None:
+    def __init__(
+        self, base: Path, ensembles: Sequence[Path], max_loras: int = 1000, **engine_args: Any
+    ) -> None:
         loaded = load_ensembles(ensembles)
-        slots = adapter_slots(sum(each.manifest.num_members for each in loaded.values()), on_cpu=True)
+        adapters = sum(each.manifest.num_members for each in loaded.values())
         self.specs: dict[str | None, GroupSpec] = {each.name: each.group_spec() for each in loaded.values()}
         for each in loaded.values():
             self.specs |= {spec.adapters[0].name: spec for spec in each.member_specs()}
@@ -45,8 +47,8 @@ class InProcessEngine:
                 dtype="float32",
                 enforce_eager=True,
                 enable_lora=True,
-                max_loras=slots,
-                max_cpu_loras=slots,
+                max_loras=min(max_loras, adapters),
+                max_cpu_loras=adapters,
                 max_lora_rank=16,
                 max_logprobs=64,
                 block_size=32,
@@ -134,7 +136,7 @@ class InProcessEngine:
 
     def sampler_groups(self) -> set[str]:
         """Groups whose prefix posterior the sampler keeps; it forgets finished ones when others draw."""
-        return set(self.runner.sampler._log_weights)
+        return set(self.runner.sampler.mixer.group_ids)
 
     def sizes(self) -> dict[str, int]:
         """How much each container of the scheduler and of the model runner holds; one that leaks grows."""
@@ -158,9 +160,7 @@ class InProcessEngine:
     def references(self) -> dict[int, int]:
         """How many requests hold each KV block that is in use, as vLLM counts them."""
         pool = self.scheduler.kv_cache_manager.block_pool
-        return {
-            block.block_id: block.ref_cnt for block in pool.blocks if block.ref_cnt and not block.is_null
-        }
+        return {block.block_id: block.ref_cnt for block in pool.blocks if block.ref_cnt and not block.is_null}
 
     def free_blocks(self) -> int:
         return self.scheduler.kv_cache_manager.block_pool.get_num_free_blocks()

@@ -65,9 +65,7 @@ class Watch:
         assert not scheduler.group_of
         assert not self.engine.blocks()
         assert self.engine.free_blocks() == self._free_blocks
-        grown = {
-            name: size for name, size in self.engine.sizes().items() if size > self._sizes.get(name, 0)
-        }
+        grown = {name: size for name, size in self.engine.sizes().items() if size > self._sizes.get(name, 0)}
         assert not grown, f"kept beyond the last request: {grown}"
         self._preemptions.clear()
         self._lengths.clear()
@@ -96,14 +94,18 @@ class Watch:
         scheduled = [member for member in group.members if member.request_id in output.num_scheduled_tokens]
         for member in scheduled:
             start = start_position(member, output)
-            assert start >= group.shared, f"{member.request_id} computes shared token {start} with its adapter"
+            assert start >= group.shared, (
+                f"{member.request_id} computes shared token {start} with its adapter"
+            )
         if group.trunk is not None:
             assert group.trunk.lora_request is None
         if not group.released:
             for member in scheduled:
                 assert member.num_computed_tokens < member.num_tokens, f"{member.request_id} draws alone"
             return
-        assert len(scheduled) in (0, group.size), f"{len(scheduled)} of {group.size} rows of {group.leader_id}"
+        assert len(scheduled) in (0, group.size), (
+            f"{len(scheduled)} of {group.size} rows of {group.leader_id}"
+        )
         positions = {member.num_computed_tokens for member in scheduled}
         assert len(positions) <= 1, f"{group.leader_id} is at {positions}"
         if scheduled and group.size > 1:

@@ -6,7 +6,6 @@ STRESS_SEED chooses another run.
 
 import math
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,7 +86,12 @@ def test_thousands_of_steps_of_mixed_traffic(
     from tests.stress import StressTest
 
     engine = start(
-        tiny_base, ensembles, num_gpu_blocks_override=30, max_num_batched_tokens=40, max_num_seqs=20
+        tiny_base,
+        ensembles,
+        num_gpu_blocks_override=30,
+        max_num_batched_tokens=40,
+        max_num_seqs=20,
+        max_loras=8,  # of 15 adapters: groups wait for each other's to leave
     )
     traffic = Traffic(int(os.environ.get("STRESS_SEED", "11")), SIZES, most_live=40)
 
