@@ -124,7 +124,9 @@ def predict(
     if member_probs is None:
         member_probs = member_logprobs.exp()
     mixture, mixture_probs = mix(member_logprobs, member_probs, log_weights)
-    member_entropy = entropy(member_logprobs, member_probs)
+    # One member after the other: the intermediate results of all would be as large as the logits.
+    each = zip(member_logprobs.unbind(-2), member_probs.unbind(-2), strict=True)
+    member_entropy = torch.stack([entropy(logprobs, probs) for logprobs, probs in each], -1)
     total, aleatoric = entropy(mixture, mixture_probs), _expected(member_entropy, log_weights)
     fixed_total = total
     if prior_log_weights is not log_weights:
