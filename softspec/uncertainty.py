@@ -9,7 +9,7 @@ is (..., K), normalised over K; results are (...), nats. K that differs raises S
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
@@ -125,6 +125,12 @@ def predict(member_logprobs: Tensor, log_weights: Tensor, prior_log_weights: Ten
         token_disagreement=(fixed_total - _expected(member_entropy, prior_log_weights)).clamp_min(0),
         disagreement=_dissent(member_logprobs, mixture, log_weights),
     )
+
+
+def unmeasured(mixture: Tensor) -> Predictive:
+    """A decode step of which only the mixture's log-probabilities (..., V) were computed; the rest is NaN."""
+    unknown = mixture.new_full(mixture.shape[:-1], math.nan)
+    return Predictive(mixture, *[unknown] * (len(fields(Predictive)) - 1))
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from vllm.v1.outputs import LogprobsTensors
 
 from softspec.engine.group import KEY, Seat
 from softspec.engine.telemetry import NUM_FIXED, num_columns, pack
-from softspec.mixture import update_log_weights
+from softspec.mixture import mixture_logprobs, update_log_weights
 from softspec.sampling import draw_tokens
-from softspec.uncertainty import Predictive, predict
+from softspec.uncertainty import Predictive, predict, unmeasured
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,8 @@ class GroupMixer:
     """Mixes and draws for groups, and holds the prefix posterior of every group between steps."""
 
     def __init__(self) -> None:
+        self.measures_uncertainty = True
+        """Off, a token's entropies and disagreements are NaN: for measuring what they cost."""
         self._batches: list[_Batch] = []
         self._lineups: dict[int, tuple[object, _Lineup]] = {}
         self._log_weights: dict[str, list[Tensor]] = {}
@@ -153,7 +155,10 @@ class GroupMixer:
                 [self._weights_at(group, prior) for group, prior in zip(groups, lineup.prior, strict=True)]
             )
         member_logprobs = logits[lineup.rows].log_softmax(-1, dtype=torch.float32)
-        predictive = predict(member_logprobs, log_weights, lineup.prior)
+        if self.measures_uncertainty:
+            predictive = predict(member_logprobs, log_weights, lineup.prior)
+        else:
+            predictive = unmeasured(mixture_logprobs(member_logprobs, log_weights))
         return _Batch(groups, lineup, member_logprobs, log_weights, predictive)
 
     def _line_up(self, groups: Sequence[GroupRows], device: torch.device) -> _Lineup:
