@@ -255,6 +255,7 @@ def test_first_members_of_an_ensemble_are_an_ensemble(ensemble: Path, tmp_path: 
         (["missing"], "no ensemble.json in 'missing'"),
         ([], "expected either an ensemble directory or --random-adapters K"),
         (["missing", "--random-adapters", "4"], "expected either"),
+        (["--random-adapters", "4", "--members", "2"], "--members is for an ensemble directory"),
         (["{}", "--members", "4"], "--members is 4 but '{}' has 3"),
         (["{}", "--ways", "member", "magic"], "--ways has 'magic'"),
         (["{}", "--concurrency", "0"], "--concurrency is 0: expected at least 1"),

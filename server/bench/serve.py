@@ -11,8 +11,8 @@ import shlex
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, AsyncExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,10 @@ def bench_serve(
     """
     if (ensemble is None) == (random_members is None):
         raise ConfigError("expected either an ensemble directory or --random-adapters K")
+    if ensemble is None and members is not None:
+        raise ConfigError(
+            "--members is for an ensemble directory: give --random-adapters as many as you want"
+        )
     if not output.parent.is_dir():
         raise ConfigError(f"--json is '{output}' but there is no directory '{output.parent}': make it first")
     if torch.cuda.is_available():
@@ -77,94 +81,95 @@ def bench_serve(
             directory = first_members(directory, members, Path(scratch) / "first")
         manifest = load_manifest(directory)
         _print_plan(manifest, settings)
-        # Ended by this signal too, the server in its session of its own must not stay behind.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
-            return asyncio.run(_Bench(directory, manifest, base, output, settings, vllm_args).run())
+            with _raise_on_signals():
+                return asyncio.run(_measure(directory, manifest, base, output, settings, vllm_args))
         except KeyboardInterrupt as error:
             raise BenchInterrupted(f"interrupted; '{output}' has the repeats so far") from error
         finally:
             # The engine's finaliser would fail at exit, when the modules that it needs are being taken apart.
+            gc.unfreeze()
             gc.collect()
 
 
-class _Bench:
+async def _measure(
+    directory: Path,
+    manifest: Manifest,
+    base: str | None,
+    output: Path,
+    settings: BenchSettings,
+    vllm_args: Sequence[str],
+) -> dict[str, Any]:
     """One run, from the engines' start to their end."""
+    # While a shared prompt is computed it takes a row of its own.
+    rows = max(settings.concurrency) * (
+        manifest.num_members + isinstance(manifest.activation, BlockActivation)
+    )
+    tokens_per_row = max(settings.prompt_tokens) + settings.output_tokens
+    sizes = ["--max-model-len", str(tokens_per_row), "--max-num-seqs", str(rows)]
+    arguments = server_arguments({directory: manifest}, base, [*sizes, *vllm_args])
+    base = arguments[0]
+    model = describe.model(base, directory, manifest)
+    stock_environment = _prepare_environment(directory)
+    # Imported here: takes many seconds, and must see the environment.
+    from softspec.engine.client import load_ensembles
+    from softspec.engine.local import open_engine
 
-    def __init__(
-        self,
-        directory: Path,
-        manifest: Manifest,
-        base: str | None,
-        output: Path,
-        settings: BenchSettings,
-        vllm_args: Sequence[str],
-    ) -> None:
-        self._directory = directory
-        self._manifest = manifest
-        self._output = output
-        self._settings = settings
-        # While a shared prompt is computed it takes a row of its own.
-        rows = manifest.num_members + isinstance(manifest.activation, BlockActivation)
-        self._rows = max(settings.concurrency) * rows
-        self._tokens_per_row = max(settings.prompt_tokens) + settings.output_tokens
-        sizes = ["--max-model-len", str(self._tokens_per_row), "--max-num-seqs", str(self._rows)]
-        self._arguments = server_arguments({directory: manifest}, base, [*sizes, *vllm_args])
-        self._base = self._arguments[0]
-
-    async def run(self) -> dict[str, Any]:
-        model = describe.model(self._base, self._directory, self._manifest)
-        stock_environment = self._prepare_environment()
-        # Imported here: takes many seconds, and must see the environment.
-        from softspec.engine.client import load_ensembles
-        from softspec.engine.local import open_engine
-
-        ensembles = load_ensembles([self._directory])
-        async with AsyncExitStack() as stack:
-            engine = await stack.enter_async_context(
-                open_engine(self._arguments, ensembles, self._rows, self._tokens_per_row)
+    ensembles = load_ensembles([directory])
+    async with AsyncExitStack() as stack:
+        engine = await stack.enter_async_context(open_engine(arguments, ensembles, rows, tokens_per_row))
+        facts = await engine.facts()
+        adapters = ensembles[manifest.name].adapters
+        ways = local_ways(engine, manifest.name, [adapter.name for adapter in adapters])
+        if "client" in settings.ways:
+            stock = [*arguments, "--num-gpu-blocks-override", str(facts["kv_blocks"])]
+            log = output.with_suffix(".server.log")
+            url = stack.enter_context(
+                stock_server(stock, directory, manifest.num_members, stock_environment, log)
             )
-            facts = await engine.facts()
-            adapters = ensembles[self._manifest.name].adapters
-            ways = local_ways(engine, self._manifest.name, [adapter.name for adapter in adapters])
-            if "client" in self._settings.ways:
-                url = stack.enter_context(self._stock_server(facts["kv_blocks"], stock_environment))
-                session = await stack.enter_async_context(open_session())
-                ways["client"] = client_way(SteppingClient(session, url, self._manifest, model["vocab_size"]))
-            if "reference" in self._settings.ways:
-                torch.set_num_threads(facts["threads"])
-                ways["reference"] = reference_way(ReferenceEnsemble.load(self._base, self._directory))
-            description = {
-                "command": shlex.join(["softspec", *sys.argv[1:]]),
-                "versions": describe.versions(),
-                "machine": describe.machine(),
-                "engine": facts,
-                "model": model,
-            }
-            results = Results(self._output, description, self._settings)
-            with tqdm(
-                bar_format="{desc}{percentage:3.0f}%|{bar}| {elapsed}<{remaining}", file=sys.stderr
-            ) as bar:
-                await measure_all(ways, self._settings, model["vocab_size"], results, bar)
-        return results.document
+            session = await stack.enter_async_context(open_session())
+            ways["client"] = client_way(SteppingClient(session, url, manifest, model["vocab_size"]))
+        if "reference" in settings.ways:
+            torch.set_num_threads(facts["threads"])
+            ways["reference"] = reference_way(ReferenceEnsemble.load(base, directory))
+        description = {
+            "command": shlex.join(["softspec", *sys.argv[1:]]),
+            "versions": describe.versions(),
+            "machine": describe.machine(),
+            "engine": facts,
+            "model": model,
+        }
+        results = Results(output, description, settings)
+        # As vLLM's server does once it has started: no pauses for what stays anyway.
+        gc.freeze()
+        with tqdm(bar_format="{desc}{percentage:3.0f}%|{bar}| {elapsed}<{remaining}", file=sys.stderr) as bar:
+            await measure_all(ways, settings, model["vocab_size"], results, bar)
+    return results.document
 
-    def _prepare_environment(self) -> dict[str, str]:
-        """Set the variables that our engine needs; returns those for the unmodified server."""
-        quiet = {"VLLM_LOGGING_STREAM": "ext://sys.stderr", "VLLM_LOGGING_LEVEL": "WARNING"}
-        before = {**quiet, **os.environ}
-        ours = server_environment(Settings((self._directory,)), before)
-        os.environ.update({**before, **ours})
-        plugin = {*Settings((self._directory,)).to_environment(), "VLLM_PLUGINS"}
-        return {**before, **{name: value for name, value in ours.items() if name not in plugin}}
 
-    def _stock_server(self, kv_blocks: int, environment: dict[str, str]) -> AbstractContextManager[str]:
-        return stock_server(
-            [*self._arguments, "--num-gpu-blocks-override", str(kv_blocks)],
-            self._directory,
-            self._manifest.num_members,
-            environment,
-            log=self._output.with_suffix(".server.log"),
-        )
+def _prepare_environment(directory: Path) -> dict[str, str]:
+    """Set the variables that our engine needs; returns those for the unmodified server."""
+    settings = Settings((directory,))
+    quiet = {"VLLM_LOGGING_STREAM": "ext://sys.stderr", "VLLM_LOGGING_LEVEL": "WARNING"}
+    os.environ.update({**quiet, **os.environ})
+    os.environ.update(server_environment(settings, os.environ))
+    ours = {*settings.to_environment(), "VLLM_PLUGINS"}
+    return {name: value for name, value in os.environ.items() if name not in ours}
+
+
+@contextmanager
+def _raise_on_signals() -> Iterator[None]:
+    """SIGINT and SIGTERM raise KeyboardInterrupt at once, while engines start too; so nothing is left running."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _random_ensemble(num_members: int, base: str | None, directory: Path) -> tuple[Path, str]:

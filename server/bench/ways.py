@@ -6,6 +6,7 @@ Knows how each way is driven, but not what is made of the times.
 import asyncio
 import time
 from collections.abc import AsyncIterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from server.bench.measure import Way
@@ -31,17 +32,13 @@ def local_ways(engine: "LocalEngine", ensemble: str, members: Sequence[str]) -> 
         answers = (_arrivals(engine.ask_adapter(member, prompt_ids, num_tokens)) for member in members)
         return [max(times) for times in zip(*await asyncio.gather(*answers), strict=True)]
 
-    async def measure() -> None:
-        await engine.measure_uncertainty(True)
-
-    async def do_not_measure() -> None:
-        await engine.measure_uncertainty(False)
-
+    # All prepare, so that none has the advantage of a worker that is awake.
+    measuring, not_measuring = (partial(engine.measure_uncertainty, on) for on in (True, False))
     return {
-        "member": Way(from_member, "local"),
-        "ensemble": Way(from_ensemble, "local", measure),
-        "mixture": Way(from_ensemble, "local", do_not_measure),
-        "members": Way(from_members, "local"),
+        "member": Way(from_member, "local", measuring),
+        "ensemble": Way(from_ensemble, "local", measuring),
+        "mixture": Way(from_ensemble, "local", not_measuring),
+        "members": Way(from_members, "local", measuring),
     }
 
 
