@@ -26,7 +26,7 @@ _VLLM_SERVE = "import sys; from softspec.engine.serve import run; run(sys.argv[1
 
 @contextmanager
 def stock_server(
-    arguments: Sequence[str], ensemble: Path, num_members: int, environment: Mapping[str, str], log: Path
+    arguments: Sequence[str], ensemble: Path, manifest: Manifest, environment: Mapping[str, str], log: Path
 ) -> Iterator[str]:
     """`vllm serve` with the members as LoRA modules `member-0`...; yields its URL.
 
@@ -39,7 +39,7 @@ def stock_server(
     for flag in _OURS:
         position = stock.index(flag)
         del stock[position : position + 2]
-    modules = [f"member-{k}={member_dir(ensemble, k).resolve()}" for k in range(num_members)]
+    modules = [f"member-{k}={member_dir(ensemble, k).resolve()}" for k in range(manifest.num_members)]
     port = free_port()
     address = ["--host", "127.0.0.1", "--port", str(port), "--disable-uvicorn-access-log"]
     command = [sys.executable, "-c", _VLLM_SERVE, *stock, "--lora-modules", *modules, *address]

@@ -7,6 +7,7 @@ import random
 from dataclasses import dataclass
 
 from softspec.errors import ConfigError
+from softspec.manifest import BlockActivation, Manifest
 
 WAYS = {
     "member": "one adapter, as an ordinary vLLM LoRA request",
@@ -76,6 +77,14 @@ class BenchSettings:
                 f"reference at {cell}: it answers one user" for cell in self.cells if cell.concurrency > 1
             ]
         return missing
+
+    def room(self, manifest: Manifest) -> tuple[int, int]:
+        """Rows that the largest cell has in an engine at once, and the tokens of each.
+
+        While a shared prompt is computed it has a row of its own.
+        """
+        rows = manifest.num_members + isinstance(manifest.activation, BlockActivation)
+        return max(self.concurrency) * rows, max(self.prompt_tokens) + self.output_tokens
 
     def order(self, cell: Cell, repeat: int) -> list[str]:
         """The ways of a cell, shuffled anew for every repeat."""

@@ -7,19 +7,15 @@ import asyncio
 import time
 from collections.abc import AsyncIterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 from server.bench.measure import Way
 from server.bench.outside import SteppingClient
+from softspec.engine.local import LocalEngine
 from softspec.reference import ReferenceEnsemble
 from softspec.sampling import SamplingSpec
 
-if TYPE_CHECKING:
-    # Importing it starts vLLM, which reads its environment then.
-    from softspec.engine.local import LocalEngine
 
-
-def local_ways(engine: "LocalEngine", ensemble: str, members: Sequence[str]) -> dict[str, Way]:
+def local_ways(engine: LocalEngine, ensemble: str, members: Sequence[str]) -> dict[str, Way]:
     """Everything that our own engine can do; names as it knows them."""
 
     async def from_ensemble(prompt_ids: Sequence[int], num_tokens: int) -> list[float]:

@@ -1,0 +1,73 @@
+"""One run of the benchmark, from the engines' start to their end.
+
+In: an ensemble, vLLM's arguments for it, settings. Out: the document. Imports vLLM, so import it late: the environment
+must be complete by then.
+"""
+
+import gc
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from server.bench import describe
+from server.bench.measure import Results, measure_all
+from server.bench.outside import SteppingClient, open_session, stock_server
+from server.bench.plan import BenchSettings
+from server.bench.ways import client_way, local_ways, reference_way
+from softspec.engine.client import load_ensembles
+from softspec.engine.local import open_engine
+from softspec.manifest import Manifest
+from softspec.reference import ReferenceEnsemble
+
+
+async def run(
+    directory: Path,
+    manifest: Manifest,
+    arguments: Sequence[str],
+    stock_environment: Mapping[str, str],
+    output: Path,
+    settings: BenchSettings,
+) -> dict[str, Any]:
+    """Start what the ways need, measure them all, end everything.
+
+    Args:
+        directory: the ensemble, whose `manifest` this is.
+        arguments: those of `softspec serve` for vLLM.
+        stock_environment: variables of the unmodified server.
+    """
+    base, (rows, tokens_per_row) = arguments[0], settings.room(manifest)
+    model = describe.model(base, directory, manifest)
+    ensembles = load_ensembles([directory])
+    async with AsyncExitStack() as stack:
+        engine = await stack.enter_async_context(open_engine(arguments, ensembles, rows, tokens_per_row))
+        facts = await engine.facts()
+        adapters = ensembles[manifest.name].adapters
+        ways = local_ways(engine, manifest.name, [adapter.name for adapter in adapters])
+        if "client" in settings.ways:
+            stock = [*arguments, "--num-gpu-blocks-override", str(facts["kv_blocks"])]
+            log = output.with_suffix(".server.log")
+            url = stack.enter_context(stock_server(stock, directory, manifest, stock_environment, log))
+            session = await stack.enter_async_context(open_session())
+            ways["client"] = client_way(SteppingClient(session, url, manifest, model["vocab_size"]))
+        if "reference" in settings.ways:
+            torch.set_num_threads(facts["threads"])
+            ways["reference"] = reference_way(ReferenceEnsemble.load(base, directory))
+        description = {
+            "command": shlex.join(["softspec", *sys.argv[1:]]),
+            "versions": describe.versions(),
+            "machine": describe.machine(),
+            "engine": facts,
+            "model": model,
+        }
+        results = Results(output, description, settings)
+        # As vLLM's server does once it has started: no pauses for what stays anyway.
+        gc.freeze()
+        with tqdm(bar_format="{desc}{percentage:3.0f}%|{bar}| {elapsed}<{remaining}", file=sys.stderr) as bar:
+            await measure_all(ways, settings, model["vocab_size"], results, bar)
+    return results.document
