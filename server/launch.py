@@ -85,7 +85,6 @@ def server_arguments(
     ours: dict[str, str | int] = {
         "--served-model-name": _base_name(model, manifests),
         "--max-loras": slots,
-        "--max-cpu-loras": slots,
         "--max-lora-rank": engine_rank(rank),
         "--max-logprobs": MAX_TOP_LOGPROBS + num_columns(most_members),
         "--scheduler-cls": SCHEDULER,

@@ -259,7 +259,7 @@ def test_single_models_answer_without_the_field(server: Server, model: str) -> N
 
     assert answer.choices[0].message.content == " yes it is"
     assert not hasattr(answer.choices[0], "uncertainty")
-    assert server.engine.loras[-1] == (None if model == "tiny-base" else model)
+    assert server.engine.loras[-1] == (None if model == "tiny-base" else f"{model}#2")
 
 
 @pytest.mark.parametrize("field", ["prompt_logprobs", "use_beam_search", "uncertanty", "prompt_embeds"])
