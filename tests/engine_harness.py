@@ -96,7 +96,8 @@ class EngineHarness:
         # Its finaliser needs modules that the interpreter takes apart first at exit.
         del self.client, self.engine
 
-    async def reply(self, question: Question) -> Reply:
+    async def reply(self, question: Question, began: asyncio.Event | None = None) -> Reply:
+        """One answer; `began` is set when the first output is there."""
         self._requests += 1
         trace = RequestTrace()
         current_trace.set(trace)
@@ -113,6 +114,8 @@ class EngineHarness:
             for completion in reply.last.outputs:
                 reply.token_ids[completion.index] = list(completion.token_ids)
             received += 1
+            if began is not None:
+                began.set()
             if received == question.give_up_after:
                 await outputs.aclose()
                 break
