@@ -149,7 +149,7 @@ def test_served_name_is_replaced_only_on_request(server: Server, folder: Path) -
 def test_request_that_has_begun_is_finished_on_the_old_members(
     server: Server, folder: Path, stream: bool
 ) -> None:
-    old = set(engine_names(server))
+    old = engine_names(server)
     change = server.http.post("/v1/load_ensemble", json={"path": str(folder / "fresh"), "replace": True})
 
     async def replaced_and_resident() -> tuple[Any, set[str]]:

@@ -179,32 +179,3 @@ def test_unreadable_member_leaves_the_engine_as_it_was(
     assert settled_loras(engine)[0] == before
     asked = question(NAME, 35, max_tokens=20)
     assert_answers(references[2], asked, engine.ask(asked)[0])
-
-
-@pytest.mark.parametrize(("num_top", "decoded"), [(None, 0), (2, 3)])
-def test_telemetry_is_made_text_only_where_somebody_reads_it(
-    engine: "EngineHarness", num_top: int | None, decoded: int
-) -> None:
-    """vLLM decodes a token for each log-probability; those of a group are mostly numbers."""
-    from softspec.engine.client import group_params
-    from softspec.engine.registry import lora_request_of
-
-    asked = question(NAME, 9, max_tokens=1, logprobs=num_top)
-
-    async def raw_logprobs() -> Any:
-        with engine.client.registry.running(NAME) as spec:
-            outputs = engine.engine.generate(
-                {"prompt_token_ids": list(asked.prompt_ids)},
-                group_params(asked.params, spec),
-                "raw",
-                lora_request=lora_request_of(spec.adapters[0]),
-            )
-            return [output.outputs[0].logprobs async for output in outputs][-1]
-
-    texts = engine.run(raw_logprobs()).decoded_tokens
-
-    assert len(texts) > 5
-    if decoded:
-        assert all(isinstance(text, str) for text in texts[:decoded])
-    else:
-        assert set(texts) == {None}

@@ -20,7 +20,7 @@ from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from softspec.engine.front_end import leave_telemetry_undecoded
+from softspec.engine.front_end import carry_telemetry
 from softspec.engine.group import KEY, GroupSpec
 from softspec.engine.registry import Ensemble, Registry, lora_request_of
 from softspec.engine.telemetry import num_columns, unpack
@@ -38,7 +38,7 @@ class EnsembleClient:
         self._engine = engine
         self.registry = Registry(engine, ensembles, base_names)
         if isinstance(engine, AsyncLLM):
-            leave_telemetry_undecoded(engine.output_processor)
+            carry_telemetry(engine.output_processor)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)

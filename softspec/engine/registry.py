@@ -141,8 +141,8 @@ class Registry:
             UserError: it cannot be served; nothing has changed.
         """
         async with self._changing:
-            # Their room may be needed, and they are on their way out.
-            await asyncio.gather(*self._leaving)
+            if self._leaving:  # their room may be needed
+                await asyncio.wait(self._leaving)
             ensemble = await asyncio.to_thread(read_ensemble, directory, self._next_id)
             self._require_servable(ensemble, replace)
             self._next_id += len(ensemble.adapters)
