@@ -1,4 +1,4 @@
-"""The command line: `softspec train | serve | inspect | demo`.
+"""The command line: `softspec train | serve | inspect | demo | bench`.
 
 In: arguments. Out: data on stdout, progress and logs on stderr, and an exit code: 0, 2 for what the user can fix (one
 clear line), 1 for what they cannot, 128 + signal number when interrupted. Imports `train` and `server` where needed.
@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
-    if rest and options.command is not serve:
+    if rest and options.command not in (serve, bench_serve):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         options.command(options, rest)
@@ -86,7 +86,55 @@ def build_parser() -> argparse.ArgumentParser:
         "--json", action="store_true", help="print demo.json to stdout instead of the report"
     )
     command.set_defaults(command=demo)
+
+    benchmarks = commands.add_parser("bench", help="measure on this machine")
+    _add_bench_serve(benchmarks.add_subparsers(required=True, metavar="WHAT"))
     return parser
+
+
+def _add_bench_serve(benchmarks: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    from server.bench.plan import WAYS, BenchSettings
+
+    defaults = BenchSettings()
+    command = benchmarks.add_parser(
+        "serve",
+        help="an ensemble beside other ways to its answers: time to first token, per token, tokens per second",
+        description="Ways: " + "; ".join(f"{way}: {what}" for way, what in WAYS.items()) + ".",
+        epilog="Every other flag goes to vLLM, here and in the unmodified server. The directory comes first.",
+        allow_abbrev=False,
+    )
+    command.add_argument("ensemble", type=Path, nargs="?", metavar="ENSEMBLE_DIR")
+    command.add_argument(
+        "--random-adapters",
+        type=int,
+        metavar="K",
+        help="instead of a directory: K random adapters of rank 16, which cost what trained ones do",
+    )
+    command.add_argument("--members", type=int, metavar="K", help="use only the directory's first K members")
+    command.add_argument(
+        "--base", help="base model: directory or hub id (default: the one the ensemble names)"
+    )
+    command.add_argument("--json", type=Path, required=True, metavar="FILE", help="where the results go")
+    command.add_argument("--ways", nargs="+", default=defaults.ways, metavar="WAY", help="default: all")
+    lists = {"--concurrency": defaults.concurrency, "--prompt-tokens": defaults.prompt_tokens}
+    for flag, values in lists.items():
+        shown = " ".join(map(str, values))
+        command.add_argument(
+            flag,
+            nargs="+",
+            type=int,
+            default=values,
+            metavar="N",
+            help=f"default: {shown}; every pair is measured",
+        )
+    numbers = {
+        "--output-tokens": defaults.output_tokens,
+        "--repeats": defaults.repeats,
+        "--seed": defaults.seed,
+    }
+    for flag, value in numbers.items():
+        command.add_argument(flag, type=int, default=value, metavar="N", help="default: %(default)s")
+    command.set_defaults(command=bench_serve)
 
 
 def train(options: argparse.Namespace, _: Sequence[str]) -> None:
@@ -134,6 +182,33 @@ def demo(options: argparse.Namespace, _: Sequence[str]) -> None:
 
     results = run_demo(options.output, DemoSettings(base=options.base, alpha_0=options.alpha_0))
     print(json.dumps(results, indent=2) if options.json else format_report(results))
+
+
+def bench_serve(options: argparse.Namespace, vllm_args: Sequence[str]) -> None:
+    from server.bench.plan import BenchSettings
+
+    settings = BenchSettings(
+        tuple(options.ways),
+        tuple(options.concurrency),
+        tuple(options.prompt_tokens),
+        options.output_tokens,
+        options.repeats,
+        options.seed,
+    )
+    _hide_foreign_progress()
+    from server.bench.report import format_report
+    from server.bench.serve import bench_serve as run
+
+    document = run(
+        options.ensemble,
+        options.random_adapters,
+        options.members,
+        options.base,
+        options.json,
+        settings,
+        vllm_args,
+    )
+    print(format_report(document))
 
 
 def _hide_foreign_progress() -> None:

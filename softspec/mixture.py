@@ -16,6 +16,9 @@ from torch import Tensor
 
 from softspec.errors import ShapeError
 
+_CLEARLY_IN_RANGE = 1e-30
+"""Above this the sum of float32 probabilities is as good as the sum in logs; what underflows adds less than 1e-8."""
+
 
 def uniform_log_weights(num_members: int) -> Tensor:
     """(K,), float64: every member counts the same."""
@@ -35,6 +38,33 @@ def mixture_logprobs(member_logprobs: Tensor, log_weights: Tensor) -> Tensor:
     """
     require_same_members(member_logprobs.shape[-2], log_weights)
     return torch.logsumexp(member_logprobs + log_weights.to(member_logprobs.dtype)[..., None], -2)
+
+
+def distributions(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and probabilities of logits (..., V), which are overwritten: both for one exponential.
+
+    As exact as torch's log_softmax: the largest probability is 1 / sum exp(logit - largest logit).
+    """
+    probs = logits.softmax(-1)
+    logits -= logits.amax(-1, keepdim=True)
+    logits += probs.amax(-1, keepdim=True).log()
+    return logits, probs
+
+
+def mix(member_logprobs: Tensor, member_probs: Tensor, log_weights: Tensor) -> tuple[Tensor, Tensor]:
+    """`mixture_logprobs` and its exponential, for members of which both are at hand.
+
+    On a CPU exponentials are dear, so probabilities are added where none is too small for that. Finding that out on
+    an accelerator would make the host wait.
+    """
+    require_same_members(member_logprobs.shape[-2], log_weights)
+    if member_probs.device.type == "cpu":
+        weights = log_weights.to(member_probs.dtype).exp()
+        probs = (weights[..., None, :] @ member_probs).squeeze(-2)
+        if probs.amin() > _CLEARLY_IN_RANGE:
+            return probs.log(), probs
+    logprobs = mixture_logprobs(member_logprobs, log_weights)
+    return logprobs, logprobs.exp()
 
 
 def update_log_weights(log_weights: Tensor, token_logprobs: Tensor) -> Tensor:

@@ -4,8 +4,8 @@ In: mixture log-probabilities of G requests and their sampling settings. Out: G 
 members.
 
 Order of operations, all on the mixture: penalties, temperature, min-p, top-k, top-p, one draw. Settings are
-(G,) tensors and may live on the CPU while log-probabilities live on an accelerator: what to compute is
-decided where settings live, so no decode step waits for the device.
+(G,) tensors and may live on the CPU, in pinned memory, while log-probabilities live on an accelerator: what to
+compute is decided where settings live, so no decode step waits for the device.
 """
 
 from dataclasses import dataclass
@@ -76,9 +76,10 @@ def filter_logprobs(
     Returns:
         (G, V), scaled, -inf where cut, not renormalised. Rows at temperature 0 are not scaled.
     """
-    scaled = logprobs / torch.where(temperature > 0, temperature, 1.0).to(logprobs)[:, None]
+    scale = temperature.to(logprobs, non_blocking=True)
+    scaled = logprobs / torch.where(scale > 0, scale, 1.0)[:, None]
     if bool((min_p > 0).any()):
-        floor = scaled.amax(-1, keepdim=True) + min_p.to(scaled).log()[:, None]
+        floor = scaled.amax(-1, keepdim=True) + min_p.to(scaled, non_blocking=True).log()[:, None]
         scaled = scaled.masked_fill(scaled < floor, -torch.inf)
     if bool(((top_k > 0) | (top_p < 1)).any()):
         scaled = scaled.masked_fill(scaled < _cut(scaled, top_k, top_p), -torch.inf)
@@ -88,8 +89,9 @@ def filter_logprobs(
 def _cut(logprobs: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
     """(G, 1): the smallest value that top-k and then top-p keep."""
     vocab_size, device = logprobs.shape[-1], logprobs.device
+    top_k, top_p = top_k.to(device, non_blocking=True), top_p.to(device, non_blocking=True)
     ranked = logprobs.sort(-1, descending=True).values
-    last = torch.where(top_k > 0, top_k.clamp_max(vocab_size), vocab_size).to(device)[:, None] - 1
+    last = torch.where(top_k > 0, top_k.clamp_max(vocab_size), vocab_size)[:, None] - 1
     ranked = ranked.masked_fill(ranked < ranked.gather(-1, last), -torch.inf)
     mass = ranked.double().softmax(-1)
     mass_above = mass.cumsum(-1) - mass
@@ -114,8 +116,8 @@ def gumbel_noise(seeds: Tensor, positions: Tensor, vocab_size: int) -> Tensor:
     state = _mix(_mix(seeds + _GOLDEN) + (positions + 1) * _GOLDEN)
     counters = torch.arange(1, vocab_size + 1, dtype=torch.int64, device=seeds.device)
     bits = _shift_right(_mix(state[:, None] + counters * _GOLDEN), 12)
-    uniform = (bits.double() + 0.5) * 2.0**-52
-    return -(-uniform.log()).log()
+    noise = bits.double().add_(0.5).mul_(2.0**-52)
+    return noise.log_().neg_().log_().neg_()
 
 
 def draw_tokens(
@@ -132,21 +134,29 @@ def draw_tokens(
     Args:
         logprobs: (G, V), after penalties. The others: (G,), see `filter_logprobs` and `gumbel_noise`.
     """
-    greedy = logprobs.argmax(-1)
-    if bool((temperature == 0).all()):
-        return greedy
+    is_greedy, device = temperature == 0, logprobs.device
+    if bool(is_greedy.all()):
+        return logprobs.argmax(-1)
     scores = filter_logprobs(logprobs, temperature, top_k, top_p, min_p)
-    noise = gumbel_noise(seeds.to(logprobs.device), positions.to(logprobs.device), logprobs.shape[-1])
-    return torch.where((temperature == 0).to(logprobs.device), greedy, (scores + noise).argmax(-1))
+    seeds, positions = seeds.to(device, non_blocking=True), positions.to(device, non_blocking=True)
+    drawn = gumbel_noise(seeds, positions, logprobs.shape[-1]).add_(scores).argmax(-1)
+    if bool(is_greedy.any()):
+        drawn = torch.where(temperature.to(device, non_blocking=True) == 0, logprobs.argmax(-1), drawn)
+    return drawn
 
 
 def _mix(state: Tensor) -> Tensor:
     """The finaliser of SplitMix64 on int64, modulo 2**64."""
-    state = (state ^ _shift_right(state, 30)) * _MULTIPLIERS[0]
-    state = (state ^ _shift_right(state, 27)) * _MULTIPLIERS[1]
-    return state ^ _shift_right(state, 31)
+    state = state ^ _shift_right(state, 30)
+    state *= _MULTIPLIERS[0]
+    state ^= _shift_right(state, 27)
+    state *= _MULTIPLIERS[1]
+    state ^= _shift_right(state, 31)
+    return state
 
 
 def _shift_right(state: Tensor, bits: int) -> Tensor:
     """Logical shift: torch's own keeps the sign."""
-    return (state >> bits) & ((1 << (64 - bits)) - 1)
+    shifted = state >> bits
+    shifted &= (1 << (64 - bits)) - 1
+    return shifted

@@ -9,13 +9,13 @@ is (..., K), normalised over K; results are (...), nats. K that differs raises S
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from softspec.mixture import joint_loglik, mixture_logprobs
+from softspec.mixture import joint_loglik, mix, mixture_logprobs
 
 METRICS = (
     "mutual_information",
@@ -29,9 +29,10 @@ METRICS = (
 """Fields of `AnswerUncertainty` that a policy may compare with a threshold; higher is less certain."""
 
 
-def entropy(logprobs: Tensor) -> Tensor:
-    """-sum p log p over the last dimension, nats; impossible outcomes (-inf) count 0."""
-    return -(logprobs.exp() * logprobs.clamp_min(torch.finfo(logprobs.dtype).min)).sum(-1)
+def entropy(logprobs: Tensor, probs: Tensor | None = None) -> Tensor:
+    """-sum p log p over the last dimension, nats; impossible outcomes (-inf) count 0. `probs`: p, if at hand."""
+    finite = logprobs.clamp_min(torch.finfo(logprobs.dtype).min)
+    return -finite.mul_(logprobs.exp() if probs is None else probs).sum(-1)
 
 
 def total_entropy(member_logprobs: Tensor, log_weights: Tensor) -> Tensor:
@@ -67,7 +68,7 @@ def pairwise_kl(member_logprobs: Tensor, log_weights: Tensor) -> Tensor:
 
 
 def vote_disagreement(member_logprobs: Tensor, log_weights: Tensor) -> Tensor:
-    """Weighted share of members whose likeliest token is not the mixture's; the lowest id wins ties."""
+    """Weighted share of members to whom the mixture's likeliest token is not among the likeliest."""
     return _dissent(member_logprobs, mixture_logprobs(member_logprobs, log_weights), log_weights)
 
 
@@ -104,19 +105,32 @@ class Predictive:
     disagreement: Tensor
 
 
-def predict(member_logprobs: Tensor, log_weights: Tensor, prior_log_weights: Tensor) -> Predictive:
+def predict(
+    member_logprobs: Tensor,
+    log_weights: Tensor,
+    prior_log_weights: Tensor,
+    member_probs: Tensor | None = None,
+) -> Predictive:
     """Everything a decode step reports, with the shared work done once.
 
     Args:
         member_logprobs: (..., K, V).
         log_weights: (..., K), the weights that mix this token: updated by the prefix, or the prior where they
-        are fixed. prior_log_weights: (..., K), used for `token_disagreement` alone: would members disagree
-            here, given this text? Its sum over tokens is not I(member; answer).
+            are fixed.
+        prior_log_weights: (..., K), used for `token_disagreement` alone: would members disagree here, given
+            this text? Its sum over tokens is not I(member; answer).
+        member_probs: (..., K, V), their exponential, if at hand.
     """
-    mixture = mixture_logprobs(member_logprobs, log_weights)
-    member_entropy = entropy(member_logprobs)
-    total, aleatoric = entropy(mixture), _expected(member_entropy, log_weights)
-    fixed_total = total_entropy(member_logprobs, prior_log_weights)
+    if member_probs is None:
+        member_probs = member_logprobs.exp()
+    mixture, mixture_probs = mix(member_logprobs, member_probs, log_weights)
+    # One member after the other: the intermediate results of all would be as large as the logits.
+    each = zip(member_logprobs.unbind(-2), member_probs.unbind(-2), strict=True)
+    member_entropy = torch.stack([entropy(logprobs, probs) for logprobs, probs in each], -1)
+    total, aleatoric = entropy(mixture, mixture_probs), _expected(member_entropy, log_weights)
+    fixed_total = total
+    if prior_log_weights is not log_weights:
+        fixed_total = entropy(*mix(member_logprobs, member_probs, prior_log_weights))
     return Predictive(
         logprobs=mixture,
         total_entropy=total,
@@ -125,6 +139,12 @@ def predict(member_logprobs: Tensor, log_weights: Tensor, prior_log_weights: Ten
         token_disagreement=(fixed_total - _expected(member_entropy, prior_log_weights)).clamp_min(0),
         disagreement=_dissent(member_logprobs, mixture, log_weights),
     )
+
+
+def unmeasured(mixture: Tensor) -> Predictive:
+    """A decode step of which only the mixture's log-probabilities (..., V) were computed; the rest is NaN."""
+    unknown = mixture.new_full(mixture.shape[:-1], math.nan)
+    return Predictive(mixture, *[unknown] * (len(fields(Predictive)) - 1))
 
 
 @dataclass(frozen=True)
@@ -207,7 +227,8 @@ def _expected(values: Tensor, log_weights: Tensor) -> Tensor:
 
 
 def _dissent(member_logprobs: Tensor, mixture: Tensor, log_weights: Tensor) -> Tensor:
-    dissents = member_logprobs.argmax(-1) != mixture.argmax(-1, keepdim=True)
+    likeliest = mixture.argmax(-1)[..., None, None].expand(*member_logprobs.shape[:-1], 1)
+    dissents = member_logprobs.gather(-1, likeliest).squeeze(-1) < member_logprobs.amax(-1)
     return _expected(dissents.to(member_logprobs.dtype), log_weights)
 
 

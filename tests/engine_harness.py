@@ -68,8 +68,11 @@ class EngineHarness:
             **engine_args,
         )
         self.engine = AsyncLLM.from_engine_args(args)
-        self.adapters = self._loop.run_until_complete(self.engine.collective_rpc("install_ensemble_sampler"))
+        self.adapters = self.call_workers("install_ensemble_sampler")
         self.client = EnsembleClient(self.engine, loaded)
+
+    def call_workers(self, method: str, *args: Any) -> list[Any]:
+        return self._loop.run_until_complete(self.engine.collective_rpc(method, args=args))
 
     def ask(self, *questions: Question, timeout_s: float = 600) -> list[Reply]:
         """Send all questions at once and wait for all replies."""

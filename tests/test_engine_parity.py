@@ -3,6 +3,7 @@
 The engine has so few KV blocks and so small a token budget that groups are preempted and prompts are chunked.
 """
 
+import math
 import os
 import re
 from pathlib import Path
@@ -166,6 +167,23 @@ def test_usage_counts_as_cached_what_an_earlier_request_computed(tiny_engine: "E
     outputs = [tiny_engine.ask(Question("block-4", ids, params))[0].last for _ in range(2)]
 
     assert [output.num_cached_tokens for output in outputs if output] == [0, 96]
+
+
+def test_uncertainty_can_be_left_out_and_changes_no_token(tiny_engine: "EngineHarness") -> None:
+    """What a benchmark of its cost needs."""
+    from tests.engine_harness import Question, SamplingParams
+
+    question = Question("always-4", prompt(9), SamplingParams(seed=1, max_tokens=4, ignore_eos=True))
+
+    tiny_engine.call_workers("measure_uncertainty", False)
+    bare = tiny_engine.ask(question)[0].choices[0].tokens
+    tiny_engine.call_workers("measure_uncertainty", True)
+    full = tiny_engine.ask(question)[0].choices[0].tokens
+
+    assert [token.token_id for token in bare] == [token.token_id for token in full]
+    assert [token.member_log_probs for token in bare] == [token.member_log_probs for token in full]
+    assert all(math.isnan(token.epistemic) and math.isfinite(token.log_prob) for token in bare)
+    assert all(math.isfinite(token.epistemic) for token in full)
 
 
 def test_without_logprobs_the_caller_sees_none(tiny_engine: "EngineHarness") -> None:

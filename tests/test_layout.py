@@ -61,7 +61,7 @@ def test_http_frameworks_stay_in_the_server() -> None:
     assert "server/policy.py" not in importers("fastapi", "server")
 
 
-@pytest.mark.parametrize("command", ["train", "serve", "inspect", "demo"])
+@pytest.mark.parametrize("command", ["train", "serve", "inspect", "demo", "bench"])
 def test_every_command_is_in_the_readme(command: str) -> None:
     assert command in build_parser().format_help()
     assert f"softspec {command}" in README or f"make {command}" in README

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from softspec.errors import ShapeError
 from softspec.mixture import (
+    distributions,
+    mix,
     mixture_logprobs,
     prefix_log_weights,
     sequence_loglik,
@@ -53,6 +55,30 @@ def test_a_token_impossible_for_every_member_is_impossible() -> None:
     members = torch.tensor([[0.0, -math.inf], [0.0, -math.inf]])
 
     assert mixture_logprobs(members, uniform_log_weights(2)).tolist() == [0.0, -math.inf]
+
+
+@pytest.mark.parametrize("spread", [0.1, 3, 50])
+def test_distributions_are_those_of_torch(spread: float) -> None:
+    logits = 20 + spread * torch.randn(3, 5000, generator=torch.Generator().manual_seed(0))
+    logits[1, 7:] = -math.inf
+
+    logprobs, probs = distributions(logits.clone())
+
+    torch.testing.assert_close(logprobs, logits.log_softmax(-1), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(probs, logits.softmax(-1), atol=1e-7, rtol=1e-5)
+
+
+@pytest.mark.parametrize("spread", [1, 60], ids=["all-in-range", "some-beyond-float32"])
+def test_mixing_probabilities_is_exact_wherever_it_is_done(spread: float) -> None:
+    """Also tokens whose probability float32 cannot hold keep their log-probabilities: a bias may bring them back."""
+    members = (spread * torch.randn(2, 3, 500, generator=torch.Generator().manual_seed(0))).log_softmax(-1)
+    log_weights = torch.tensor([WEIGHTS, [0.2, 0.8, 0.0]]).log()
+
+    logprobs, probs = mix(members, members.exp(), log_weights)
+
+    expected = mixture_logprobs(members.double(), log_weights.double())
+    torch.testing.assert_close(logprobs.double(), expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(probs.double(), expected.exp(), atol=1e-7, rtol=1e-5)
 
 
 def test_prefix_weights_are_the_posterior_over_members() -> None:

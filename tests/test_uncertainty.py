@@ -27,6 +27,7 @@ from softspec.uncertainty import (
     predict,
     reverse_mutual_information,
     total_entropy,
+    unmeasured,
     vote_disagreement,
 )
 from tests import oracle
@@ -179,6 +180,13 @@ def test_disagreement_is_the_weight_of_those_who_would_have_said_something_else(
     assert vote_disagreement(members, LOG_WEIGHTS).item() == pytest.approx(0.5)
 
 
+def test_member_with_two_favourites_agrees_with_either() -> None:
+    """Logits in few bits often tie."""
+    members = torch.tensor([[0.4, 0.4, 0.2], [0.1, 0.8, 0.1]]).log()
+
+    assert vote_disagreement(members, HALVES).item() == 0
+
+
 def test_everyone_disagrees_with_a_compromise() -> None:
     """The mixture may prefer a token that no member ranks first."""
     members = torch.tensor([[0.51, 0.49, 0.0], [0.0, 0.49, 0.51]]).log()
@@ -203,12 +211,23 @@ def test_a_step_reports_what_the_single_functions_do() -> None:
 
     step = predict(members, log_weights, LOG_WEIGHTS)
 
-    assert torch.equal(step.logprobs, mixture_logprobs(members, log_weights))
-    assert torch.equal(step.total_entropy, total_entropy(members, log_weights))
-    assert torch.equal(step.aleatoric_entropy, aleatoric_entropy(members, log_weights))
-    assert torch.equal(step.epistemic, mutual_information(members, log_weights))
-    assert torch.equal(step.token_disagreement, mutual_information(members, LOG_WEIGHTS))
-    assert torch.equal(step.disagreement, vote_disagreement(members, log_weights))
+    expected = {
+        "logprobs": mixture_logprobs(members, log_weights),
+        "total_entropy": total_entropy(members, log_weights),
+        "aleatoric_entropy": aleatoric_entropy(members, log_weights),
+        "epistemic": mutual_information(members, log_weights),
+        "token_disagreement": mutual_information(members, LOG_WEIGHTS),
+        "disagreement": vote_disagreement(members, log_weights),
+    }
+    for name, value in expected.items():
+        torch.testing.assert_close(getattr(step, name), value, atol=1e-6, rtol=0, check_dtype=False)
+
+
+def test_unmeasured_numbers_are_not_numbers() -> None:
+    step = unmeasured(OPPOSED[0])
+
+    assert torch.equal(step.logprobs, OPPOSED[0])
+    assert all(getattr(step, name).isnan().all() for name in ("total_entropy", "epistemic", "disagreement"))
 
 
 def test_members_and_weights_must_fit() -> None:

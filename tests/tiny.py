@@ -3,29 +3,13 @@
 In: a folder and a seed. Out: folders that transformers, PEFT and vLLM load from disk. Needs no network.
 """
 
-import math
 from pathlib import Path
 
 import torch
-from peft import LoraConfig
-from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-)
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from softspec.manifest import (
-    AlwaysActivation,
-    BaseModelRef,
-    BlockActivation,
-    Manifest,
-    member_dir,
-    save_manifest,
-)
+from server.bench.random_ensemble import random_adapters as random_adapters
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -85,56 +69,3 @@ def tiny_llama(
     model.save_pretrained(directory)
     tiny_tokenizer(vocab_size).save_pretrained(directory)
     return directory
-
-
-def random_adapters(
-    base_dir: Path,
-    out_dir: Path,
-    num_members: int,
-    rank: int = 4,
-    seed: int = 0,
-    activation: AlwaysActivation | BlockActivation | None = None,
-    name: str = "tiny-ensemble",
-) -> Path:
-    """Write an ensemble directory whose members differ clearly: A and B random, lora_alpha 2 * rank."""
-    shapes = _linear_shapes(base_dir)
-    generator = torch.Generator().manual_seed(seed)
-    for member in range(num_members):
-        folder = member_dir(out_dir, member)
-        folder.mkdir(parents=True)
-        tensors = {}
-        for module, (out_features, in_features) in shapes.items():
-            down = torch.randn(rank, in_features, generator=generator) / math.sqrt(in_features)
-            up = torch.randn(out_features, rank, generator=generator) / math.sqrt(rank)
-            tensors[f"base_model.model.{module}.lora_A.weight"] = down
-            tensors[f"base_model.model.{module}.lora_B.weight"] = 0.5 * up
-        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-        LoraConfig(
-            r=rank,
-            lora_alpha=2 * rank,
-            target_modules=list(TARGET_MODULES),
-            task_type="CAUSAL_LM",
-            base_model_name_or_path=str(base_dir),
-            inference_mode=True,
-        ).save_pretrained(str(folder))
-    manifest = Manifest(
-        name=name,
-        base_model=BaseModelRef(path=str(base_dir)),
-        num_members=num_members,
-        log_weights=(-math.log(num_members),) * num_members,
-        renyi_alpha=0.8,
-        activation=activation or AlwaysActivation(),
-    )
-    save_manifest(out_dir, manifest)
-    return out_dir
-
-
-def _linear_shapes(base_dir: Path) -> dict[str, tuple[int, int]]:
-    """Module path -> (out, in) of every target of the base, without loading weights."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base_dir))
-    return {
-        name: (module.out_features, module.in_features)
-        for name, module in model.named_modules()
-        if name.rpartition(".")[2] in TARGET_MODULES
-    }

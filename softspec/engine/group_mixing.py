@@ -15,9 +15,9 @@ from vllm.v1.outputs import LogprobsTensors
 
 from softspec.engine.group import KEY, Seat
 from softspec.engine.telemetry import NUM_FIXED, num_columns, pack
-from softspec.mixture import update_log_weights
+from softspec.mixture import distributions, mix, update_log_weights
 from softspec.sampling import draw_tokens
-from softspec.uncertainty import Predictive, predict
+from softspec.uncertainty import Predictive, predict, unmeasured
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,8 @@ class GroupMixer:
     """Mixes and draws for groups, and holds the prefix posterior of every group between steps."""
 
     def __init__(self) -> None:
+        self.measures_uncertainty = True
+        """Off, a token's entropies and disagreements are NaN: for measuring what they cost."""
         self._batches: list[_Batch] = []
         self._lineups: dict[int, tuple[object, _Lineup]] = {}
         self._log_weights: dict[str, list[Tensor]] = {}
@@ -114,7 +116,7 @@ class GroupMixer:
         for batch in self._batches:
             positions = _on_host([group.position for group in batch.groups], logits.device)
             batch.tokens = draw_tokens(
-                logits[batch.lineup.leaders], **batch.lineup.settings, positions=positions
+                logits.index_select(0, batch.lineup.leaders), **batch.lineup.settings, positions=positions
             )
 
     def hand_out(self, sampled: Tensor) -> None:
@@ -152,9 +154,13 @@ class GroupMixer:
             log_weights = torch.stack(
                 [self._weights_at(group, prior) for group, prior in zip(groups, lineup.prior, strict=True)]
             )
-        member_logprobs = logits[lineup.rows].log_softmax(-1, dtype=torch.float32)
-        predictive = predict(member_logprobs, log_weights, lineup.prior)
-        return _Batch(groups, lineup, member_logprobs, log_weights, predictive)
+        members = logits.index_select(0, lineup.rows.flatten()).view(*lineup.rows.shape, -1)
+        logprobs, probs = distributions(members)
+        if self.measures_uncertainty:
+            predictive = predict(logprobs, log_weights, lineup.prior, probs)
+        else:
+            predictive = unmeasured(mix(logprobs, probs, log_weights)[0])
+        return _Batch(groups, lineup, logprobs, log_weights, predictive)
 
     def _line_up(self, groups: Sequence[GroupRows], device: torch.device) -> _Lineup:
         key = [(group.seat, group.rows) for group in groups]

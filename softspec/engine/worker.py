@@ -6,6 +6,8 @@ vLLM 0.32 places: `worker_extension_cls`; the model runner's `sampler`.
 from importlib import import_module
 from typing import Any
 
+import torch
+
 from softspec.errors import UnsupportedEngineError
 
 _ADAPTERS = {
@@ -42,3 +44,11 @@ class EnsembleWorker:
             # Not for GPUs, where numba need not be installed.
             import_module("softspec.engine.cpu_lora").use_cpu_lora(runner.lora_manager._adapter_manager)
         return type(runner.sampler).__module__
+
+    def measure_uncertainty(self, on: bool) -> None:
+        """Whether tokens come with their entropies and disagreements (the default) or with NaN in their place."""
+        self.model_runner.sampler.mixer.measures_uncertainty = on
+
+    def num_threads(self) -> int:
+        """How many threads this worker computes with on a CPU."""
+        return torch.get_num_threads()

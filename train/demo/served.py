@@ -6,15 +6,9 @@ Imports neither `server` nor vLLM: it is a client like any other.
 
 import math
 import os
-import signal
-import socket
-import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,14 +16,12 @@ from typing import Any
 from openai import DefaultHttpxClient, OpenAI
 from tqdm import tqdm
 
-from softspec.errors import EngineError
+from softspec.child_server import child_server, free_port
 from softspec.manifest import load_manifest
 from train.facts import KINDS, Thing, ask
 
 LOG_NAME = "serve.log"
 MAX_TOKENS = 8
-# The server is on this machine: a proxy from the environment must not come between.
-_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 @dataclass(frozen=True)
@@ -62,21 +54,13 @@ def serving(ensemble_dir: Path, base: str, settings: ServingSettings) -> Iterato
     Raises:
         EngineError: the server ended, or was not ready in time; the message names its log.
     """
-    log = ensemble_dir / LOG_NAME
-    port = _free_port()
+    port = free_port()
     command = [sys.executable, "-m", "softspec.cli", "serve", str(ensemble_dir), "--base", base]
     command += ["--host", "127.0.0.1", "--port", str(port), *settings.flags]
     environment = {"VLLM_CPU_KVCACHE_SPACE": "1", **os.environ}
-    with log.open("w", encoding="utf-8") as output:
-        # A session of its own, so that what is left of it at the end can be ended together.
-        server = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
-        )
-    try:
-        _wait_until_ready(server, f"http://127.0.0.1:{port}/ready", log, settings.ready_timeout_s)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        _stop(server)
+    url, log = f"http://127.0.0.1:{port}", ensemble_dir / LOG_NAME
+    with child_server(command, f"{url}/ready", log, environment, settings.ready_timeout_s):
+        yield f"{url}/v1"
 
 
 def connect(url: str) -> OpenAI:
@@ -119,45 +103,6 @@ def serve_and_ask(
         "answers": [_shown_answer(thing, answered[thing], judged[thing]) for thing in shown],
         "policy": {**policy, "withheld": _withheld(judged)},
     }
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _wait_until_ready(server: subprocess.Popen[bytes], url: str, log: Path, timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
-    with tqdm(desc="starting the server", unit="s", bar_format="{desc}: {elapsed}", file=sys.stderr) as bar:
-        while not _is_ready(url):
-            if server.poll() is not None:
-                raise EngineError(f"the server ended early, with exit code {server.returncode}: see '{log}'")
-            if time.monotonic() > deadline:
-                raise EngineError(f"the server was not ready after {timeout_s:.0f} s: see '{log}'")
-            bar.update()
-            time.sleep(1)
-
-
-def _is_ready(url: str) -> bool:
-    try:
-        with _DIRECT.open(url, timeout=60) as reply:
-            return bool(reply.status == 200)
-    except urllib.error.HTTPError as not_yet:
-        not_yet.close()
-    except (urllib.error.URLError, ConnectionError, TimeoutError):
-        pass  # not listening yet
-    return False
-
-
-def _stop(server: subprocess.Popen[bytes], grace_s: float = 30) -> None:
-    """Ask the server to end, and after at most `grace_s` end whatever is left of its session."""
-    server.terminate()
-    with suppress(subprocess.TimeoutExpired):
-        server.wait(grace_s)
-    with suppress(ProcessLookupError):
-        os.killpg(server.pid, signal.SIGKILL)
-    server.wait()
 
 
 def _shown_answer(thing: Thing, answered: Answer, judged: Answer) -> dict[str, Any]:
