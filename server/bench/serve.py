@@ -112,15 +112,15 @@ async def _measure(
     model = describe.model(base, directory, manifest)
     stock_environment = _prepare_environment(directory)
     # Imported here: takes many seconds, and must see the environment.
-    from softspec.engine.client import load_ensembles
     from softspec.engine.local import open_engine
+    from softspec.engine.registry import load_ensembles
 
     ensembles = load_ensembles([directory])
     async with AsyncExitStack() as stack:
         engine = await stack.enter_async_context(open_engine(arguments, ensembles, rows, tokens_per_row))
         facts = await engine.facts()
-        adapters = ensembles[manifest.name].adapters
-        ways = local_ways(engine, manifest.name, [adapter.name for adapter in adapters])
+        members = [model for model in ensembles[0].specs() if model != manifest.name]
+        ways = local_ways(engine, manifest.name, members)
         if "client" in settings.ways:
             stock = [*arguments, "--num-gpu-blocks-override", str(facts["kv_blocks"])]
             log = output.with_suffix(".server.log")

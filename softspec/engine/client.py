@@ -68,10 +68,8 @@ class EnsembleClient:
             self._refuse_seed_on_cpu(sampling_params)
             return self._engine.generate(prompt, sampling_params, request_id, **kwargs)
         _refuse_unsupported(sampling_params)
-        params = copy(sampling_params)
-        params.seed = secrets.randbelow(2**53) if params.seed is None else params.seed
-        choices = _open_choices(current_trace.get(), params)
-        return self._answer(lora_request.lora_name, prompt, params, request_id, choices, **kwargs)
+        choices = _open_choices(current_trace.get(), sampling_params.n)
+        return self._answer(lora_request.lora_name, prompt, sampling_params, request_id, choices, **kwargs)
 
     async def _answer(
         self,
@@ -88,14 +86,10 @@ class EnsembleClient:
         before, and then nothing must be waited for.
         """
         with self.registry.running(model) as spec:
-            for choice in choices:
-                choice.log_weights, choice.weights_rule = spec.log_weights, spec.weights_rule
+            group = group_params(params, spec)
+            _describe(choices, spec, group)
             outputs = self._engine.generate(
-                prompt,
-                group_params(params, spec),
-                request_id,
-                lora_request=lora_request_of(spec.adapters[0]),
-                **kwargs,
+                prompt, group, request_id, lora_request=lora_request_of(spec.adapters[0]), **kwargs
             )
             try:
                 async for output in outputs:
@@ -118,12 +112,13 @@ class EnsembleClient:
 
 
 def group_params(params: SamplingParams, spec: GroupSpec) -> SamplingParams:
-    """The parameters that carry a group to the scheduler."""
+    """The parameters that carry a group to the scheduler; `seed` is drawn if the caller gave none."""
     num_top = params.logprobs or 0
     group = copy(params)
     group.extra_args = {**(params.extra_args or {}), KEY: replace(spec, num_top=num_top).to_wire()}
     group.logprobs = num_top + num_columns(spec.num_members)
     group.flat_logprobs = True
+    group.seed = secrets.randbelow(2**53) if params.seed is None else params.seed
     return group
 
 
@@ -158,13 +153,23 @@ def _refuse_unsupported(params: SamplingParams) -> None:
             )
 
 
-def _open_choices(trace: RequestTrace | None, params: SamplingParams) -> list[ChoiceTrace]:
-    """One trace per sample; vLLM seeds sample i of n with `seed + i`."""
-    assert params.seed is not None
-    choices = [ChoiceTrace(seed=params.seed + i) for i in range(params.n)]
+def _open_choices(trace: RequestTrace | None, count: int) -> list[ChoiceTrace]:
+    """One trace per sample, in the order in which the requests of a trace come."""
+    choices = [ChoiceTrace() for _ in range(count)]
     if trace is not None:
         trace.choices |= dict(enumerate(choices, start=len(trace.choices)))
     return choices
+
+
+def _describe(choices: list[ChoiceTrace], spec: GroupSpec, params: SamplingParams) -> None:
+    """What is known once the members are chosen; vLLM seeds sample i of n with `seed + i`."""
+    assert params.seed is not None
+    for i, choice in enumerate(choices):
+        choice.log_weights, choice.weights_rule, choice.seed = (
+            spec.log_weights,
+            spec.weights_rule,
+            params.seed + i,
+        )
 
 
 def _record(

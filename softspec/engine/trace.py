@@ -15,7 +15,7 @@ from softspec.uncertainty import TokenUncertainty
 class ChoiceTrace:
     """The tokens of one choice so far; `seed` replays exactly this choice.
 
-    The weights are those of the members that answer: empty until these are chosen, which is before the first token.
+    All but the tokens is known once the members that answer are chosen, which is before the first token.
     """
 
     log_weights: tuple[float, ...] = ()
