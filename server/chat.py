@@ -6,7 +6,7 @@ to a single member or the base pass through untouched. Knows FastAPI; the engine
 
 import json
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -30,9 +30,9 @@ _CLIENT_WENT_AWAY = 499
 
 @dataclass(frozen=True)
 class Service:
-    """What the routes need to know of this server; made once at start-up."""
+    """What the routes need to know of this server; made once at start-up. `ensembles` shows those served now."""
 
-    ensembles: frozenset[str]
+    ensembles: Collection[str]
     default_policy: Policy
     decode: DecodeToken
     metrics: Metrics

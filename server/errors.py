@@ -9,10 +9,18 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import JSONResponse
 
-from softspec.errors import ConfigError, EngineError, SoftspecError, UnsupportedEngineError, UserError
+from softspec.errors import (
+    ConfigError,
+    EngineError,
+    SoftspecError,
+    UnknownModelError,
+    UnsupportedEngineError,
+    UserError,
+)
 
 # The first class that matches wins: the most special comes first.
 _STATUS_AND_TYPE: tuple[tuple[type[SoftspecError], HTTPStatus, str], ...] = (
+    (UnknownModelError, HTTPStatus.NOT_FOUND, "NotFoundError"),
     (UserError, HTTPStatus.BAD_REQUEST, "BadRequestError"),
     (UnsupportedEngineError, HTTPStatus.NOT_IMPLEMENTED, "NotImplementedError"),
     (EngineError, HTTPStatus.INTERNAL_SERVER_ERROR, "InternalServerError"),

@@ -31,6 +31,16 @@ _RESERVED_FLAGS = {
     "--no-enable-lora": "the members are LoRA adapters",
     "--lora-modules": "its adapters would take the members' numbers in the engine",
 }
+# What vLLM's processes find on a CPU unless the user chose otherwise.
+_CPU_ENVIRONMENT = {
+    # Runner V2, vLLM's choice on GPUs, needs Triton.
+    "VLLM_USE_V2_MODEL_RUNNER": "0",
+    # GiB; vLLM would otherwise ask for nine tenths of the machine's memory.
+    "VLLM_CPU_KVCACHE_SPACE": "4",
+    # Bytes: glibc keeps the memory of logits from step to step instead of asking the system, page by page, again.
+    "MALLOC_TRIM_THRESHOLD_": "2000000000",
+    "MALLOC_MMAP_THRESHOLD_": "2000000000",
+}
 
 
 def serve(settings: Settings, base: str | None, vllm_args: Sequence[str]) -> None:
@@ -57,10 +67,7 @@ def server_environment(settings: Settings, environment: Mapping[str, str]) -> di
     plugins = [name for name in environment.get("VLLM_PLUGINS", "").split(",") if name and name != PLUGIN]
     variables = {**settings.to_environment(), "VLLM_PLUGINS": ",".join([*plugins, PLUGIN])}
     if not torch.cuda.is_available():
-        # Runner V2, vLLM's choice on GPUs, needs Triton.
-        variables["VLLM_USE_V2_MODEL_RUNNER"] = environment.get("VLLM_USE_V2_MODEL_RUNNER", "0")
-        # GiB; vLLM would otherwise ask for nine tenths of the machine's memory.
-        variables["VLLM_CPU_KVCACHE_SPACE"] = environment.get("VLLM_CPU_KVCACHE_SPACE", "4")
+        variables |= {name: environment.get(name, value) for name, value in _CPU_ENVIRONMENT.items()}
     return variables
 
 
@@ -85,7 +92,6 @@ def server_arguments(
     ours: dict[str, str | int] = {
         "--served-model-name": _base_name(model, manifests),
         "--max-loras": slots,
-        "--max-cpu-loras": slots,
         "--max-lora-rank": engine_rank(rank),
         "--max-logprobs": MAX_TOP_LOGPROBS + num_columns(most_members),
         "--scheduler-cls": SCHEDULER,

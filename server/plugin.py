@@ -6,13 +6,15 @@ In: vLLM's app, engine client and state. Out: the same server, with ensembles am
 
 import os
 from argparse import Namespace
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Collection
+from types import MappingProxyType
 from typing import Any
 
 import vllm
 from fastapi import Depends, FastAPI, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.datastructures import State
+from vllm import envs
 from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.generate.base.serving import decode_token_ids
 from vllm.entrypoints.openai.chat_completion.api_router import create_chat_completion
@@ -25,11 +27,13 @@ from vllm.outputs import RequestOutput
 
 from server.chat import Service, complete
 from server.errors import respond_to_error
+from server.loading import LoadEnsembleRequest, UnloadEnsembleRequest, load, unload
 from server.metrics import Metrics
 from server.policy import Policy
 from server.settings import Settings
 from server.status import Readiness
-from softspec.engine.client import Ensemble, EnsembleClient, load_ensembles
+from softspec.engine.client import EnsembleClient
+from softspec.engine.registry import Ensemble, Registry, load_ensembles
 from softspec.engine.requirements import require_engine
 from softspec.engine.trace import RequestTrace, current_trace
 from softspec.errors import ConfigError, EngineError, LockstepError, SoftspecError
@@ -47,6 +51,12 @@ class SoftspecEndpoints:
         app.add_api_route("/v1/chat/completions", chat_completions, methods=["POST"], dependencies=is_json)
         app.add_api_route("/v1/completions", text_completions, methods=["POST"], dependencies=is_json)
         app.add_api_route("/ready", ready, methods=["GET"])
+        # vLLM itself refuses this switch with several API servers, which would disagree on what is loaded.
+        if envs.VLLM_ALLOW_RUNTIME_LORA_UPDATING:
+            app.add_api_route("/v1/load_ensemble", load_ensemble, methods=["POST"], dependencies=is_json)
+            app.add_api_route("/v1/unload_ensemble", unload_ensemble, methods=["POST"], dependencies=is_json)
+            for path in ("/v1/load_lora_adapter", "/v1/unload_lora_adapter"):
+                app.add_api_route(path, refuse_single_adapter, methods=["POST"])
         app.add_exception_handler(SoftspecError, respond_to_error)
 
     async def init_state(self, engine_client: EngineClient, state: State, args: Namespace) -> None:
@@ -57,21 +67,24 @@ class SoftspecEndpoints:
         """
         settings = Settings.from_environment(os.environ)
         ensembles = load_ensembles(settings.ensembles)
-        require_engine(vllm.__version__, engine_client.vllm_config, ensembles.values())
+        require_engine(vllm.__version__, engine_client.vllm_config, ensembles)
         await engine_client.collective_rpc("install_ensemble_sampler")
         metrics = Metrics()
-        client = WatchedClient(engine_client, ensembles, metrics, settings.policy)
-        _register_models(state, client)
+        base_names = [model.name for model in state.openai_serving_models.base_model_paths]
+        client = WatchedClient(engine_client, ensembles, base_names, metrics, settings.policy)
+        _register_models(state, client.registry)
         _replace_client(state, engine_client, client)
-        readiness = Readiness(ensembles, _Canary(state), _Obstacle(state, engine_client))
+        served = client.registry.ensembles
+        readiness = Readiness(served, _Canary(state), _Obstacle(state, engine_client))
         tokenizer = engine_client.renderer.tokenizer
         state.softspec = Service(
-            ensembles=frozenset(ensembles),
+            ensembles=served,
             default_policy=settings.policy,
             decode=lambda token_id: decode_token_ids([token_id], tokenizer)[0][0],
             metrics=metrics,
             readiness=readiness,
         )
+        state.softspec_registry = client.registry
         readiness.begin()
 
 
@@ -93,6 +106,21 @@ async def ready(raw_request: Request) -> JSONResponse:
     return JSONResponse({"status": "not ready", "reason": problem}, status_code=503)
 
 
+async def load_ensemble(request: LoadEnsembleRequest, raw_request: Request) -> PlainTextResponse:
+    """Serve one more ensemble, or replace one; the answer comes when new requests go to it."""
+    return PlainTextResponse(await load(request, raw_request.app.state.softspec_registry))
+
+
+async def unload_ensemble(request: UnloadEnsembleRequest, raw_request: Request) -> PlainTextResponse:
+    """Serve an ensemble no longer; the answers that it has begun are finished."""
+    return PlainTextResponse(await unload(request, raw_request.app.state.softspec_registry))
+
+
+async def refuse_single_adapter() -> None:
+    """In place of vLLM's routes, whose adapters would take the members' numbers and room in the engine."""
+    raise ConfigError("single adapters cannot be served beside ensembles: use /v1/load_ensemble instead")
+
+
 class WatchedClient(EnsembleClient):
     """The ensembles' engine client, for all of vLLM's routes.
 
@@ -101,9 +129,14 @@ class WatchedClient(EnsembleClient):
     """
 
     def __init__(
-        self, engine: EngineClient, ensembles: Mapping[str, Ensemble], metrics: Metrics, policy: Policy
+        self,
+        engine: EngineClient,
+        ensembles: Collection[Ensemble],
+        base_names: Collection[str],
+        metrics: Metrics,
+        policy: Policy,
     ) -> None:
-        super().__init__(engine, ensembles)
+        super().__init__(engine, ensembles, base_names)
         self._metrics = metrics
         self._policy = policy
 
@@ -117,7 +150,7 @@ class WatchedClient(EnsembleClient):
             LockstepError: while iterating, if the engine ended the request.
         """
         lora_request = kwargs.get("lora_request")
-        if lora_request is None or lora_request.lora_name not in self.ensembles:
+        if lora_request is None or lora_request.lora_name not in self.registry.ensembles:
             return super().generate(prompt, sampling_params, request_id, **kwargs)
         if self._policy.action != "answer" and current_trace.get() is None:
             raise ConfigError(
@@ -178,22 +211,15 @@ class _Obstacle:
         return "the server is shutting down" if server is not None and server.should_exit else None
 
 
-def _register_models(state: State, client: EnsembleClient) -> None:
-    """Make ensembles and members known as model names, where vLLM looks for LoRA models."""
+def _register_models(state: State, registry: Registry) -> None:
+    """Let vLLM look up its LoRA models in ours, always as they are; only we change them."""
     models = state.openai_serving_models
-    names = client.lora_requests()
-    taken = [name for name in names if models.is_base_model(name)]
-    if taken:
-        raise ConfigError(
-            f"model name '{taken[0]}' is the base's and an ensemble's: give --served-model-name"
-        )
     if models.lora_requests:
         # vLLM numbered these from 1, as we number members; one number must not mean two adapters.
         raise ConfigError(
             f"--lora-modules {sorted(models.lora_requests)} cannot be served beside an ensemble"
         )
-    models.lora_requests.update(names)
-    models.lora_id_counter.inc(len(names))
+    models.lora_requests = MappingProxyType(registry.lora_requests)
 
 
 def _replace_client(state: State, engine_client: EngineClient, client: EnsembleClient) -> None:

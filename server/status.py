@@ -12,12 +12,12 @@ Canary = Callable[[str], Awaitable[None]]
 class Readiness:
     """Runs the canary of every ensemble once; after a failure the next question runs them again.
 
-    `obstacle` gives a reason that needs no canary, such as a server that drains. A canary raises when its ensemble
-    cannot answer.
+    `ensembles` may change while they run. `obstacle` gives a reason that needs no canary, such as a server that
+    drains. A canary raises when its ensemble cannot answer.
     """
 
     def __init__(self, ensembles: Iterable[str], canary: Canary, obstacle: Callable[[], str | None]) -> None:
-        self._ensembles = tuple(ensembles)
+        self._ensembles = ensembles
         self._canary = canary
         self._obstacle = obstacle
         self._trial: asyncio.Task[None] | None = None
@@ -42,5 +42,5 @@ class Readiness:
         return f"the canary step failed: {error}"
 
     async def _try_all(self) -> None:
-        for name in self._ensembles:
+        for name in tuple(self._ensembles):
             await self._canary(name)

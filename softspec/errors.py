@@ -3,6 +3,7 @@
     SoftspecError
     |-- UserError            the caller can fix it: exit code 2, or HTTP 400
     |   |-- ConfigError      a setting, flag or request field
+    |   |   |-- UnknownModelError    a model name that is not served: HTTP 404
     |   |-- DataError        a training or evaluation file
     |   |-- ManifestError    an ensemble directory
     |-- ShapeError           two tensors do not fit together
@@ -24,6 +25,10 @@ class UserError(SoftspecError):
 
 class ConfigError(UserError):
     """A setting, flag or request field."""
+
+
+class UnknownModelError(ConfigError):
+    """A model name that is not, or no longer, served."""
 
 
 class DataError(UserError):

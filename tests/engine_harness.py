@@ -5,18 +5,21 @@ In: a base checkpoint and ensemble directories. Out: answers with their traces. 
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from vllm import AsyncEngineArgs, SamplingParams
 from vllm.outputs import RequestOutput
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from softspec.engine.client import EnsembleClient, load_ensembles
+from softspec.engine.client import EnsembleClient
+from softspec.engine.registry import load_ensembles
 from softspec.engine.requirements import SCHEDULER, WORKER_EXTENSION
 from softspec.engine.trace import ChoiceTrace, RequestTrace, current_trace
+
+T = TypeVar("T")
 
 os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
 
@@ -41,11 +44,14 @@ class Reply:
 
 
 class EngineHarness:
-    """Small on purpose: few KV blocks and a small token budget force preemption and chunked prefill."""
+    """Small on purpose: few KV blocks and a small token budget force preemption and chunked prefill.
 
-    def __init__(self, base: Path, ensembles: Sequence[Path], **engine_args: Any) -> None:
+    `spare` adapters beside those of the ensembles can be loaded later.
+    """
+
+    def __init__(self, base: Path, ensembles: Sequence[Path], spare: int = 0, **engine_args: Any) -> None:
         loaded = load_ensembles(ensembles)
-        adapters = sum(ensemble.manifest.num_members for ensemble in loaded.values())
+        adapters = spare + sum(ensemble.manifest.num_members for ensemble in loaded)
         self._loop = asyncio.new_event_loop()
         self._requests = 0
         args = AsyncEngineArgs(
@@ -54,7 +60,6 @@ class EngineHarness:
             enforce_eager=True,
             enable_lora=True,
             max_loras=adapters,
-            max_cpu_loras=adapters,
             max_lora_rank=16,
             max_logprobs=64,
             block_size=32,
@@ -73,9 +78,13 @@ class EngineHarness:
         """Send all questions at once and wait for all replies."""
 
         async def gather() -> list[Reply]:
-            return await asyncio.gather(*(asyncio.create_task(self._ask(each)) for each in questions))
+            return await asyncio.gather(*(asyncio.create_task(self.reply(each)) for each in questions))
 
-        return self._loop.run_until_complete(asyncio.wait_for(gather(), timeout_s))
+        return self.run(gather(), timeout_s)
+
+    def run(self, work: Coroutine[Any, Any, T], timeout_s: float = 600) -> T:
+        """The result of `work` on the engine's event loop."""
+        return self._loop.run_until_complete(asyncio.wait_for(work, timeout_s))
 
     def close(self) -> None:
         async def stop() -> None:
@@ -90,12 +99,13 @@ class EngineHarness:
         # Its finaliser needs modules that the interpreter takes apart first at exit.
         del self.client, self.engine
 
-    async def _ask(self, question: Question) -> Reply:
+    async def reply(self, question: Question, began: asyncio.Event | None = None) -> Reply:
+        """One answer; `began` is set when the first output is there."""
         self._requests += 1
         trace = RequestTrace()
         current_trace.set(trace)
         reply = Reply(token_ids=[[] for _ in range(question.params.n)])
-        lora_request = self.client.lora_requests()[question.model] if question.model else None
+        lora_request = self.client.registry.lora_requests[question.model] if question.model else None
         outputs = self.client.generate(
             {"prompt_token_ids": list(question.prompt_ids)},
             question.params,
@@ -107,6 +117,8 @@ class EngineHarness:
             for completion in reply.last.outputs:
                 reply.token_ids[completion.index] = list(completion.token_ids)
             received += 1
+            if began is not None:
+                began.set()
             if received == question.give_up_after:
                 await outputs.aclose()
                 break

@@ -13,17 +13,17 @@ from unittest.mock import patch
 
 from vllm import EngineArgs, SamplingParams, __version__
 from vllm.distributed.parallel_state import destroy_distributed_environment, destroy_model_parallel
-from vllm.lora.request import LoRARequest
 from vllm.outputs import RequestOutput
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.executor import Executor
 from vllm.v1.request import Request
 
-from softspec.engine.client import group_params, load_ensembles
+from softspec.engine.client import group_params
 from softspec.engine.group import GroupSpec
 from softspec.engine.lockstep_group import Group
 from softspec.engine.lockstep_scheduler import LockstepScheduler
+from softspec.engine.registry import load_ensembles, lora_request_of
 from softspec.engine.requirements import SCHEDULER, WORKER_EXTENSION, require_engine
 
 # vLLM reads these while it makes its configuration. The executor in this process is chosen by the first.
@@ -37,10 +37,10 @@ class InProcessEngine:
         self, base: Path, ensembles: Sequence[Path], max_loras: int = 1000, **engine_args: Any
     ) -> None:
         loaded = load_ensembles(ensembles)
-        adapters = sum(each.manifest.num_members for each in loaded.values())
-        self.specs: dict[str | None, GroupSpec] = {each.name: each.group_spec() for each in loaded.values()}
-        for each in loaded.values():
-            self.specs |= {spec.adapters[0].name: spec for spec in each.member_specs()}
+        adapters = sum(each.manifest.num_members for each in loaded)
+        self.specs: dict[str | None, GroupSpec] = {}
+        for each in loaded:
+            self.specs |= each.specs()
         with patch.dict(os.environ, _ENVIRONMENT):
             config = EngineArgs(
                 model=str(base),
@@ -61,7 +61,7 @@ class InProcessEngine:
             )
         self.engine.collective_rpc("install_ensemble_sampler")
         # Raises unless the longest request fits into the KV cache with all its rows.
-        require_engine(__version__, config, loaded.values())
+        require_engine(__version__, config, loaded)
 
     @property
     def scheduler(self) -> LockstepScheduler:
@@ -79,8 +79,7 @@ class InProcessEngine:
         lora_request = None
         if spec is not None:
             params = group_params(params, spec)
-            adapter = spec.adapters[0]
-            lora_request = LoRARequest(adapter.name, adapter.int_id, adapter.path)
+            lora_request = lora_request_of(spec.adapters[0])
         known = set(self.scheduler.requests)
         self.engine.add_request(name, {"prompt_token_ids": list(prompt)}, params, lora_request=lora_request)
         added = [request for request in self.scheduler.requests if request not in known]

@@ -57,8 +57,8 @@ class Ask:
 
 @dataclass
 class Traffic:
-    """Draws asks in phases: bursts, a steady flow, and silence until the engine is idle. In every other phase prompts are
-    short and answers long, so that groups outgrow the KV blocks that were free when they came.
+    """Draws asks in phases: bursts, a steady flow, and silence until the engine is idle. In every other phase prompts
+    are short and answers long, so that groups outgrow the KV blocks that were free when they came.
 
     rich: how many asks carry unusual settings, from 0 (none) to 1. Earlier prompts and answers are remembered, so that
     later prompts share their beginnings.
@@ -147,7 +147,8 @@ class Traffic:
         start = (*prompt, *answer)
         if kind == "cut":
             start = start[: rng.choice(_BORDERS)]
-        return (*start, *self._tokens(rng.randint(0, 40)))[: LONGEST_PROMPT - 1] + (rng.choice(_LETTERS),)
+        tokens = (*start, *self._tokens(rng.randint(0, 40)))
+        return (*tokens[: LONGEST_PROMPT - 1], rng.choice(_LETTERS))
 
     def _tokens(self, count: int) -> list[int]:
         return [self.rng.randrange(VOCAB_SIZE) for _ in range(count)]

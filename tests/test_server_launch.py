@@ -55,6 +55,8 @@ def test_flags_of_the_user_win(ensemble: Path) -> None:
     )
 
     assert flag(arguments, "--max-loras") == "9"
+    # vLLM's default is --max-loras, and it refuses less.
+    assert "--max-cpu-loras" not in arguments
     assert flag(arguments, "--port") == "1"
 
 

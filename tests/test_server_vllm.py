@@ -1,176 +1,29 @@
-"""vLLM's real HTTP layer, tokenizer and registry around our plugin; only the engine behind them is scripted."""
+"""Our plugin inside vLLM's real HTTP layer: what callers of the routes see, and what reaches the engine."""
 
-import asyncio
 import math
-import os
-from collections.abc import AsyncGenerator, Iterator
-from typing import Any
+from collections.abc import Iterator
 from unittest.mock import patch
 
-import httpx2
 import openai
 import pytest
 from prometheus_client import REGISTRY
 
-from server.launch import server_arguments, server_environment
 from server.policy import Policy
-from server.settings import Settings
-from softspec.engine.group import KEY, GroupSpec
-from softspec.manifest import BlockActivation, load_manifest
+from softspec.manifest import BlockActivation
+from tests.scripted_vllm import MEMBER_LOG_PROBS, NAME, Server, serving
 from tests.tiny import random_adapters, tiny_llama
 
 pytestmark = pytest.mark.vllm
 
-NAME = "tiny-ensemble"
-WORDS = ["yes", "it", "is"]
-HELLO: Any = [{"role": "user", "content": "hello"}]
-# Member 0 believes the second word, member 1 does not; what the engine reports of each token.
-MEMBER_LOG_PROBS = ((-1.0, -1.0), (-0.1, -5.0), (-0.2, -0.2))
-EPISTEMIC = (0.1, 0.6, 0.2)
 STRICT = {"action": "abstain", "metric": "max_epistemic", "threshold": 0.5}
-
-
-class FakeAsyncLLM:
-    """Stands in for vLLM's engine: says WORDS to everything, with telemetry columns when a group was asked for."""
-
-    errored = False
-    is_running = True
-
-    def __init__(self, config: Any) -> None:
-        from vllm.renderers.registry import renderer_from_config
-        from vllm.v1.engine.input_processor import InputProcessor
-
-        self.vllm_config = config
-        self.model_config = config.model_config
-        self.renderer = renderer_from_config(config)
-        self.input_processor = InputProcessor(config, self.renderer)
-        self.tokens = [self.renderer.tokenizer.encode(" " + word)[0] for word in WORDS]
-        self.prepared: list[str] = []
-        self.loras: list[str | None] = []
-        self.aborted = 0
-        self.broken = False
-
-    def check_admission(self, n: int = 1, request_id: str | None = None) -> None:
-        return None
-
-    async def collective_rpc(self, method: str) -> list[str]:
-        self.prepared.append(method)
-        return [method]
-
-    async def check_health(self) -> None:
-        return None
-
-    async def generate(
-        self, prompt: Any, params: Any, request_id: str, *, lora_request: Any = None, **_: Any
-    ) -> AsyncGenerator[Any, None]:
-        from vllm.outputs import CompletionOutput, RequestOutput
-        from vllm.sampling_params import RequestOutputKind
-
-        self.loras.append(lora_request.lora_name if lora_request else None)
-        wire = (params.extra_args or {}).get(KEY)
-        spec = GroupSpec.from_wire(wire) if wire else None
-        last = min(len(WORDS), params.max_tokens) - 1
-        whole = params.output_kind != RequestOutputKind.DELTA
-        finished = False
-        try:
-            for step in [last] if whole else range(last + 1):
-                steps = range(last + 1) if whole else [step]
-                completion = CompletionOutput(
-                    index=0,
-                    text="".join(" " + WORDS[i] for i in steps),
-                    token_ids=[self.tokens[i] for i in steps],
-                    cumulative_logprob=0.0,
-                    logprobs=self._logprobs(steps, spec, params),
-                    finish_reason=("error" if self.broken else "stop") if step == last else None,
-                )
-                finished = step == last
-                yield RequestOutput(
-                    request_id, "prompt", prompt["prompt_token_ids"], None, [completion], finished=finished
-                )
-        finally:
-            self.aborted += not finished
-
-    def _logprobs(self, steps: Any, spec: GroupSpec | None, params: Any) -> Any:
-        from vllm.logprobs import FlatLogprobs
-
-        if spec is None:
-            return None
-        rows = FlatLogprobs()
-        for i in steps:
-            members = MEMBER_LOG_PROBS[i][: spec.num_members]
-            numbers = [0.5 + EPISTEMIC[i], 0.5, EPISTEMIC[i], EPISTEMIC[i], 0.5, *members]
-            top = [self.tokens[i]] * spec.num_top
-            ids = [self.tokens[i], *top, *[0] * len(numbers)]
-            log_prob = math.log(sum(map(math.exp, members)) / len(members))
-            values = [log_prob] * (1 + spec.num_top) + numbers
-            assert len(ids) == 1 + params.logprobs
-            rows.append_fast(ids, values, [1] * len(ids), [None] * len(ids))  # type: ignore[arg-type]
-        return rows
-
-
-class Server:
-    """The app, its engine, and one event loop for all tests."""
-
-    def __init__(self, runner: asyncio.Runner, app: Any, engine: FakeAsyncLLM) -> None:
-        self._runner = runner
-        self.app = app
-        self.engine = engine
-        transport = httpx2.ASGITransport(app=app)
-        self.http = httpx2.AsyncClient(transport=transport, base_url="http://server")
-        self.client = openai.AsyncOpenAI(
-            base_url="http://server/v1", api_key="none", http_client=self.http, max_retries=0
-        )
-
-    def chat(self, **fields: Any) -> Any:
-        return self._runner.run(
-            self.client.chat.completions.create(**{"model": NAME, "messages": HELLO, **fields})
-        )
-
-    def complete(self, **fields: Any) -> Any:
-        return self._runner.run(
-            self.client.completions.create(**{"model": NAME, "prompt": "hello", **fields})
-        )
-
-    def stream(self, **fields: Any) -> list[Any]:
-        async def collect() -> list[Any]:
-            chunks = await self.client.chat.completions.create(
-                **{"model": NAME, "messages": HELLO, "stream": True, **fields}
-            )
-            return [chunk async for chunk in chunks]
-
-        return self._runner.run(collect())
-
-    def post(self, path: str, body: dict[str, Any]) -> Any:
-        return self._runner.run(self.http.post(path, json=body))
-
-    def get(self, path: str) -> Any:
-        return self._runner.run(self.http.get(path))
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.entrypoints.launchers.api_server.app_state import init_app_state
-    from vllm.entrypoints.launchers.app import build_app
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
-
     base = tiny_llama(tmp_path_factory.mktemp("models") / "tiny-base")
-    ensemble = random_adapters(
-        base, tmp_path_factory.mktemp("ensemble"), num_members=2, activation=BlockActivation()
-    )
-    arguments = server_arguments({ensemble: load_manifest(ensemble)}, None, ["--disable-log-stats"])
-    args = make_arg_parser(FlexibleArgumentParser()).parse_args(["--model", arguments[0], *arguments[1:]])
-
-    async def start(engine: FakeAsyncLLM) -> Any:
-        app = build_app(args, ("generate",), engine.model_config)
-        await init_app_state(engine, app.state, args, ("generate",))  # type: ignore[arg-type]
-        return app
-
-    environment = {**server_environment(Settings((ensemble,)), {}), "HF_HUB_OFFLINE": "1"}
-    with patch.dict(os.environ, environment), asyncio.Runner() as runner:
-        engine = FakeAsyncLLM(AsyncEngineArgs.from_cli_args(args).create_engine_config())
-        yield Server(runner, runner.run(start(engine)), engine)
+    folder = tmp_path_factory.mktemp("ensemble")
+    with serving(random_adapters(base, folder, num_members=2, activation=BlockActivation())) as server:
+        yield server
 
 
 def test_models_are_the_base_the_ensemble_and_each_member(server: Server) -> None:
@@ -259,7 +112,7 @@ def test_single_models_answer_without_the_field(server: Server, model: str) -> N
 
     assert answer.choices[0].message.content == " yes it is"
     assert not hasattr(answer.choices[0], "uncertainty")
-    assert server.engine.loras[-1] == (None if model == "tiny-base" else model)
+    assert server.engine.loras[-1] == (None if model == "tiny-base" else f"{model}#2")
 
 
 @pytest.mark.parametrize("field", ["prompt_logprobs", "use_beam_search", "uncertanty", "prompt_embeds"])
@@ -268,6 +121,11 @@ def test_unsupported_fields_are_refused_in_openais_envelope(server: Server, fiel
         server.chat(extra_body={field: 1})
 
     assert (refusal.value.param, refusal.value.type) == (field, "BadRequestError")
+
+
+@pytest.mark.parametrize("route", ["load_ensemble", "unload_ensemble", "load_lora_adapter"])
+def test_nothing_is_loaded_by_http_unless_the_server_allows_it(server: Server, route: str) -> None:
+    assert server.post(f"/v1/{route}", {"path": "anywhere", "name": NAME}).status_code == 404
 
 
 def test_unknown_model_is_a_404_of_vllm(server: Server) -> None:

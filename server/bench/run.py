@@ -20,8 +20,8 @@ from server.bench.measure import Results, measure_all
 from server.bench.outside import SteppingClient, open_session, stock_server
 from server.bench.plan import BenchSettings
 from server.bench.ways import client_way, local_ways, reference_way
-from softspec.engine.client import load_ensembles
 from softspec.engine.local import open_engine
+from softspec.engine.registry import load_ensembles
 from softspec.manifest import Manifest
 from softspec.reference import ReferenceEnsemble
 
@@ -47,8 +47,8 @@ async def run(
     async with AsyncExitStack() as stack:
         engine = await stack.enter_async_context(open_engine(arguments, ensembles, rows, tokens_per_row))
         facts = await engine.facts()
-        adapters = ensembles[manifest.name].adapters
-        ways = local_ways(engine, manifest.name, [adapter.name for adapter in adapters])
+        members = [model for model in ensembles[0].specs() if model != manifest.name]
+        ways = local_ways(engine, manifest.name, members)
         if "client" in settings.ways:
             stock = [*arguments, "--num-gpu-blocks-override", str(facts["kv_blocks"])]
             log = output.with_suffix(".server.log")

@@ -1,6 +1,6 @@
 """vLLM's engine client, with ensembles among the models.
 
-In: a request for a LoRA model name. If the name is an ensemble's, the request goes to the engine as a group, and its
+In: a request for a LoRA model name, which is an ensemble's or a member's. It goes to the engine as a group, and its
 outputs come back with the telemetry taken out of the log-probabilities and put into the request's trace. Everything
 else passes through.
 
@@ -8,10 +8,9 @@ vLLM 0.32 place: `vllm.engine.protocol.EngineClient`.
 """
 
 import secrets
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Collection
 from copy import copy
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from vllm.engine.protocol import EngineClient
@@ -19,93 +18,36 @@ from vllm.logprobs import FlatLogprobs, Logprob
 from vllm.lora.request import LoRARequest
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.v1.engine.async_llm import AsyncLLM
 
-from softspec.engine.group import KEY, Adapter, GroupSpec
+from softspec.engine.front_end import carry_telemetry
+from softspec.engine.group import KEY, GroupSpec
+from softspec.engine.registry import Ensemble, Registry, lora_request_of
 from softspec.engine.telemetry import num_columns, unpack
 from softspec.engine.trace import ChoiceTrace, RequestTrace, current_trace
 from softspec.errors import ConfigError
-from softspec.manifest import AlwaysActivation, Manifest, load_manifest, member_dir, member_rank
 from softspec.uncertainty import TokenUncertainty
-
-
-@dataclass(frozen=True)
-class Ensemble:
-    """A loaded ensemble directory with the LoRA ids that the engine knows its members by."""
-
-    manifest: Manifest
-    rank: int
-    adapters: tuple[Adapter, ...]
-
-    @property
-    def name(self) -> str:
-        return self.manifest.name
-
-    @property
-    def lora_request(self) -> LoRARequest:
-        """The model name under which vLLM's front end knows the ensemble; the engine never loads it as such."""
-        return _lora_request(replace(self.adapters[0], name=self.name))
-
-    def group_spec(self) -> GroupSpec:
-        activation = self.manifest.activation
-        return GroupSpec(
-            adapters=self.adapters,
-            log_weights=self.manifest.log_weights,
-            weights_rule=self.manifest.weights_rule,
-            block_size=0 if isinstance(activation, AlwaysActivation) else activation.block_size,
-            num_top=0,
-        )
-
-    def member_specs(self) -> Iterator[GroupSpec]:
-        """Every member as an ensemble of one, so that it too sees its prompt as it did in training."""
-        spec = self.group_spec()
-        for adapter in self.adapters:
-            yield replace(spec, adapters=(adapter,), log_weights=(0.0,))
-
-
-def load_ensembles(directories: Iterable[Path]) -> dict[str, Ensemble]:
-    """Ensembles by name, their members numbered through.
-
-    Raises:
-        ManifestError: a directory is not a complete ensemble.
-        ConfigError: two directories hold ensembles of one name.
-    """
-    ensembles: dict[str, Ensemble] = {}
-    next_id = 1
-    for directory in directories:
-        manifest = load_manifest(directory)
-        if manifest.name in ensembles:
-            raise ConfigError(f"two ensembles are named '{manifest.name}': rename one in its ensemble.json")
-        adapters = tuple(
-            Adapter(f"{manifest.name}/member-{k}", next_id + k, str(member_dir(directory, k).resolve()))
-            for k in range(manifest.num_members)
-        )
-        next_id += manifest.num_members
-        ensembles[manifest.name] = Ensemble(manifest, member_rank(directory, manifest), adapters)
-    return ensembles
 
 
 class EnsembleClient:
     """An `EngineClient` that answers for ensembles and their members too."""
 
-    def __init__(self, engine: EngineClient, ensembles: Mapping[str, Ensemble]) -> None:
+    def __init__(
+        self, engine: EngineClient, ensembles: Collection[Ensemble], base_names: Collection[str] = ()
+    ) -> None:
         self._engine = engine
-        self.ensembles = dict(ensembles)
-        self._specs = {ensemble.name: ensemble.group_spec() for ensemble in ensembles.values()}
-        for ensemble in ensembles.values():
-            self._specs |= {spec.adapters[0].name: spec for spec in ensemble.member_specs()}
+        self.registry = Registry(engine, ensembles, base_names)
+        if isinstance(engine, AsyncLLM):
+            carry_telemetry(engine.output_processor)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
-    def lora_requests(self) -> dict[str, LoRARequest]:
-        """The model names to register with vLLM's front end: ensembles and members."""
-        ensembles = {ensemble.name: ensemble.lora_request for ensemble in self.ensembles.values()}
-        members = {
-            adapter.name: _lora_request(adapter)
-            for ensemble in self.ensembles.values()
-            for adapter in ensemble.adapters
-        }
-        return ensembles | members
+    async def add_lora(self, lora_request: LoRARequest) -> bool:
+        """Refused: one number would mean two adapters, and a single adapter could push a member out."""
+        raise ConfigError(
+            f"adapter '{lora_request.lora_name}' cannot be loaded beside ensembles: load an ensemble instead"
+        )
 
     def generate(
         self,
@@ -120,20 +62,42 @@ class EnsembleClient:
 
         Raises:
             ConfigError: the request asks for what a mixture cannot give.
+            UnknownModelError: while iterating, if the model was unloaded meanwhile.
         """
-        spec = self._specs.get(lora_request.lora_name) if lora_request else None
-        if spec is None:
+        if lora_request is None:
             self._refuse_seed_on_cpu(sampling_params)
-            return self._engine.generate(
-                prompt, sampling_params, request_id, lora_request=lora_request, **kwargs
-            )
+            return self._engine.generate(prompt, sampling_params, request_id, **kwargs)
         _refuse_unsupported(sampling_params)
-        params = group_params(sampling_params, spec)
-        choices = _open_choices(current_trace.get(), spec, params)
-        outputs = self._engine.generate(
-            prompt, params, request_id, lora_request=_lora_request(spec.adapters[0]), **kwargs
-        )
-        return _untangle(outputs, sampling_params, spec, choices)
+        choices = _open_choices(current_trace.get(), sampling_params.n)
+        return self._answer(lora_request.lora_name, prompt, sampling_params, request_id, choices, **kwargs)
+
+    async def _answer(
+        self,
+        model: str,
+        prompt: Any,
+        params: SamplingParams,
+        request_id: str,
+        choices: list[ChoiceTrace],
+        **kwargs: Any,
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """The outputs that the caller would have had from one model; telemetry goes into `choices`.
+
+        The request begins, and its members are chosen, with the first output that is asked for: a caller may leave
+        before, and then nothing must be waited for.
+        """
+        with self.registry.running(model) as spec:
+            group = group_params(params, spec)
+            _describe(choices, spec, group)
+            outputs = self._engine.generate(
+                prompt, group, request_id, lora_request=lora_request_of(spec.adapters[0]), **kwargs
+            )
+            try:
+                async for output in outputs:
+                    for completion in output.outputs:
+                        _record(completion, params, spec, choices[completion.index])
+                    yield output
+            finally:
+                await outputs.aclose()
 
     def _refuse_seed_on_cpu(self, params: SamplingParams) -> None:
         """Ensembles and members draw with noise of our own; the base has vLLM's generators.
@@ -176,10 +140,6 @@ def split_position(
     return token, top
 
 
-def _lora_request(adapter: Adapter) -> LoRARequest:
-    return LoRARequest(adapter.name, adapter.int_id, adapter.path)
-
-
 def _refuse_unsupported(params: SamplingParams) -> None:
     found = {
         "prompt_logprobs": params.prompt_logprobs is not None,
@@ -193,29 +153,23 @@ def _refuse_unsupported(params: SamplingParams) -> None:
             )
 
 
-def _open_choices(trace: RequestTrace | None, spec: GroupSpec, params: SamplingParams) -> list[ChoiceTrace]:
-    """One trace per sample; vLLM seeds sample i of n with `seed + i`."""
-    assert params.seed is not None
-    choices = [ChoiceTrace(spec.log_weights, spec.weights_rule, params.seed + i) for i in range(params.n)]
+def _open_choices(trace: RequestTrace | None, count: int) -> list[ChoiceTrace]:
+    """One trace per sample, in the order in which the requests of a trace come."""
+    choices = [ChoiceTrace() for _ in range(count)]
     if trace is not None:
         trace.choices |= dict(enumerate(choices, start=len(trace.choices)))
     return choices
 
 
-async def _untangle(
-    outputs: AsyncGenerator[RequestOutput, None],
-    params: SamplingParams,
-    spec: GroupSpec,
-    choices: list[ChoiceTrace],
-) -> AsyncGenerator[RequestOutput, None]:
-    """The outputs that the caller would have had from one model; telemetry goes into `choices`."""
-    try:
-        async for output in outputs:
-            for completion in output.outputs:
-                _record(completion, params, spec, choices[completion.index])
-            yield output
-    finally:
-        await outputs.aclose()
+def _describe(choices: list[ChoiceTrace], spec: GroupSpec, params: SamplingParams) -> None:
+    """What is known once the members are chosen; vLLM seeds sample i of n with `seed + i`."""
+    assert params.seed is not None
+    for i, choice in enumerate(choices):
+        choice.log_weights, choice.weights_rule, choice.seed = (
+            spec.log_weights,
+            spec.weights_rule,
+            params.seed + i,
+        )
 
 
 def _record(

@@ -1,29 +1,51 @@
-"""Spares vLLM's front end the work of turning telemetry into text.
+"""How vLLM's front end carries telemetry: no column lost, and none turned into text that nobody reads.
 
-The log-probability columns of a group are numbers, yet vLLM decodes a token for each. Nobody reads that text when the
-caller asked for no log-probabilities, and it costs more than everything else the front end does for a token.
+The columns of a group are numbers, yet vLLM takes them for tokens. It decodes each, which costs more than
+everything else that the front end does for a token. And it keeps one of each token id when it merges the outputs of a
+stream whose reader fell behind.
 
-vLLM 0.32 place: `vllm.v1.engine.output_processor.OutputProcessor.add_request`, whose states hold a tokenizer each.
+vLLM 0.32 place: `vllm.v1.engine.output_processor.OutputProcessor.add_request`, whose states hold the log-probabilities.
 """
 
 from typing import Any
 
+from vllm.logprobs import FlatLogprobs
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.output_processor import OutputProcessor
 
 from softspec.engine.group import KEY
 
 
-def leave_telemetry_undecoded(processor: OutputProcessor) -> None:
-    """From now on, groups whose caller wants no log-probabilities have theirs passed on as numbers only."""
+def carry_telemetry(processor: OutputProcessor) -> None:
+    """From now on, for groups; those whose caller wants no log-probabilities have theirs passed on as numbers only."""
     add_request = processor.add_request
 
     def add(request: EngineCoreRequest, *args: Any, **kwargs: Any) -> None:
         add_request(request, *args, **kwargs)
         params = request.sampling_params
         wire = (params.extra_args or {}).get(KEY) if params else None
-        state = processor.request_states[request.request_id]
-        if wire is not None and not wire["num_top"] and state.logprobs_processor is not None:
-            state.logprobs_processor.tokenizer = None
+        logprobs = processor.request_states[request.request_id].logprobs_processor
+        if wire is None or logprobs is None:
+            return
+        logprobs.logprobs = _Columns()
+        if not wire["num_top"]:
+            logprobs.tokenizer = None
 
     processor.add_request = add
+
+
+class _Columns(FlatLogprobs):
+    """Slices and merges to itself, column by column; vLLM's own merges by token id."""
+
+    def __getitem__(self, index: Any) -> Any:
+        found = super().__getitem__(index)
+        return _Columns(**vars(found)) if isinstance(found, FlatLogprobs) else found
+
+    def extend(self, others: Any) -> None:
+        first = len(self.logprobs)
+        self.start_indices += [first + start for start in others.start_indices]
+        self.end_indices += [first + end for end in others.end_indices]
+        self.token_ids += others.token_ids
+        self.logprobs += others.logprobs
+        self.ranks += others.ranks
+        self.decoded_tokens += others.decoded_tokens

@@ -6,7 +6,7 @@ adapters by vLLM's stock path, and what the engine turned out to be. The engine 
 vLLM 0.32 places: `AsyncEngineArgs`, `vllm.v1.engine.async_llm.AsyncLLM`.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -20,7 +20,8 @@ from vllm.usage.usage_lib import UsageContext
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from softspec.engine.client import Ensemble, EnsembleClient
+from softspec.engine.client import EnsembleClient
+from softspec.engine.registry import Ensemble
 from softspec.engine.requirements import require_engine
 from softspec.errors import ConfigError
 
@@ -31,10 +32,10 @@ _USAGE = UsageContext.OPENAI_API_SERVER
 class LocalEngine:
     """Answers as fast as the engine can; use `open_engine`."""
 
-    def __init__(self, engine: AsyncLLM, ensembles: Mapping[str, Ensemble]) -> None:
+    def __init__(self, engine: AsyncLLM, ensembles: Collection[Ensemble]) -> None:
         self._engine = engine
         self._client = EnsembleClient(engine, ensembles)
-        self._loras = self._client.lora_requests()
+        self._loras = self._client.registry.lora_requests
         self._requests = 0
 
     def ask_ensemble(self, name: str, prompt_ids: Sequence[int], num_tokens: int) -> AsyncIterator[int]:
@@ -84,7 +85,7 @@ class LocalEngine:
 
 @asynccontextmanager
 async def open_engine(
-    arguments: Sequence[str], ensembles: Mapping[str, Ensemble], rows: int, tokens_per_row: int
+    arguments: Sequence[str], ensembles: Collection[Ensemble], rows: int, tokens_per_row: int
 ) -> AsyncIterator[LocalEngine]:
     """Start an engine in whose KV cache `rows` sequences of `tokens_per_row` fit at once; it ends with the block.
 
@@ -107,7 +108,7 @@ async def open_engine(
     engine = AsyncLLM.from_vllm_config(config, usage_context=_USAGE, disable_log_stats=args.disable_log_stats)
     try:
         _require_room(config, cache.num_gpu_blocks, needed, tokens_per_row)
-        require_engine(vllm.__version__, config, ensembles.values())
+        require_engine(vllm.__version__, config, ensembles)
         await engine.collective_rpc("install_ensemble_sampler")
         yield LocalEngine(engine, ensembles)
     finally:

@@ -1,4 +1,4 @@
-"""What a vLLM engine must be before an ensemble may be served on it, checked once at start-up.
+"""What a vLLM engine must be before an ensemble may be served on it, checked at start-up and whenever one is loaded.
 
 In: vLLM's configuration and version, however it was started. Out: nothing, or a named error with the flag that
 helps. Reads attributes only; imports no vllm.
@@ -43,6 +43,8 @@ def require_engine(version: str, config: Any, ensembles: Iterable[LoadedEnsemble
     _require_class(config.parallel_config.worker_extension_cls, WORKER_EXTENSION, "--worker-extension-cls")
     if config.lora_config is None:
         raise ConfigError("LoRA is off but the members are LoRA adapters: start vLLM with --enable-lora")
+    ensembles = list(ensembles)
+    _require_residence(config, sum(ensemble.manifest.num_members for ensemble in ensembles))
     for ensemble in ensembles:
         _require_room(config, ensemble)
         _require_cache(config, ensemble.manifest)
@@ -73,6 +75,16 @@ def _refuse_untested_options(config: Any) -> None:
     for option, is_on, remedy in found:
         if is_on:
             raise UnsupportedEngineError(f"{option} is on, which was not tested with ensembles: {remedy}")
+
+
+def _require_residence(config: Any, num_adapters: int) -> None:
+    """An adapter that vLLM pushes out is read again from its path, where other weights may lie by then."""
+    limit = config.lora_config.max_cpu_loras
+    if limit < num_adapters:
+        raise ConfigError(
+            f"the ensembles have {num_adapters} members but the engine keeps {limit} adapters: start it with "
+            f"--max-cpu-loras {num_adapters}"
+        )
 
 
 def _require_class(found: Any, expected: str, flag: str) -> None:

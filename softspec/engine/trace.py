@@ -13,11 +13,14 @@ from softspec.uncertainty import TokenUncertainty
 
 @dataclass
 class ChoiceTrace:
-    """The tokens of one choice so far; `seed` replays exactly this choice."""
+    """The tokens of one choice so far; `seed` replays exactly this choice.
 
-    log_weights: tuple[float, ...]
-    weights_rule: WeightsRule
-    seed: int
+    All but the tokens is known once the members that answer are chosen, which is before the first token.
+    """
+
+    log_weights: tuple[float, ...] = ()
+    weights_rule: WeightsRule = "prefix_posterior"
+    seed: int = 0
     tokens: list[TokenUncertainty] = field(default_factory=list)
 
 
