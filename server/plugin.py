@@ -7,6 +7,7 @@ In: vLLM's app, engine client and state. Out: the same server, with ensembles am
 import os
 from argparse import Namespace
 from collections.abc import AsyncGenerator, Collection
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -27,7 +28,7 @@ from vllm.outputs import RequestOutput
 
 from server.chat import Service, complete
 from server.errors import respond_to_error
-from server.loading import LoadEnsembleRequest, UnloadEnsembleRequest, load, unload
+from server.loading import LoadEnsembleRequest, UnloadEnsembleRequest
 from server.metrics import Metrics
 from server.policy import Policy
 from server.settings import Settings
@@ -108,12 +109,16 @@ async def ready(raw_request: Request) -> JSONResponse:
 
 async def load_ensemble(request: LoadEnsembleRequest, raw_request: Request) -> PlainTextResponse:
     """Serve one more ensemble, or replace one; the answer comes when new requests go to it."""
-    return PlainTextResponse(await load(request, raw_request.app.state.softspec_registry))
+    registry: Registry = raw_request.app.state.softspec_registry
+    ensemble = await registry.load(Path(request.path), request.replace)
+    return PlainTextResponse(f"Success: ensemble '{ensemble.name}' added successfully.")
 
 
 async def unload_ensemble(request: UnloadEnsembleRequest, raw_request: Request) -> PlainTextResponse:
     """Serve an ensemble no longer; the answers that it has begun are finished."""
-    return PlainTextResponse(await unload(request, raw_request.app.state.softspec_registry))
+    registry: Registry = raw_request.app.state.softspec_registry
+    await registry.unload(request.name)
+    return PlainTextResponse(f"Success: ensemble '{request.name}' removed successfully.")
 
 
 async def refuse_single_adapter() -> None:

@@ -83,7 +83,7 @@ def _require_residence(config: Any, num_adapters: int) -> None:
     if limit < num_adapters:
         raise ConfigError(
             f"the ensembles have {num_adapters} members but the engine keeps {limit} adapters: start it with "
-            f"--max-cpu-loras {num_adapters}"
+            f"--max-loras {num_adapters}, or with --max-cpu-loras {num_adapters} and they take turns"
         )
 
 
