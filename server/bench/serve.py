@@ -30,7 +30,7 @@ _RANDOM_RANK = 16
 
 
 class BenchInterrupted(SoftspecError):
-    """Ctrl-C; what was measured is on disk. `exit_code` is the shell's 128 + signal number."""
+    """Ctrl-C; what was measured, if anything, is on disk. `exit_code` is the shell's 128 + signal number."""
 
     exit_code = 130
 
@@ -85,7 +85,7 @@ def bench_serve(
 
                 return asyncio.run(run(directory, manifest, arguments, stock_environment, output, settings))
         except KeyboardInterrupt as error:
-            raise BenchInterrupted(f"interrupted; '{output}' has the repeats so far") from error
+            raise BenchInterrupted(f"interrupted; what was measured is in '{output}'") from error
         finally:
             # The engine's finaliser would fail at exit, when the modules that it needs are being taken apart.
             gc.unfreeze()
