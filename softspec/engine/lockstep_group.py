@@ -80,8 +80,14 @@ class Group:
         return member.num_tokens - self.shared
 
     @property
-    def slots_needed(self) -> int:
-        return self.size + (1 if self.shared else 0)
+    def slots_to_come(self) -> int:
+        """Run slots that the group will still take."""
+        return sum(row.status != RequestStatus.RUNNING for row in self.rows()) + self._may_want_trunk
+
+    @property
+    def _may_want_trunk(self) -> bool:
+        """Nothing holds the shared blocks yet: they are to be computed, or taken out of the evictable ones."""
+        return bool(self.shared) and self.trunk is None and len(self.waiting_members()) == self.size
 
     def blocks_to_come(self, block_size: int, num_blocks: Callable[[Request], int]) -> int:
         """KV blocks that the group will still take until it has drawn a token, whatever the cache holds."""
@@ -91,9 +97,8 @@ class Group:
             inherited = 0 if self.is_trunk(row.request_id) else self.shared // block_size
             have = num_blocks(row) if row.status == RequestStatus.RUNNING else inherited
             blocks += max(-(-(tokens + 1) // block_size) - have, 0)
-        if self.trunk is None and len(self.waiting_members()) == self.size:
-            # Nothing holds the shared blocks yet: they are to be computed or taken out of the evictable ones.
-            blocks += self.slots_needed - self.size + self.shared // block_size
+        if self._may_want_trunk:
+            blocks += self.shared // block_size + 1
         return blocks
 
     def next_blocks(self, block_size: int) -> int:

@@ -236,7 +236,7 @@ class LockstepScheduler(AsyncScheduler):
         free = self._num_free_blocks() - reserved
         adapters = self._active_adapters() | {adapter.int_id for adapter in group.spec.adapters}
         return (
-            group.slots_needed <= self._free_slots()
+            group.slots_to_come <= self._free_slots()
             and group.blocks_to_come(self.block_size, self._num_blocks) <= free
             and len(adapters) <= self.lora_config.max_loras
         )
@@ -246,8 +246,7 @@ class LockstepScheduler(AsyncScheduler):
         return [group for group in self.groups.values() if group.admitted and not group.released]
 
     def _free_slots(self) -> int:
-        rows = (row for group in self._on_the_way() for row in group.rows())
-        promised = sum(row.status != RequestStatus.RUNNING for row in rows)
+        promised = sum(group.slots_to_come for group in self._on_the_way())
         return self.max_num_active_reqs - len(self.running) - promised
 
     def _num_free_blocks(self) -> int:
