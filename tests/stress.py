@@ -154,7 +154,7 @@ class StressTest:
         if answer.stop_reason is not None:
             ending = "stop string" if isinstance(answer.stop_reason, str) else "stop token"
         self.watch.seen[f"{ask.kind} ended by {ending}"] += 1
-        if ask.settings["n"] > 1:
+        if ask.settings.get("n", 1) > 1:
             self.watch.seen["one of n answers"] += 1
         if ask.regex is not None or ask.schema is not None:
             kind = "regex" if ask.regex is not None else "schema"

@@ -55,6 +55,10 @@ class Runner:
             device=CPU,
         )
         self.sampler: Any = Sampler(VllmConfig(), MAX_NUM_REQS, VOCAB_SIZE, CPU, self.req_states)
+        self.device = CPU
+        self.lora_manager = SimpleNamespace(
+            _adapter_manager=SimpleNamespace(punica_wrapper_mapping={}, modules={})
+        )
         if with_groups:
             worker = EnsembleWorker()
             worker.model_runner = self
