@@ -6,6 +6,7 @@ reads how the lockstep scheduler keeps its groups.
 
 import gc
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from unittest.mock import patch
 from vllm import EngineArgs, SamplingParams, __version__
 from vllm.distributed.parallel_state import destroy_distributed_environment, destroy_model_parallel
 from vllm.outputs import RequestOutput
+from vllm.triton_utils import dispatcher
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.executor import Executor
@@ -28,6 +30,16 @@ from softspec.engine.requirements import SCHEDULER, WORKER_EXTENSION, require_en
 
 # vLLM reads these while it makes its configuration. The executor in this process is chosen by the first.
 _ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_USE_V2_MODEL_RUNNER": "0"}
+_rebind_kernels = dispatcher._rebind_kernels
+
+
+def _rebind_outside_llvmlite(overrides: Any) -> None:
+    """vLLM looks through all loaded modules, and stumbles over llvmlite, which an earlier engine has loaded."""
+    hidden = {name: sys.modules.pop(name) for name in list(sys.modules) if name.startswith("llvmlite")}
+    try:
+        _rebind_kernels(overrides)
+    finally:
+        sys.modules.update(hidden)
 
 
 class InProcessEngine:
@@ -41,7 +53,8 @@ class InProcessEngine:
         self.specs: dict[str | None, GroupSpec] = {}
         for each in loaded:
             self.specs |= each.specs()
-        with patch.dict(os.environ, _ENVIRONMENT):
+        rebind = patch.object(dispatcher, "_rebind_kernels", _rebind_outside_llvmlite)
+        with patch.dict(os.environ, _ENVIRONMENT), rebind:
             config = EngineArgs(
                 model=str(base),
                 dtype="float32",
