@@ -42,6 +42,9 @@ _CPU_ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": "2000000000",
 }
 
+_TOO_FEW_CORES = 2
+"""With so many cores, or fewer, the model computes on all of them."""
+
 
 def serve(settings: Settings, base: str | None, vllm_args: Sequence[str]) -> None:
     """Run vLLM's server over the ensembles until it is stopped.
@@ -67,7 +70,11 @@ def server_environment(settings: Settings, environment: Mapping[str, str]) -> di
     plugins = [name for name in environment.get("VLLM_PLUGINS", "").split(",") if name and name != PLUGIN]
     variables = {**settings.to_environment(), "VLLM_PLUGINS": ",".join([*plugins, PLUGIN])}
     if not torch.cuda.is_available():
-        variables |= {name: environment.get(name, value) for name, value in _CPU_ENVIRONMENT.items()}
+        defaults = dict(_CPU_ENVIRONMENT)
+        if len(os.sched_getaffinity(0)) <= _TOO_FEW_CORES:
+            # vLLM keeps one core for its other processes. Sharing it with them gives a third more tokens.
+            defaults["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"
+        variables |= {name: environment.get(name, value) for name, value in defaults.items()}
     return variables
 
 

@@ -138,12 +138,16 @@ def adapter_config(ensemble_dir: Path, member: int) -> dict[str, Any]:
     except ValidationError as error:
         raise ManifestError(f"{folder / 'adapter_config.json'}: {first_problem(error)}") from error
     _refuse_special_lora(folder, config)
+    if not isinstance(config.get("r"), int):
+        raise ManifestError(
+            f"{folder / 'adapter_config.json'}: 'r' is {config.get('r')!r}, expected the LoRA rank, a whole number"
+        )
     return config
 
 
 def member_rank(ensemble_dir: Path, manifest: Manifest) -> int:
     """The LoRA rank, which all members share."""
-    ranks = [int(adapter_config(ensemble_dir, member)["r"]) for member in range(manifest.num_members)]
+    ranks = [adapter_config(ensemble_dir, member)["r"] for member in range(manifest.num_members)]
     if len(set(ranks)) > 1:
         raise ManifestError(
             f"members of '{manifest.name}' differ in LoRA rank {ranks}: expected one rank for all"

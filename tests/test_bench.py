@@ -253,8 +253,9 @@ def test_first_members_of_an_ensemble_are_an_ensemble(ensemble: Path, tmp_path: 
     ("flags", "message"),
     [
         (["missing"], "no ensemble.json in 'missing'"),
-        ([], "expected either an ensemble directory or --random-adapters K"),
-        (["missing", "--random-adapters", "4"], "expected either"),
+        ([], "found nothing to measure: give an ensemble directory, or --random-adapters K"),
+        (["missing", "--random-adapters", "4"], "'missing' and --random-adapters 4: give one of them"),
+        (["--random-adapters", "4", "--dtype", "bfloat16"], "write vLLM's flags as --flag=value"),
         (["--random-adapters", "4", "--members", "2"], "--members is for an ensemble directory"),
         (["{}", "--members", "4"], "--members is 4 but '{}' has 3"),
         (["{}", "--ways", "member", "magic"], "--ways has 'magic'"),

@@ -1,5 +1,8 @@
 """`softspec serve` refuses what cannot work before a model is loaded, and writes vLLM's command line."""
 
+import json
+import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -110,6 +113,16 @@ def test_directory_without_manifest_is_refused_before_anything_starts(tmp_path: 
         serve(Settings((tmp_path,)), None, [])
 
 
+@pytest.mark.parametrize("rank", [None, "8"])
+def test_adapter_without_a_rank_is_refused(ensemble: Path, tmp_path: Path, rank: str | None) -> None:
+    copied = Path(shutil.copytree(ensemble, tmp_path / "copy"))
+    path = copied / "member-0" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "r": rank}))
+
+    with pytest.raises(ManifestError, match=f"'r' is {rank!r}, expected the LoRA rank"):
+        load_manifest(copied)
+
+
 def test_members_larger_than_the_engine_allows_are_refused() -> None:
     with pytest.raises(ConfigError, match="rank 513 but the engine allows 512"):
         engine_rank(513)
@@ -133,6 +146,18 @@ def test_model_runner_is_vllms_choice_on_gpus_and_the_first_on_cpus(
         wishes = {"VLLM_USE_V2_MODEL_RUNNER": wish} if wish else {}
         environment = server_environment(Settings((Path("a"),)), wishes)
         assert environment.get("VLLM_USE_V2_MODEL_RUNNER") == expected
+
+
+@pytest.mark.parametrize(("cores", "wish", "expected"), [(2, None, "0"), (3, None, None), (2, "1", "1")])
+def test_model_computes_on_both_of_two_cores(
+    monkeypatch: pytest.MonkeyPatch, cores: int, wish: str | None, expected: str | None
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _process: set(range(cores)))
+    wishes = {} if wish is None else {"VLLM_CPU_NUM_OF_RESERVED_CPU": wish}
+
+    environment = server_environment(Settings((Path("a"),)), wishes)
+
+    assert environment.get("VLLM_CPU_NUM_OF_RESERVED_CPU") == expected
 
 
 def test_kv_blocks_end_where_the_adapters_begin(base: Path, ensemble: Path) -> None:

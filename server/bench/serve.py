@@ -55,8 +55,13 @@ def bench_serve(
         EngineError: an engine does not start, or fails.
         BenchInterrupted: by Ctrl-C; the document holds the repeats so far.
     """
-    if (ensemble is None) == (random_members is None):
-        raise ConfigError("expected either an ensemble directory or --random-adapters K")
+    if ensemble is None and random_members is None:
+        raise ConfigError("found nothing to measure: give an ensemble directory, or --random-adapters K")
+    if ensemble is not None and random_members is not None:
+        raise ConfigError(
+            f"found the ensemble directory '{ensemble}' and --random-adapters {random_members}: give one of them, "
+            "and write vLLM's flags as --flag=value if that is no directory"
+        )
     if ensemble is None and members is not None:
         raise ConfigError(
             "--members is for an ensemble directory: give --random-adapters as many as you want"

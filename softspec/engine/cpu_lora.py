@@ -26,10 +26,14 @@ _LANES = 4
 
 @dataclass(frozen=True)
 class _Layer:
-    """The adapters of one layer. down: (slots, slices, rank, in), up: (slots, rank, out of all slices)."""
+    """The adapters of one layer. down: (slots, slices, rank, in), up: (slots, rank, out of all slices).
+
+    `arrays` are the same two as the compiled loop takes them.
+    """
 
     down: Tensor
     up: Tensor
+    arrays: tuple[np.ndarray, np.ndarray]
     ends: tuple[int, ...]
     in_use: frozenset[int]
 
@@ -42,7 +46,7 @@ class _Layer:
         up = torch.nn.functional.pad(up, (0, 0, 0, pad)).contiguous()
         ends = np.cumsum([b.shape[2] for b in b_stacked]).tolist()
         used = up.flatten(1).any(1).nonzero().flatten().tolist()
-        return _Layer(down, up, tuple(ends), frozenset(used))
+        return _Layer(down, up, (down.numpy(), up.numpy()), tuple(ends), frozenset(used))
 
 
 @dataclass(frozen=True)
@@ -134,8 +138,7 @@ class CpuLora(PunicaWrapperCPU):
         x = x.float().contiguous()
         total = y if y.dtype == torch.float32 and y.is_contiguous() else torch.zeros(y.shape)
         if rows.few.size:
-            down, up = layer.down.numpy(), layer.up.numpy()
-            _add_by_row(x.numpy(), total.numpy(), down, up, layer.ends, rows.few, rows.few_slots)
+            _add_by_row(x.numpy(), total.numpy(), *layer.arrays, layer.ends, rows.few, rows.few_slots)
         for slot, own in rows.many:
             _add_by_slot(x, total, layer, slot, own)
         if total is not y:
