@@ -46,6 +46,10 @@ METRICS = (
         buckets=_SECONDS,
     ),
     Metric("softspec_lockstep_errors_total", "Requests ended because their members came apart; must stay 0."),
+    Metric(
+        "softspec_group_preemptions_total",
+        "Answers of ensembles and members that made room in the KV cache, all their rows at once.",
+    ),
 )
 
 
@@ -80,3 +84,7 @@ class Metrics:
     def lockstep_error(self) -> None:
         """A request was ended because its members came apart."""
         self._counters["softspec_lockstep_errors_total"].inc()
+
+    def group_preemption(self) -> None:
+        """The rows of an answer were computed again, for want of KV blocks."""
+        self._counters["softspec_group_preemptions_total"].inc()

@@ -141,7 +141,7 @@ class WatchedClient(EnsembleClient):
         metrics: Metrics,
         policy: Policy,
     ) -> None:
-        super().__init__(engine, ensembles, base_names)
+        super().__init__(engine, ensembles, base_names, metrics.group_preemption)
         self._metrics = metrics
         self._policy = policy
 

@@ -69,7 +69,11 @@ class EngineHarness:
         )
         self.engine = AsyncLLM.from_engine_args(args)
         self.adapters = self.call_workers("install_ensemble_sampler")
-        self.client = EnsembleClient(self.engine, loaded)
+        self.group_preemptions = 0
+        self.client = EnsembleClient(self.engine, loaded, on_preemption=self._count_preemption)
+
+    def _count_preemption(self) -> None:
+        self.group_preemptions += 1
 
     def call_workers(self, method: str, *args: Any) -> list[Any]:
         return self._loop.run_until_complete(self.engine.collective_rpc(method, args=args))

@@ -67,11 +67,12 @@ def test_engine_equals_the_reference_when_groups_are_preempted(
         for name in ("always-4", "block-4", "block-2")
         for temperature in (0.0, 1.0)
     ]
-    before = preemptions()
+    before, groups_before = preemptions(), tiny_engine.group_preemptions
 
     assert_parity(tiny_engine, references, cases, max_tokens=110)
 
     assert preemptions() > before
+    assert tiny_engine.group_preemptions - groups_before == preemptions() - before
 
 
 def assert_parity(

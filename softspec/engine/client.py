@@ -8,7 +8,7 @@ vLLM 0.32 place: `vllm.engine.protocol.EngineClient`.
 """
 
 import secrets
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator, Callable, Collection
 from copy import copy
 from dataclasses import replace
 from typing import Any
@@ -20,7 +20,7 @@ from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from softspec.engine.front_end import carry_telemetry
+from softspec.engine.front_end import carry_telemetry, watch_preemptions
 from softspec.engine.group import KEY, GroupSpec
 from softspec.engine.registry import Ensemble, Registry, lora_request_of
 from softspec.engine.telemetry import num_columns, unpack
@@ -33,12 +33,19 @@ class EnsembleClient:
     """An `EngineClient` that answers for ensembles and their members too."""
 
     def __init__(
-        self, engine: EngineClient, ensembles: Collection[Ensemble], base_names: Collection[str] = ()
+        self,
+        engine: EngineClient,
+        ensembles: Collection[Ensemble],
+        base_names: Collection[str] = (),
+        on_preemption: Callable[[], None] | None = None,
     ) -> None:
+        """`on_preemption` is called for every preemption of a group, with the group's next token."""
         self._engine = engine
         self.registry = Registry(engine, ensembles, base_names)
         if isinstance(engine, AsyncLLM):
             carry_telemetry(engine.output_processor)
+            if on_preemption is not None:
+                watch_preemptions(engine.output_processor, on_preemption)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)

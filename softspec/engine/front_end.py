@@ -4,13 +4,15 @@ The columns of a group are numbers, yet vLLM takes them for tokens. It decodes e
 everything else that the front end does for a token. And it keeps one of each token id when it merges the outputs of a
 stream whose reader fell behind.
 
-vLLM 0.32 place: `vllm.v1.engine.output_processor.OutputProcessor.add_request`, whose states hold the log-probabilities.
+vLLM 0.32 place: `vllm.v1.engine.output_processor.OutputProcessor`: `add_request`, whose states hold the
+log-probabilities, and `process_outputs`, which gets the engine's events.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from vllm.logprobs import FlatLogprobs
-from vllm.v1.engine import EngineCoreRequest
+from vllm.v1.engine import EngineCoreEventType, EngineCoreOutput, EngineCoreRequest
 from vllm.v1.engine.output_processor import OutputProcessor
 
 from softspec.engine.group import KEY
@@ -32,6 +34,26 @@ def carry_telemetry(processor: OutputProcessor) -> None:
             logprobs.tokenizer = None
 
     processor.add_request = add
+
+
+def watch_preemptions(processor: OutputProcessor, observe: Callable[[], None]) -> None:
+    """From now on `observe` is called for every preemption of a group; the engine tells of it with the next token.
+
+    With --disable-log-stats it tells of none.
+    """
+    process_outputs = processor.process_outputs
+
+    def process(outputs: list[EngineCoreOutput], *args: Any, **kwargs: Any) -> Any:
+        for output in outputs:
+            state = processor.request_states.get(output.request_id)
+            logprobs = state and state.logprobs_processor and state.logprobs_processor.logprobs
+            if isinstance(logprobs, _Columns):
+                for event in output.events or ():
+                    if event.type == EngineCoreEventType.PREEMPTED:
+                        observe()
+        return process_outputs(outputs, *args, **kwargs)
+
+    processor.process_outputs = process
 
 
 class _Columns(FlatLogprobs):
