@@ -6,7 +6,8 @@ In: a base, ensembles and a seed. Out: a `Report`, or an AssertionError that nam
 import random
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from unittest.mock import patch
 
 import torch
@@ -24,6 +25,8 @@ from tests.stress_watch import Watch
 
 LONGEST_WAIT = 3000
 """Steps from a request's arrival to its end."""
+SWAP_EVERY = 60
+"""Steps between two swaps of ensembles, on average; a swap waits until the one before it is over."""
 
 
 @dataclass
@@ -60,14 +63,22 @@ class _Live:
 class StressTest:
     """Runs traffic through one engine.
 
-    oracle: None checks the invariants only. check_every: one in so many answers is compared with the oracle.
+    swaps: two ensembles of the same K, of which the engine holds the first; now and then the other one takes the place
+        of the one that serves. check_every: one in so many answers is compared with the oracle.
     """
 
     def __init__(
-        self, engine: InProcessEngine, traffic: Traffic, oracle: Oracle | None, check_every: int = 1
+        self,
+        engine: InProcessEngine,
+        traffic: Traffic,
+        oracle: Oracle,
+        swaps: dict[str, Path],
+        check_every: int = 1,
     ) -> None:
-        self.engine, self.traffic, self.oracle = engine, traffic, oracle
+        self.engine, self.traffic, self.oracle, self.swaps = engine, traffic, oracle, swaps
         self.check_every = check_every
+        self._serving, self._other = swaps
+        self._leaving = False
         torch.manual_seed(0)  # the base's own draws
         self.watch = Watch(engine)
         self.report = Report(seen=self.watch.seen)
@@ -80,6 +91,7 @@ class StressTest:
         started = time.monotonic()
         try:
             while self.report.steps < steps or self.watch.lockstep_tokens < tokens:
+                self._swap()
                 for ask in self.traffic.arrivals(len(self._live)):
                     self._submit(ask)
                 self._step()
@@ -94,7 +106,23 @@ class StressTest:
         self.report.seconds = time.monotonic() - started
         return self.report
 
+    def _swap(self) -> None:
+        """Requests that came before finish on the old members, which leave after the last of them."""
+        if not self._leaving and self._draws.random() < 1 / SWAP_EVERY:
+            self.engine.load(self.swaps[self._other])
+            self._serving, self._other, self._leaving = self._other, self._serving, True
+            in_use = sum(_of(live.ask, self._other) for live in self._live.values())
+            self.watch.seen["ensemble swapped in use" if in_use else "ensemble swapped at rest"] += 1
+        if self._leaving and not any(_of(live.ask, self._other) for live in self._live.values()):
+            self.engine.unload(self._other)
+            self._leaving = False
+            served = {adapter.int_id for spec in self.engine.specs.values() for adapter in spec.adapters}
+            assert self.engine.adapters() <= served
+
     def _submit(self, ask: Ask) -> None:
+        if _of(ask, self._other):
+            assert ask.model is not None
+            ask = replace(ask, model=ask.model.replace(self._other, self._serving))
         self._submitted += 1
         name = f"ask-{self._submitted}"
         # A seed that the client has to draw must be the same in the next run.
@@ -139,7 +167,7 @@ class StressTest:
         for completion in output.outputs:
             answer = _answer(completion, ask, live.seed, spec)
             self._count(ask, answer)
-            if self.oracle is not None and self._draws.randrange(self.check_every) == 0:
+            if self._draws.randrange(self.check_every) == 0:
                 try:
                     self.oracle.check(ask, answer)
                 except Exception as error:
@@ -159,6 +187,11 @@ class StressTest:
         if ask.regex is not None or ask.schema is not None:
             kind = "regex" if ask.regex is not None else "schema"
             self.watch.seen[f"{kind} ended by {ending}"] += 1
+
+
+def _of(ask: Ask, ensemble: str) -> bool:
+    """Whether it asks the ensemble or one of its members."""
+    return ask.model is not None and ask.model.split("/")[0] == ensemble
 
 
 def _sampling_params(ask: Ask) -> SamplingParams:

@@ -25,7 +25,7 @@ from softspec.engine.client import group_params
 from softspec.engine.group import GroupSpec
 from softspec.engine.lockstep_group import Group
 from softspec.engine.lockstep_scheduler import LockstepScheduler
-from softspec.engine.registry import load_ensembles, lora_request_of
+from softspec.engine.registry import load_ensembles, lora_request_of, read_ensemble
 from softspec.engine.requirements import SCHEDULER, WORKER_EXTENSION, require_engine
 
 # vLLM reads these while it makes its configuration. The executor in this process is chosen by the first.
@@ -43,13 +43,22 @@ def _rebind_outside_llvmlite(overrides: Any) -> None:
 
 
 class InProcessEngine:
-    """`LLMEngine` with ensembles. One step is one call; nothing runs in between."""
+    """`LLMEngine` with ensembles. One step is one call; nothing runs in between.
+
+    `spare` adapters beside those of the ensembles can be loaded later.
+    """
 
     def __init__(
-        self, base: Path, ensembles: Sequence[Path], max_loras: int = 1000, **engine_args: Any
+        self,
+        base: Path,
+        ensembles: Sequence[Path],
+        max_loras: int = 1000,
+        spare: int = 0,
+        **engine_args: Any,
     ) -> None:
         loaded = load_ensembles(ensembles)
-        adapters = sum(each.manifest.num_members for each in loaded)
+        self._last_id = sum(each.manifest.num_members for each in loaded)
+        adapters = self._last_id + spare
         self.specs: dict[str | None, GroupSpec] = {}
         for each in loaded:
             self.specs |= each.specs()
@@ -98,6 +107,25 @@ class InProcessEngine:
         added = [request for request in self.scheduler.requests if request not in known]
         leaders = [request_id for request_id in added if self.group_state(request_id) != "sibling"]
         return leaders, params.seed or 0
+
+    def load(self, directory: Path) -> None:
+        """Serve one more ensemble, with adapter ids that were never used."""
+        ensemble = read_ensemble(directory, self._last_id + 1)
+        self._last_id += len(ensemble.adapters)
+        for adapter in ensemble.adapters:
+            assert self.engine.add_lora(lora_request_of(adapter))
+        self.specs |= ensemble.specs()
+
+    def unload(self, name: str) -> None:
+        """Take an ensemble without requests out of the engine."""
+        spec = self.specs.pop(name)
+        for member, adapter in enumerate(spec.adapters):
+            del self.specs[f"{name}/member-{member}"]
+            assert self.engine.remove_lora(adapter.int_id)
+
+    def adapters(self) -> set[int]:
+        """Ids of the adapters whose weights the engine holds."""
+        return self.engine.list_loras()
 
     def step(self) -> list[RequestOutput]:
         return self.engine.step()

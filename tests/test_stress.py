@@ -32,7 +32,10 @@ ENSEMBLES = {
     "block-3": (BlockActivation(block_size=64), "prefix_posterior", (0.5, 0.3, 0.2)),
     "block-2": (BlockActivation(block_size=32), "prefix_posterior", (0.5, 0.5)),
     "fixed-2": (AlwaysActivation(), "fixed", (0.3, 0.7)),
+    "swap-a": (BlockActivation(block_size=32), "prefix_posterior", (0.5, 0.5)),
+    "swap-b": (AlwaysActivation(), "prefix_posterior", (0.2, 0.8)),
 }
+SWAPS = ("swap-a", "swap-b")  # the second is not there at first
 SIZES = {name: len(weights) for name, (_, _, weights) in ENSEMBLES.items()}
 MUST_HAPPEN = (
     *(f"aborted while {state}" for state in ABORT_STATES),
@@ -49,6 +52,7 @@ MUST_HAPPEN = (
     "prefix hit of several blocks",
     "prefix hit up to the last token",
     "idle",
+    "ensemble swapped in use",
 )
 
 
@@ -76,7 +80,12 @@ def oracle(tiny_base: Path, ensembles: dict[str, Path]) -> "Oracle":
 def start(base: Path, ensembles: dict[str, Path], **engine_args: int) -> "InProcessEngine":
     from tests.stress_engine import InProcessEngine
 
-    return InProcessEngine(base, list(ensembles.values()), max_model_len=MAX_MODEL_LEN, **engine_args)
+    at_first = [path for name, path in ensembles.items() if name != SWAPS[1]]
+    return InProcessEngine(base, at_first, spare=SIZES[SWAPS[1]], max_model_len=MAX_MODEL_LEN, **engine_args)
+
+
+def swaps_of(ensembles: dict[str, Path]) -> dict[str, Path]:
+    return {name: ensembles[name] for name in SWAPS}
 
 
 def test_thousands_of_steps_of_mixed_traffic(
@@ -91,11 +100,11 @@ def test_thousands_of_steps_of_mixed_traffic(
         num_gpu_blocks_override=30,
         max_num_batched_tokens=40,
         max_num_seqs=20,
-        max_loras=8,  # of 15 adapters: groups wait for each other's to leave
+        max_loras=8,  # of 17 adapters: groups wait for each other's to leave
     )
     traffic = Traffic(int(os.environ.get("STRESS_SEED", "11")), SIZES, most_live=40)
 
-    report = StressTest(engine, traffic, oracle).run(steps=2000)
+    report = StressTest(engine, traffic, oracle, swaps_of(ensembles)).run(steps=2000)
     engine.close()
 
     print(report)
@@ -114,7 +123,7 @@ def test_a_million_tokens(tiny_base: Path, ensembles: dict[str, Path], oracle: "
     )
     traffic = Traffic(int(os.environ.get("STRESS_SEED", "0")), SIZES, rich=0.2, most_live=160)
 
-    report = StressTest(engine, traffic, oracle, check_every=50).run(
+    report = StressTest(engine, traffic, oracle, swaps_of(ensembles), check_every=50).run(
         tokens=int(os.environ.get("SOAK_TOKENS", "1000000"))
     )
     engine.close()
