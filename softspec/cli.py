@@ -46,6 +46,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--resume", action="store_true", help="go on from the checkpoint of an interrupted run"
     )
     command.add_argument("--overwrite", action="store_true", help="replace the ensemble in output_dir")
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="in place of what the file says, for instance renyi_alpha=0.5 or activation.block_size=64; repeatable",
+    )
     command.set_defaults(command=train)
 
     command = commands.add_parser(
@@ -139,10 +146,12 @@ def _add_bench_serve(benchmarks: "argparse._SubParsersAction[argparse.ArgumentPa
 
 def train(options: argparse.Namespace, _: Sequence[str]) -> None:
     _hide_foreign_progress()
-    from train.config import load_config
+    from train.config import dump_config, load_config
     from train.sft import train_ensemble
 
-    output = train_ensemble(load_config(options.config), options.resume, options.overwrite)
+    config = load_config(options.config, options.set)
+    print(dump_config(config), file=sys.stderr)
+    output = train_ensemble(config, options.resume, options.overwrite)
     print(f"wrote {output}; serve it with: softspec serve {output}")
 
 

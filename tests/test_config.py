@@ -6,7 +6,7 @@ import pytest
 
 from softspec.errors import ConfigError
 from softspec.manifest import AlwaysActivation, BlockActivation
-from train.config import load_config
+from train.config import dump_config, load_config
 
 REQUIRED = "base_model: some/base\ntrain_file: data/train.jsonl\noutput_dir: out\n"
 
@@ -75,6 +75,69 @@ def test_a_wrong_value_is_refused_in_one_line_that_names_it(tmp_path: Path, line
     assert message in str(error.value)
     assert "\n" not in str(error.value)
     assert "config.yaml" in str(error.value)
+
+
+def test_an_override_takes_the_place_of_what_the_file_says(tmp_path: Path) -> None:
+    path = config_file(tmp_path, REQUIRED + "renyi_alpha: 0.8\nactivation: {kind: block, block_size: 16}\n")
+
+    config = load_config(
+        path,
+        [
+            "renyi_alpha=0.5",
+            "activation.block_size=64",
+            "target_modules=[q_proj, v_proj]",
+            "learning_rate=2e-4",
+        ],
+    )
+
+    assert config.renyi_alpha == 0.5
+    assert config.activation == BlockActivation(block_size=64)
+    assert config.target_modules == ("q_proj", "v_proj")
+    assert config.learning_rate == 2e-4
+
+
+def test_an_override_can_reach_into_a_default(tmp_path: Path) -> None:
+    config = load_config(config_file(tmp_path), ["activation.block_size=64"])
+
+    assert config.activation == BlockActivation(block_size=64)
+
+
+def test_a_path_on_the_command_line_is_relative_to_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+
+    config = load_config(config_file(tmp_path), ["output_dir=mine", "name=legal"])
+
+    assert config.output_dir == tmp_path / "elsewhere" / "mine"
+    assert config.train_file == tmp_path / "data" / "train.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("renyi_alpha", "--set is 'renyi_alpha': expected KEY=VALUE"),
+        ("=3", "expected KEY=VALUE"),
+        ("seed=[", "--set seed=[: the value is not YAML"),
+        ("seed.x=1", "'seed' has no keys"),
+        ("activation.kind.x=1", "'activation.kind' has no keys"),
+        ("learning_rte=1", "unknown key 'learning_rte'; did you mean 'learning_rate'?"),
+        ("renyi_alpha=2", "renyi_alpha=2: renyi_alpha: Input should be less than or equal to 1"),
+    ],
+)
+def test_a_wrong_override_is_refused_in_one_line(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config(config_file(tmp_path), [override])
+
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_the_resolved_configuration_reads_back_as_itself(tmp_path: Path) -> None:
+    config = load_config(config_file(tmp_path), ["num_members=3"])
+
+    assert load_config(config_file(tmp_path, dump_config(config))) == config
 
 
 def test_a_missing_required_key_is_named(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ In: a path. Out: a checked `TrainConfig` whose relative paths are resolved. Load
 """
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -78,9 +79,12 @@ class TrainConfig(BaseModel):
         return self.micro_batch_size * self.gradient_accumulation_steps
 
 
-def load_config(path: Path) -> TrainConfig:
+def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """Read a YAML file; relative paths in it are relative to the file.
 
+    Args:
+        overrides: KEY=VALUE, each in place of what the file says. The value is YAML; a dot in the key leads into a
+            mapping; relative paths are relative to the working directory.
     Raises:
         ConfigError: no such file, not a YAML mapping, an unknown key, or a value out of range.
     """
@@ -92,7 +96,40 @@ def load_config(path: Path) -> TrainConfig:
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: found {type(content).__name__}, expected keys such as 'base_model: ...'")
-    return parse_config(content, source=str(path), folder=path.parent)
+    for override in overrides:
+        _override(content, override)
+    return parse_config(content, source=" ".join([str(path), *overrides]), folder=path.parent)
+
+
+def dump_config(config: TrainConfig) -> str:
+    """All keys with their values, defaults too, as YAML that `load_config` reads."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    key, sign, text = override.partition("=")
+    if not key or not sign:
+        raise ConfigError(f"--set is '{override}': expected KEY=VALUE, for instance renyi_alpha=0.5")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: the value is not YAML") from error
+    field, *inner = key.split(".")
+    if not inner:
+        is_path = field in PATH_FIELDS and isinstance(value, str)
+        content[field] = str(Path.cwd() / Path(value).expanduser()) if is_path else value
+        return
+    target = content.setdefault(field, _default(field))
+    for name in inner[:-1]:
+        target = target.get(name) if isinstance(target, dict) else None
+    if not isinstance(target, dict):
+        raise ConfigError(f"--set {override}: '{key.rpartition('.')[0]}' has no keys")
+    target[inner[-1]] = value
+
+
+def _default(field: str) -> Any:
+    known = TrainConfig.model_fields.get(field)
+    return known.default.model_dump() if known and isinstance(known.default, BaseModel) else None
 
 
 def parse_config(content: dict[str, Any], source: str, folder: Path) -> TrainConfig:
