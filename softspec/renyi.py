@@ -19,7 +19,7 @@ from softspec.errors import ConfigError, ShapeError
 SMALLEST_ALPHA = 1e-6
 
 
-def renyi_loss(loglik: Tensor, log_weights: Tensor, renyi_alpha: float) -> Tensor:
+def renyi_loss(loglik: Tensor, log_weights: Tensor, renyi_alpha: float, floor: float = 0.0) -> Tensor:
     """-(1/alpha) log sum_k w_k p_k^alpha: minus the log of the members' power mean, per example.
 
     At alpha = 1 it is the mixture's NLL, towards 0 the mean of the members' NLLs (an exact branch, also taken
@@ -29,8 +29,9 @@ def renyi_loss(loglik: Tensor, log_weights: Tensor, renyi_alpha: float) -> Tenso
     Args:
         loglik: (K, B), the *sum* over completion tokens, nats.
         log_weights: (K,), normalised.
+        floor: share in [0, 1] of the loss at alpha = 0 in it, which keeps members from starving.
     Returns:
-        (B,), nats, float64. Its gradient in `loglik` is minus the responsibilities.
+        (B,), nats, float64. Its gradient in `loglik` is minus the responsibilities with the same floor.
     Raises:
         ShapeError: the two do not have the same K.
         ConfigError: renyi_alpha is negative or not finite.
@@ -39,11 +40,14 @@ def renyi_loss(loglik: Tensor, log_weights: Tensor, renyi_alpha: float) -> Tenso
     alpha = effective_alpha(renyi_alpha)
     if alpha == 0:
         return -(weights.exp() * scores).sum(0)
-    return -torch.logsumexp(weights + alpha * scores, 0) / alpha
+    loss = -torch.logsumexp(weights + alpha * scores, 0) / alpha
+    return loss if floor == 0 else (1 - floor) * loss - floor * (weights.exp() * scores).sum(0)
 
 
-def responsibilities(loglik: Tensor, log_weights: Tensor, renyi_alpha: float) -> Tensor:
+def responsibilities(loglik: Tensor, log_weights: Tensor, renyi_alpha: float, floor: float = 0.0) -> Tensor:
     """Each member's share of each example: r_k proportional to w_k p_k^alpha; the weights at alpha = 0.
+
+    With a floor: (1 - floor) r + floor w.
 
     They need the label, so they describe training and evaluation, never serving. Detach them before use in a
     surrogate.
@@ -55,7 +59,8 @@ def responsibilities(loglik: Tensor, log_weights: Tensor, renyi_alpha: float) ->
     alpha = effective_alpha(renyi_alpha)
     if alpha == 0:
         return weights.exp().expand_as(scores)
-    return torch.softmax(weights + alpha * scores, 0)
+    shares = torch.softmax(weights + alpha * scores, 0)
+    return shares if floor == 0 else (1 - floor) * shares + floor * weights.exp()
 
 
 def surrogate_loss(loglik: Tensor, responsibilities: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from train.config import TrainConfig
-from train.schedule import learning_rate, step_indices, steps_per_epoch, total_steps
+from train.schedule import learning_rate, renyi_alpha, step_indices, steps_per_epoch, total_steps
 
 
 def schedule(**settings: object) -> TrainConfig:
@@ -64,3 +64,10 @@ def test_a_longer_warm_up_is_linear() -> None:
     config = schedule(learning_rate=1.0, lr_scheduler_type="constant", warmup_ratio=0.4)
 
     assert [learning_rate(config, step, 10) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+
+
+def test_alpha_rises_from_zero_and_stays() -> None:
+    config = schedule(renyi_alpha=0.8, alpha_warmup_ratio=0.4)
+
+    assert [renyi_alpha(config, step, 10) for step in range(6)] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 0.8])
+    assert renyi_alpha(schedule(renyi_alpha=0.8), 0, 10) == 0.8

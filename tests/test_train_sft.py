@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 from softspec.errors import ConfigError, DataError, UserError
 from softspec.manifest import BlockActivation, load_manifest, member_dir
 from tests.tiny_training import chat_rows, write_config, write_rows
+from train.checkpoint import LOG_NAME
 from train.config import TrainConfig
 from train.errors import TrainingError
 from train.evaluate import evaluate_ensemble
@@ -80,7 +81,7 @@ def test_the_log_has_every_step_and_every_evaluation(finished: TrainConfig) -> N
     assert [event["step"] for event in events if "held_out" in event] == [2, 4]
     assert set(steps[0]) == {
         "step", "epoch", "loss", "mixture_nll", "member_nll", "load", "routing_perplexity", "learning_rate",
-        "gradient_norms", "seconds",
+        "gradient_norms", "renyi_alpha", "seconds",
     }  # fmt: skip
 
 
@@ -176,3 +177,19 @@ def test_the_loss_must_stay_finite(tmp_path: Path) -> None:
         train_ensemble(config)
 
     assert not config.output_dir.exists()
+
+
+def test_log_tells_the_loss_that_was_trained(tmp_path: Path) -> None:
+    """With the alpha of the step, and with the floor in it."""
+    config = write_config(
+        tmp_path, renyi_alpha=1.0, alpha_warmup_ratio=0.5, responsibility_floor=0.5, learning_rate=0.1
+    )
+
+    train_ensemble(config)
+
+    steps = [json.loads(line) for line in (config.output_dir / LOG_NAME).read_text().splitlines()]
+    assert [step["renyi_alpha"] for step in steps] == [0, 0.5, 1, 1]
+    assert steps[0]["loss"] == pytest.approx(steps[0]["member_nll"])
+    last = steps[-1]
+    assert last["mixture_nll"] < last["member_nll"]
+    assert last["loss"] == pytest.approx((last["mixture_nll"] + last["member_nll"]) / 2)

@@ -39,6 +39,12 @@ class TrainConfig(BaseModel):
 
     num_members: int = Field(4, ge=1)
     renyi_alpha: float = Field(0.8, ge=0, le=1)
+    alpha_warmup_ratio: float = Field(
+        0.0, ge=0, lt=1, description="share of the run in which alpha rises from 0"
+    )
+    responsibility_floor: float = Field(
+        0.0, ge=0, lt=1, description="share of an example for all members alike"
+    )
     activation: Activation = BlockActivation(block_size=DEFAULT_BLOCK_SIZE)
     lora_r: int = Field(16, ge=1)
     lora_alpha: int = Field(32, ge=1)

@@ -1,6 +1,6 @@
-"""The schedule: which examples and which learning rate an optimizer step has.
+"""The schedule: which examples, which learning rate and which alpha an optimizer step has.
 
-In: a `TrainConfig` and a step number. Out: indices and a rate. Pure functions of the step, so a resumed run
+In: a `TrainConfig` and a step number. Out: indices and numbers. Pure functions of the step, so a resumed run
 needs no state to continue with the same numbers.
 """
 
@@ -39,3 +39,9 @@ def learning_rate(config: TrainConfig, step: int, total: int) -> float:
     done = (step - warmup) / max(1, total - warmup)
     factor = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 + 0.5 * math.cos(math.pi * done)}
     return config.learning_rate * factor[config.lr_scheduler_type]
+
+
+def renyi_alpha(config: TrainConfig, step: int, total: int) -> float:
+    """Linear from 0 to the configured order over the first `alpha_warmup_ratio` of the run."""
+    warmup = math.ceil(config.alpha_warmup_ratio * total)
+    return config.renyi_alpha * (step / warmup if step < warmup else 1)

@@ -36,7 +36,7 @@ from train.export import check_reload, publish, write_ensemble
 from train.likelihood import collate, member_loglik
 from train.members import LoraSpec, Members, resolve_spec
 from train.model import end_of_turn_ids, fingerprint, load_base, load_skeleton, load_tokenizer
-from train.schedule import learning_rate, step_indices, steps_per_epoch, total_steps
+from train.schedule import learning_rate, renyi_alpha, step_indices, steps_per_epoch, total_steps
 
 RELOAD_CHECK_EXAMPLES = 2
 
@@ -163,13 +163,14 @@ def optimizer_step(training: Training, step: int) -> dict[str, Any]:
     rate = learning_rate(config, step, training.total_steps)
     for group in optimizer.param_groups:
         group["lr"] = rate
+    alpha = renyi_alpha(config, step, training.total_steps)
     chosen = [training.examples[index] for index in step_indices(config, len(training.examples), step)]
     optimizer.zero_grad()
     logliks = []
     for start in range(0, len(chosen), config.micro_batch_size):
         micro_batch = chosen[start : start + config.micro_batch_size]
         loglik = member_loglik(members, collate(micro_batch, config.activation, members.model.device))
-        losses = renyi_loss(loglik, training.log_weights, config.renyi_alpha)
+        losses = renyi_loss(loglik, training.log_weights, alpha, config.responsibility_floor)
         (config.num_members * losses.sum() / len(chosen)).backward()
         logliks.append(loglik.detach())
     loglik = torch.cat(logliks, 1)
@@ -185,7 +186,8 @@ def optimizer_step(training: Training, step: int) -> dict[str, Any]:
     return {
         "step": step + 1,
         "epoch": round((step + 1) / steps_per_epoch(config, len(training.examples)), 4),
-        **_loss_facts(loglik, training.log_weights, config.renyi_alpha),
+        "renyi_alpha": alpha,
+        **_loss_facts(loglik, training.log_weights, alpha, config.responsibility_floor),
         "learning_rate": rate,
         "gradient_norms": norms.tolist(),
         "seconds": round(time.monotonic() - started, 3),
@@ -242,11 +244,11 @@ def digest_of(examples: list[Example]) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def _loss_facts(loglik: Tensor, log_weights: Tensor, renyi_alpha: float) -> dict[str, Any]:
+def _loss_facts(loglik: Tensor, log_weights: Tensor, alpha: float, floor: float) -> dict[str, Any]:
     """The honest loss and how the members shared these examples, from (K, B)."""
-    shares = responsibilities(loglik, log_weights, renyi_alpha)
+    shares = responsibilities(loglik, log_weights, alpha, floor)
     return {
-        "loss": renyi_loss(loglik, log_weights, renyi_alpha).mean().item(),
+        "loss": renyi_loss(loglik, log_weights, alpha, floor).mean().item(),
         "mixture_nll": -sequence_loglik(log_weights, loglik).mean().item(),
         "member_nll": -loglik.mean().item(),
         "load": load(shares).tolist(),
