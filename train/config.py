@@ -37,6 +37,10 @@ class TrainConfig(BaseModel):
     name: str = Field("", description="served model name; the last part of output_dir when empty")
     max_length: int = Field(1024, ge=2, description="tokens of prompt and completion together")
 
+    objective: Literal["sft", "dpo"] = "sft"
+    beta: float = Field(0.1, gt=0, description="DPO: inverse temperature of the preferences")
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="DPO: probability that a label is wrong")
+
     num_members: int = Field(4, ge=1)
     renyi_alpha: float = Field(0.8, ge=0, le=1)
     alpha_warmup_ratio: float = Field(

@@ -8,13 +8,15 @@ import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from transformers import PreTrainedTokenizerBase
 
 from softspec.errors import DataError
 from softspec.manifest import first_problem
+
+AnyRow = TypeVar("AnyRow", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,8 @@ def load_examples(
             than `max_length` tokens; the message has the file and the line number.
     """
     examples = [
-        _checked_length(tokenise(row, tokenizer, eos_ids, place), max_length, place)
-        for place, row in _rows(path)
+        checked_length(tokenise(row, tokenizer, eos_ids, place), max_length, place)
+        for place, row in read_rows(path, Row)
     ]
     if not examples:
         raise DataError(f"{path}: no examples found; expected one JSON object a line")
@@ -117,7 +119,8 @@ def tokenise(row: Row, tokenizer: PreTrainedTokenizerBase, eos_ids: Collection[i
     return Example(tuple(prompt_ids), tuple(completion_ids), source)
 
 
-def _rows(path: Path) -> Iterator[tuple[str, Row]]:
+def read_rows(path: Path, kind: type[AnyRow]) -> Iterator[tuple[str, AnyRow]]:
+    """Every line of a JSONL file with its place, `file:line`."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -126,18 +129,18 @@ def _rows(path: Path) -> Iterator[tuple[str, Row]]:
         raise DataError(f"{path}: not UTF-8 at byte {error.start}; expected a JSONL file") from error
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            yield f"{path}:{number}", _parse(line, f"{path}:{number}")
+            yield f"{path}:{number}", _parse(line, kind, f"{path}:{number}")
 
 
-def _parse(line: str, place: str) -> Row:
+def _parse(line: str, kind: type[AnyRow], place: str) -> AnyRow:
     try:
         content: Any = json.loads(line)
     except json.JSONDecodeError as error:
         raise DataError(f"{place}: not JSON: {error.msg} at column {error.colno}") from error
     if not isinstance(content, dict):
-        raise DataError(f"{place}: found {type(content).__name__}, expected an object with 'messages'")
+        raise DataError(f"{place}: found {type(content).__name__}, expected an object, one example a line")
     try:
-        return Row.model_validate(content)
+        return kind.model_validate(content)
     except ValidationError as error:
         raise DataError(f"{place}: {first_problem(error)}") from error
 
@@ -170,7 +173,12 @@ def _up_to_end_of_turn(ids: list[int], eos_ids: Collection[int]) -> list[int]:
     return ids[: last + 1]
 
 
-def _checked_length(example: Example, max_length: int, place: str) -> Example:
+def checked_length(example: Example, max_length: int, place: str) -> Example:
+    """The example itself.
+
+    Raises:
+        DataError: it has more tokens than `max_length`.
+    """
     prompt, completion = len(example.prompt_ids), len(example.completion_ids)
     if prompt >= max_length:
         raise DataError(

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning of K members under one sequence-level alpha-Renyi loss: the story of `softspec train`.
+"""Fine-tuning of K members under one alpha-Renyi loss: the story of `softspec train`, for completions and preferences.
 
 In: a `TrainConfig`. Out: an ensemble directory. Read `train_ensemble` first; the other functions are its
 verbs.
@@ -29,13 +29,13 @@ from train.checkpoint import (
     stop_on_signals,
 )
 from train.config import TrainConfig
-from train.data import Example, load_examples
+from train.data import Example
+from train.dpo import margin_facts
 from train.errors import TrainingError, TrainingInterrupted
-from train.evaluate import score_examples, summarise_scores
 from train.export import check_reload, publish, write_ensemble
-from train.likelihood import collate, member_loglik
 from train.members import LoraSpec, Members, resolve_spec
 from train.model import end_of_turn_ids, fingerprint, load_base, load_skeleton, load_tokenizer
+from train.objective import Objective, objective_of
 from train.schedule import learning_rate, renyi_alpha, step_indices, steps_per_epoch, total_steps
 
 RELOAD_CHECK_EXAMPLES = 2
@@ -46,11 +46,12 @@ class Training:
     """What every step of one run needs."""
 
     config: TrainConfig
+    objective: Objective
     run: RunFolder
     members: Members
     optimizer: torch.optim.Optimizer
-    examples: list[Example]
-    held_out: list[Example]
+    examples: list[Any]
+    held_out: list[Any]
     log_weights: Tensor
     examples_digest: str
 
@@ -81,14 +82,15 @@ def train_ensemble(config: TrainConfig, resume: bool = False, overwrite: bool = 
     return config.output_dir
 
 
-def read_data(config: TrainConfig) -> tuple[list[Example], list[Example]]:
-    """Training and held-out examples, tokenised; held-out may be empty."""
+def read_data(config: TrainConfig) -> tuple[list[Any], list[Any]]:
+    """Training and held-out units of the objective, tokenised; held-out may be empty."""
+    objective = objective_of(config)
     tokenizer = load_tokenizer(config.base_model, config.model_revision)
     eos_ids = end_of_turn_ids(tokenizer, config.base_model, config.model_revision)
-    examples = load_examples(config.train_file, tokenizer, config.max_length, eos_ids)
+    examples = objective.read(config.train_file, tokenizer, eos_ids)
     if config.eval_file is None:
         return examples, []
-    return examples, load_examples(config.eval_file, tokenizer, config.max_length, eos_ids)
+    return examples, objective.read(config.eval_file, tokenizer, eos_ids)
 
 
 def check_names(config: TrainConfig) -> LoraSpec:
@@ -100,16 +102,27 @@ def check_names(config: TrainConfig) -> LoraSpec:
 
 
 def prepare(
-    config: TrainConfig, run: RunFolder, spec: LoraSpec, examples: list[Example], held_out: list[Example]
+    config: TrainConfig, run: RunFolder, spec: LoraSpec, examples: list[Any], held_out: list[Any]
 ) -> Training:
     """Load the base, install the members and their optimizer."""
+    objective = objective_of(config)
     model = load_base(config.base_model, config.model_revision, config.dtype)
     members = Members(model, spec, config.num_members, config.seed)
     optimizer = torch.optim.AdamW(
         members.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
     log_weights = uniform_log_weights(config.num_members).to(model.device)
-    return Training(config, run, members, optimizer, examples, held_out, log_weights, digest_of(examples))
+    return Training(
+        config,
+        objective,
+        run,
+        members,
+        optimizer,
+        objective.with_reference(members, examples),
+        objective.with_reference(members, held_out),
+        log_weights,
+        digest_of([example for unit in examples for example in objective.completions(unit)]),
+    )
 
 
 def start_or_resume(training: Training, resume: bool) -> int:
@@ -166,13 +179,14 @@ def optimizer_step(training: Training, step: int) -> dict[str, Any]:
     alpha = renyi_alpha(config, step, training.total_steps)
     chosen = [training.examples[index] for index in step_indices(config, len(training.examples), step)]
     optimizer.zero_grad()
-    logliks = []
+    logliks, margins = [], []
     for start in range(0, len(chosen), config.micro_batch_size):
         micro_batch = chosen[start : start + config.micro_batch_size]
-        loglik = member_loglik(members, collate(micro_batch, config.activation, members.model.device))
+        loglik, gaps = training.objective.loglik(members, micro_batch)
         losses = renyi_loss(loglik, training.log_weights, alpha, config.responsibility_floor)
         (config.num_members * losses.sum() / len(chosen)).backward()
         logliks.append(loglik.detach())
+        margins += [] if gaps is None else [gaps.detach()]
     loglik = torch.cat(logliks, 1)
     if not loglik.isfinite().all():
         raise TrainingError(
@@ -188,6 +202,7 @@ def optimizer_step(training: Training, step: int) -> dict[str, Any]:
         "epoch": round((step + 1) / steps_per_epoch(config, len(training.examples)), 4),
         "renyi_alpha": alpha,
         **_loss_facts(loglik, training.log_weights, alpha, config.responsibility_floor),
+        **(margin_facts(torch.cat(margins, 1)) if margins else {}),
         "learning_rate": rate,
         "gradient_norms": norms.tolist(),
         "seconds": round(time.monotonic() - started, 3),
@@ -198,11 +213,7 @@ def held_out_scores(training: Training) -> dict[str, Any]:
     """Scores of the held-out examples under the present members; empty without any."""
     if not training.held_out:
         return {}
-    config = training.config
-    scores = score_examples(
-        training.members, training.held_out, training.log_weights, config.activation, config.micro_batch_size
-    )
-    return summarise_scores(scores, training.log_weights.cpu(), config.renyi_alpha)
+    return training.objective.score(training.members, training.held_out, training.log_weights)
 
 
 def export(training: Training) -> Path:
@@ -220,6 +231,7 @@ def export(training: Training) -> Path:
         num_members=config.num_members,
         log_weights=tuple(training.log_weights.tolist()),
         renyi_alpha=config.renyi_alpha,
+        objective=config.objective,
         activation=config.activation,
         training={
             "examples": len(training.examples),
@@ -232,7 +244,10 @@ def export(training: Training) -> Path:
         held_out=held_out_scores(training),
     )
     write_ensemble(staged, members, manifest)
-    checked = (training.held_out or training.examples)[:RELOAD_CHECK_EXAMPLES]
+    checked = [
+        training.objective.completions(unit)[0]
+        for unit in (training.held_out or training.examples)[:RELOAD_CHECK_EXAMPLES]
+    ]
     check_reload(staged, members, checked, config.activation)
     shutil.copyfile(training.run.log, staged / LOG_NAME)
     return staged

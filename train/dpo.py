@@ -1,0 +1,88 @@
+"""Preferences as likelihoods: what the alpha-Renyi objective routes in DPO.
+
+In: `Members` and `Preference`s. Out: margins (K, B) in nats, differentiable in the adapters, and their summary. The
+reference is the base with all adapters off. Knows nothing of the optimizer.
+
+Source: Rafailov et al. 2023 (arXiv:2305.18290); its use in the alpha-Renyi loss is this project's.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softspec.manifest import AlwaysActivation, BlockActivation
+from softspec.mixture import sequence_loglik
+from softspec.renyi import dpo_loglik, load, renyi_loss, responsibilities, routing_perplexity
+from train.config import TrainConfig
+from train.likelihood import Batch, base_loglik, collate, member_loglik
+from train.members import Members
+from train.preferences import Preference
+
+
+def margins(
+    members: Members, pairs: Sequence[Preference], activation: AlwaysActivation | BlockActivation
+) -> Tensor:
+    """How much more than the reference each member prefers the chosen completion; (K, B), nats, float64."""
+    loglik = member_loglik(members, _collate(members, pairs, activation))
+    chosen, rejected = loglik.chunk(2, 1)
+    reference = torch.tensor([pair.reference_margin for pair in pairs], dtype=loglik.dtype)
+    return chosen - rejected - reference.to(loglik.device)
+
+
+def with_reference(
+    members: Members,
+    pairs: Sequence[Preference],
+    activation: AlwaysActivation | BlockActivation,
+    batch_size: int,
+) -> list[Preference]:
+    """The same pairs with what the base makes of them: one pass over the data, for the whole run."""
+    known = []
+    for start in range(0, len(pairs), batch_size):
+        part = pairs[start : start + batch_size]
+        chosen, rejected = base_loglik(members, _collate(members, part, activation))[0].chunk(2)
+        gaps = (chosen - rejected).tolist()
+        known += [replace(pair, reference_margin=gap) for pair, gap in zip(part, gaps, strict=True)]
+    return known
+
+
+@torch.no_grad()
+def score_preferences(
+    members: Members, pairs: Sequence[Preference], log_weights: Tensor, config: TrainConfig
+) -> dict[str, Any]:
+    """The facts that `ensemble.json` keeps as `held_out`: means over pairs, nats; accuracies are shares.
+
+    A mixture's probability of a preference is the weighted mean of its members'. Labels are taken as they are, without
+    smoothing; responsibilities are those at alpha = 1.
+    """
+    size = config.micro_batch_size
+    parts = [pairs[start : start + size] for start in range(0, len(pairs), size)]
+    gaps = torch.cat([margins(members, part, config.activation) for part in parts], 1)
+    loglik = dpo_loglik(gaps, config.beta)
+    mixture = sequence_loglik(log_weights, loglik)
+    shares = responsibilities(loglik, log_weights, 1.0)
+    return {
+        "preferences": len(pairs),
+        "mixture_nll": -mixture.mean().item(),
+        "mixture_accuracy": (mixture.exp() > 0.5).double().mean().item(),
+        "member_nll": -loglik.mean().item(),
+        "renyi_loss": renyi_loss(loglik, log_weights, config.renyi_alpha).mean().item(),
+        **margin_facts(gaps),
+        "load": load(shares).tolist(),
+        "routing_perplexity": routing_perplexity(shares).item(),
+    }
+
+
+def margin_facts(gaps: Tensor) -> dict[str, Any]:
+    """Per member: the mean margin (nats), and the share of pairs whose margin has the right sign."""
+    return {"margins": gaps.mean(1).tolist(), "accuracies": (gaps > 0).double().mean(1).tolist()}
+
+
+def _collate(
+    members: Members, pairs: Sequence[Preference], activation: AlwaysActivation | BlockActivation
+) -> Batch:
+    """All chosen completions, then all rejected ones."""
+    examples = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
+    return collate(examples, activation, members.model.device)

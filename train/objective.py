@@ -1,0 +1,101 @@
+"""What one responsibility is about: a completion (SFT), or a preference between two completions (DPO).
+
+In: a `TrainConfig`. Out: how its data are read, how likely members find them, and how they are scored. The training
+loop treats both alike; units are `Example`s or `Preference`s.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from softspec.renyi import dpo_loglik
+from train.config import TrainConfig
+from train.data import Example, load_examples
+from train.dpo import margins, score_preferences, with_reference
+from train.evaluate import score_examples, summarise_scores
+from train.likelihood import collate, member_loglik
+from train.members import Members
+from train.preferences import Preference, load_preferences
+
+
+class Objective(ABC):
+    """K members, B units."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+
+    @abstractmethod
+    def read(self, path: Path, tokenizer: PreTrainedTokenizerBase, eos_ids: Collection[int]) -> list[Any]:
+        """Tokenised units.
+
+        Raises:
+            DataError: the file or one of its lines is wrong.
+        """
+
+    @abstractmethod
+    def with_reference(self, members: Members, units: list[Any]) -> list[Any]:
+        """The units with what the base says of them, if that is needed; once for a whole run."""
+
+    @abstractmethod
+    def loglik(self, members: Members, units: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
+        """Log-likelihoods (K, B), nats, float64; and the margins of preferences, (K, B), nats."""
+
+    @abstractmethod
+    def score(self, members: Members, units: Sequence[Any], log_weights: Tensor) -> dict[str, Any]:
+        """The facts that `ensemble.json` keeps as `held_out`."""
+
+    @abstractmethod
+    def completions(self, unit: Any) -> tuple[Example, ...]:
+        """The examples of a unit."""
+
+
+class Completions(Objective):
+    """SFT: the unit is an `Example`."""
+
+    def read(self, path: Path, tokenizer: PreTrainedTokenizerBase, eos_ids: Collection[int]) -> list[Example]:
+        return load_examples(path, tokenizer, self.config.max_length, eos_ids)
+
+    def with_reference(self, members: Members, units: list[Example]) -> list[Example]:
+        return units
+
+    def loglik(self, members: Members, units: Sequence[Example]) -> tuple[Tensor, None]:
+        return member_loglik(members, collate(units, self.config.activation, members.model.device)), None
+
+    def score(self, members: Members, units: Sequence[Example], log_weights: Tensor) -> dict[str, Any]:
+        config = self.config
+        scores = score_examples(members, units, log_weights, config.activation, config.micro_batch_size)
+        return summarise_scores(scores, log_weights.cpu(), config.renyi_alpha)
+
+    def completions(self, unit: Example) -> tuple[Example, ...]:
+        return (unit,)
+
+
+class Preferences(Objective):
+    """DPO: the unit is a `Preference`."""
+
+    def read(
+        self, path: Path, tokenizer: PreTrainedTokenizerBase, eos_ids: Collection[int]
+    ) -> list[Preference]:
+        return load_preferences(path, tokenizer, self.config.max_length, eos_ids)
+
+    def with_reference(self, members: Members, units: list[Preference]) -> list[Preference]:
+        return with_reference(members, units, self.config.activation, self.config.micro_batch_size)
+
+    def loglik(self, members: Members, units: Sequence[Preference]) -> tuple[Tensor, Tensor]:
+        gaps = margins(members, units, self.config.activation)
+        return dpo_loglik(gaps, self.config.beta, self.config.label_smoothing), gaps
+
+    def score(self, members: Members, units: Sequence[Preference], log_weights: Tensor) -> dict[str, Any]:
+        return score_preferences(members, units, log_weights, self.config)
+
+    def completions(self, unit: Preference) -> tuple[Example, ...]:
+        return unit.chosen, unit.rejected
+
+
+def objective_of(config: TrainConfig) -> Objective:
+    """The one that `config.objective` names."""
+    return {"sft": Completions, "dpo": Preferences}[config.objective](config)
