@@ -14,7 +14,7 @@ from train.checkpoint import LOG_NAME
 from train.config import TrainConfig
 from train.errors import TrainingError
 from train.evaluate import evaluate_ensemble
-from train.sft import train_ensemble
+from train.sft import Starvation, train_ensemble
 
 
 @pytest.fixture(scope="module")
@@ -193,3 +193,22 @@ def test_log_tells_the_loss_that_was_trained(tmp_path: Path) -> None:
     last = steps[-1]
     assert last["mixture_nll"] < last["member_nll"]
     assert last["loss"] == pytest.approx((last["mixture_nll"] + last["member_nll"]) / 2)
+
+
+def test_a_member_that_starves_is_told_of_once_it_has_lasted() -> None:
+    starvation = Starvation(num_members=2, patience=3)
+
+    loads = [(0.96, 0.04)] * 2 + [(0.5, 0.5)] + [(0.04, 0.96)] * 5
+
+    assert [starvation.begins(load) for load in loads] == [[], [], [], [], [], [0], [], []]
+
+
+def test_the_warning_says_what_to_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("train.sft.STARVED_SHARE", 3.0)
+
+    train_ensemble(write_config(tmp_path, max_steps=12))
+
+    warning = "of a fair share of examples for 10 steps: try responsibility_floor"
+    assert capsys.readouterr().err.count(warning) == 2

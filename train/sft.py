@@ -6,8 +6,11 @@ verbs.
 
 import hashlib
 import json
+import math
 import shutil
+import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +42,10 @@ from train.objective import Objective, objective_of
 from train.schedule import learning_rate, renyi_alpha, step_indices, steps_per_epoch, total_steps
 
 RELOAD_CHECK_EXAMPLES = 2
+STARVED_SHARE = 0.1
+"""A member with less than this part of a fair share, 1 / K, of the examples starves."""
+STARVED_PART_OF_RUN = 0.05
+"""So much of a run, and at least ten steps, is no accident."""
 
 
 @dataclass(frozen=True)
@@ -140,11 +147,18 @@ def run_steps(training: Training, finished: int) -> None:
     config, total = training.config, training.total_steps
     log = TrainingLog(training.run.log, finished)
     bar = tqdm(total=total, initial=finished, unit="step", desc="training", mininterval=1.0)
+    starvation = Starvation(config.num_members, max(10, math.ceil(STARVED_PART_OF_RUN * total)))
     with stop_on_signals() as stop, bar:
         for step in range(finished, total):
             facts = optimizer_step(training, step)
             done = step + 1
             bar.update()
+            for member in starvation.begins(facts["load"]):
+                bar.write(
+                    f"softspec: member {member} has had less than {STARVED_SHARE:g} of a fair share of examples for "
+                    f"{starvation.patience} steps: try responsibility_floor, a lower renyi_alpha or fewer members",
+                    file=sys.stderr,
+                )
             bar.set_postfix({key: f"{facts[key]:.3f}" for key in ("loss", "mixture_nll")}, refresh=False)
             if done % config.logging_steps == 0 or done == total:
                 log.write(facts)
@@ -157,6 +171,22 @@ def run_steps(training: Training, finished: int) -> None:
                     f"stopped after step {done} of {total}; go on with: softspec train CONFIG.yaml --resume",
                     exit_code=128 + stop.signal_number,
                 )
+
+
+class Starvation:
+    """Watches for members that no example goes to: they stay near the base, and the others do all the work."""
+
+    def __init__(self, num_members: int, patience: int) -> None:
+        self.patience = patience
+        self._starved_for = [0] * num_members
+
+    def begins(self, load: Sequence[float]) -> list[int]:
+        """Members that have starved for `patience` steps in a row as of this step, whose load (K,) is given."""
+        least = STARVED_SHARE / len(load)
+        self._starved_for = [
+            steps + 1 if share < least else 0 for steps, share in zip(self._starved_for, load, strict=True)
+        ]
+        return [member for member, steps in enumerate(self._starved_for) if steps == self.patience]
 
 
 def save(training: Training, done: int) -> None:
