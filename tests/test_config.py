@@ -140,6 +140,11 @@ def test_the_resolved_configuration_reads_back_as_itself(tmp_path: Path) -> None
     assert load_config(config_file(tmp_path, dump_config(config))) == config
 
 
+def test_two_ways_to_pull_weights_back_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="prior_strength and weight_decay both pull weights back"):
+        load_config(config_file(tmp_path), ["prior_strength=1", "weight_decay=0.1"])
+
+
 def test_a_missing_required_key_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="output_dir: Field required"):
         load_config(config_file(tmp_path, "base_model: a/b\ntrain_file: t.jsonl\n"))

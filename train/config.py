@@ -55,6 +55,12 @@ class TrainConfig(BaseModel):
     target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
     layers_to_transform: tuple[int, ...] | Literal["all", "top_third"] = "all"
 
+    prior_strength: float = Field(
+        0.0, ge=0, description="lambda of the Gaussian prior on adapters; 1 is Bayes' rule"
+    )
+    prior_std: float = Field(1.0, gt=0)
+    prior_mean: Literal["init", "zero"] = "init"
+
     learning_rate: float = Field(2e-4, gt=0)
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = "cosine"
     warmup_ratio: float = Field(0.03, ge=0, lt=1)
@@ -74,6 +80,10 @@ class TrainConfig(BaseModel):
     def _members_fit_the_objective(self) -> Self:
         if not self.target_modules or self.layers_to_transform == ():
             raise ValueError("target_modules and layers_to_transform must name at least one module and layer")
+        if self.prior_strength and self.weight_decay:
+            raise ValueError(
+                "prior_strength and weight_decay both pull weights back: expected one of them to be 0"
+            )
         if self.eval_steps and not self.eval_file:
             raise ValueError("eval_steps needs an eval_file")
         return self

@@ -8,7 +8,7 @@ backward would silently reach the last one only.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -152,6 +152,11 @@ class Members:
             for gradient in gradients:
                 gradient *= factors[:, None, None]
         return norms
+
+    def squared_distance(self, centre: Sequence[Tensor]) -> Tensor:
+        """Of each member's weights from `centre`, which has the shapes of `parameters()`; (K,), differentiable."""
+        pairs = zip(self.parameters(), centre, strict=True)
+        return torch.stack([(weight - mean).square().flatten(1).sum(1) for weight, mean in pairs]).sum(0)
 
     def moved(self) -> Tensor:
         """Whether any B weight of each member has left its initial zero, (K,) bool."""

@@ -60,6 +60,7 @@ class Training:
     examples: list[Any]
     held_out: list[Any]
     log_weights: Tensor
+    prior_mean: list[Tensor]
     examples_digest: str
 
     @property
@@ -128,6 +129,7 @@ def prepare(
         objective.with_reference(members, examples),
         objective.with_reference(members, held_out),
         log_weights,
+        [weight.detach() * (config.prior_mean == "init") for weight in members.parameters()],
         digest_of([example for unit in examples for example in objective.completions(unit)]),
     )
 
@@ -217,6 +219,9 @@ def optimizer_step(training: Training, step: int) -> dict[str, Any]:
         (config.num_members * losses.sum() / len(chosen)).backward()
         logliks.append(loglik.detach())
         margins += [] if gaps is None else [gaps.detach()]
+    penalty = prior_penalty(training)
+    if config.prior_strength:
+        (config.num_members * penalty).backward()
     loglik = torch.cat(logliks, 1)
     if not loglik.isfinite().all():
         raise TrainingError(
@@ -233,10 +238,19 @@ def optimizer_step(training: Training, step: int) -> dict[str, Any]:
         "renyi_alpha": alpha,
         **_loss_facts(loglik, training.log_weights, alpha, config.responsibility_floor),
         **(margin_facts(torch.cat(margins, 1)) if margins else {}),
+        "prior_penalty": penalty.item(),
         "learning_rate": rate,
         "gradient_norms": norms.tolist(),
         "seconds": round(time.monotonic() - started, 3),
     }
+
+
+def prior_penalty(training: Training) -> Tensor:
+    """The Gaussian prior's part of the objective, nats per example: what it adds to the mean `loss`."""
+    config = training.config
+    distances = training.members.squared_distance(training.prior_mean).double()
+    scale = config.prior_strength / (2 * config.prior_std**2 * len(training.examples))
+    return scale * (training.log_weights.exp() * distances).sum()
 
 
 def held_out_scores(training: Training) -> dict[str, Any]:
