@@ -25,6 +25,8 @@ from tests.stress_watch import Watch
 
 LONGEST_WAIT = 3000
 """Steps from a request's arrival to its end."""
+PRINT_EVERY = 1000
+"""Steps between two lines on what has been done so far."""
 SWAP_EVERY = 60
 """Steps between two swaps of ensembles, on average; a swap waits until the one before it is over."""
 
@@ -95,6 +97,9 @@ class StressTest:
                 for ask in self.traffic.arrivals(len(self._live)):
                     self._submit(ask)
                 self._step()
+                if self.report.steps % PRINT_EVERY == 0:
+                    self._note_progress(started)
+                    print(str(self.report).splitlines()[0], flush=True)
             while self._live:
                 self._step()
         except BaseException as error:
@@ -102,9 +107,12 @@ class StressTest:
             raise
         finally:
             self.watch.close()
+        self._note_progress(started)
+        return self.report
+
+    def _note_progress(self, started: float) -> None:
         self.report.tokens = self.watch.lockstep_tokens
         self.report.seconds = time.monotonic() - started
-        return self.report
 
     def _swap(self) -> None:
         """Requests that came before finish on the old members, which leave after the last of them."""
