@@ -8,6 +8,7 @@ from softspec.errors import ConfigError
 from softspec.manifest import AlwaysActivation, BlockActivation
 from train.config import dump_config, load_config
 
+RECIPES = Path(__file__).parent.parent / "train" / "recipes"
 REQUIRED = "base_model: some/base\ntrain_file: data/train.jsonl\noutput_dir: out\n"
 
 
@@ -143,6 +144,11 @@ def test_the_resolved_configuration_reads_back_as_itself(tmp_path: Path) -> None
 def test_two_ways_to_pull_weights_back_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="prior_strength and weight_decay both pull weights back"):
         load_config(config_file(tmp_path), ["prior_strength=1", "weight_decay=0.1"])
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_recipe_is_a_configuration_of_what_it_is_named_after(recipe: Path) -> None:
+    assert load_config(recipe).objective == recipe.stem
 
 
 def test_a_missing_required_key_is_named(tmp_path: Path) -> None:

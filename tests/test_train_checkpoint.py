@@ -15,7 +15,7 @@ from torch import Tensor
 
 from softspec.errors import ConfigError
 from softspec.manifest import member_dir
-from tests.tiny_training import write_config, write_rows
+from tests.tiny_training import chat_rows, write_config, write_rows
 from train.config import TrainConfig
 from train.errors import TrainingInterrupted
 from train.sft import train_ensemble
@@ -77,6 +77,29 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, n
 def logged_losses(path: Path) -> list[float]:
     """The loss of each logged step, in order."""
     return [json.loads(line)["loss"] for line in path.read_text().splitlines()]
+
+
+def test_preferences_priors_and_schedules_resume_to_the_same_numbers(tmp_path: Path) -> None:
+    turns = [row["messages"] for row in chat_rows()]
+    rejected = [{"role": "assistant", "content": "none of these"}]
+    rows = [{"prompt": pair[:1], "chosen": pair[1:], "rejected": rejected} for pair in turns]
+    write_rows(tmp_path / "pairs.jsonl", rows)
+    settings: dict[str, Any] = {
+        "objective": "dpo",
+        "train_file": "pairs.jsonl",
+        "learning_rate": 0.001,
+        "prior_strength": 1.0,
+        "responsibility_floor": 0.1,
+        "alpha_warmup_ratio": 0.5,
+    }
+    whole = write_config(tmp_path, max_steps=STEPS, output_dir="whole", **settings)
+    train_ensemble(whole)
+
+    config = interrupted(tmp_path, **settings)
+    train_ensemble(config, resume=True)
+
+    expected, found = adapters(whole.output_dir), adapters(config.output_dir)
+    assert all(torch.equal(weight, found[name]) for name, weight in expected.items())
 
 
 def test_stopping_leaves_a_checkpoint_and_no_ensemble(tmp_path: Path) -> None:
