@@ -1,9 +1,11 @@
 """`train_ensemble` from a configuration file to an ensemble directory, and what stops it before the model is loaded."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
+import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
@@ -14,6 +16,7 @@ from train.checkpoint import LOG_NAME, open_run
 from train.config import TrainConfig
 from train.errors import TrainingError
 from train.evaluate import evaluate_ensemble
+from train.members import Members
 from train.sft import (
     Starvation,
     Training,
@@ -186,6 +189,24 @@ def test_the_loss_must_stay_finite(tmp_path: Path) -> None:
         train_ensemble(config)
 
     assert not config.output_dir.exists()
+
+
+def test_gradient_must_stay_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights would be lost with it."""
+    monkeypatch.setattr(Members, "clip_gradients", lambda *_: torch.tensor([1.0, math.inf]))
+
+    with pytest.raises(TrainingError, match="step 1: the loss or its gradient is no longer finite"):
+        train_ensemble(write_config(tmp_path))
+
+
+def test_out_of_memory_says_what_to_lower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_out(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("train.objective.member_loglik", run_out)
+
+    with pytest.raises(TrainingError, match="out of memory; lower micro_batch_size, which is 4"):
+        train_ensemble(write_config(tmp_path))
 
 
 def test_log_tells_the_loss_that_was_trained(tmp_path: Path) -> None:

@@ -211,23 +211,21 @@ def optimizer_step(training: Training, step: int) -> dict[str, Any]:
     alpha = renyi_alpha(config, step, training.total_steps)
     chosen = [training.examples[index] for index in step_indices(config, len(training.examples), step)]
     optimizer.zero_grad()
-    logliks, margins = [], []
-    for start in range(0, len(chosen), config.micro_batch_size):
-        micro_batch = chosen[start : start + config.micro_batch_size]
-        loglik, gaps = training.objective.loglik(members, micro_batch)
-        losses = renyi_loss(loglik, training.log_weights, alpha, config.responsibility_floor)
-        (config.num_members * losses.sum() / len(chosen)).backward()
-        logliks.append(loglik.detach())
-        margins += [] if gaps is None else [gaps.detach()]
+    try:
+        loglik, gaps = add_gradients(training, chosen, alpha)
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"step {step + 1}: out of memory; lower micro_batch_size, which is {config.micro_batch_size} (and raise "
+            f"gradient_accumulation_steps as much), or max_length, which is {config.max_length}"
+        ) from error
     penalty = prior_penalty(training)
     if config.prior_strength:
         (config.num_members * penalty).backward()
-    loglik = torch.cat(logliks, 1)
-    if not loglik.isfinite().all():
-        raise TrainingError(
-            f"step {step + 1}: the loss is no longer finite; lower learning_rate and start again"
-        )
     norms = members.clip_gradients(config.max_grad_norm)
+    if not (loglik.isfinite().all() and norms.isfinite().all()):
+        raise TrainingError(
+            f"step {step + 1}: the loss or its gradient is no longer finite; lower learning_rate and start again"
+        )
     optimizer.step()
     assert step or members.moved().all(), (
         f"members did not move in the first step: {members.moved().tolist()}"
@@ -237,12 +235,26 @@ def optimizer_step(training: Training, step: int) -> dict[str, Any]:
         "epoch": round((step + 1) / steps_per_epoch(config, len(training.examples)), 4),
         "renyi_alpha": alpha,
         **_loss_facts(loglik, training.log_weights, alpha, config.responsibility_floor),
-        **(margin_facts(torch.cat(margins, 1)) if margins else {}),
+        **(margin_facts(gaps) if gaps is not None else {}),
         "prior_penalty": penalty.item(),
         "learning_rate": rate,
         "gradient_norms": norms.tolist(),
         "seconds": round(time.monotonic() - started, 3),
     }
+
+
+def add_gradients(training: Training, units: Sequence[Any], alpha: float) -> tuple[Tensor, Tensor | None]:
+    """Those of the data in one step, micro-batch by micro-batch; returns `Objective.loglik` of all units, detached."""
+    config = training.config
+    logliks, margins = [], []
+    for start in range(0, len(units), config.micro_batch_size):
+        micro_batch = units[start : start + config.micro_batch_size]
+        loglik, gaps = training.objective.loglik(training.members, micro_batch)
+        losses = renyi_loss(loglik, training.log_weights, alpha, config.responsibility_floor)
+        (config.num_members * losses.sum() / len(units)).backward()
+        logliks.append(loglik.detach())
+        margins += [] if gaps is None else [gaps.detach()]
+    return torch.cat(logliks, 1), torch.cat(margins, 1) if margins else None
 
 
 def prior_penalty(training: Training) -> Tensor:
