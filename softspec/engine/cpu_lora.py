@@ -26,14 +26,10 @@ _LANES = 4
 
 @dataclass(frozen=True)
 class _Layer:
-    """The adapters of one layer. down: (slots, slices, rank, in), up: (slots, rank, out of all slices).
+    """The adapters of one layer. down: (slots, slices, rank, in), up: (slots, rank, out of all slices)."""
 
-    `arrays` are the same two as the compiled loop takes them.
-    """
-
-    down: Tensor
-    up: Tensor
-    arrays: tuple[np.ndarray, np.ndarray]
+    down: np.ndarray
+    up: np.ndarray
     ends: tuple[int, ...]
     in_use: frozenset[int]
 
@@ -46,7 +42,7 @@ class _Layer:
         up = torch.nn.functional.pad(up, (0, 0, 0, pad)).contiguous()
         ends = np.cumsum([b.shape[2] for b in b_stacked]).tolist()
         used = up.flatten(1).any(1).nonzero().flatten().tolist()
-        return _Layer(down, up, (down.numpy(), up.numpy()), tuple(ends), frozenset(used))
+        return _Layer(down.numpy(), up.numpy(), tuple(ends), frozenset(used))
 
 
 @dataclass(frozen=True)
@@ -138,7 +134,7 @@ class CpuLora(PunicaWrapperCPU):
         x = x.float().contiguous()
         total = y if y.dtype == torch.float32 and y.is_contiguous() else torch.zeros(y.shape)
         if rows.few.size:
-            _add_by_row(x.numpy(), total.numpy(), *layer.arrays, layer.ends, rows.few, rows.few_slots)
+            _add_by_row(x.numpy(), total.numpy(), layer.down, layer.up, layer.ends, rows.few, rows.few_slots)
         for slot, own in rows.many:
             _add_by_slot(x, total, layer, slot, own)
         if total is not y:
@@ -146,10 +142,11 @@ class CpuLora(PunicaWrapperCPU):
 
 
 def _add_by_slot(x: Tensor, y: Tensor, layer: _Layer, slot: int, own: slice | Tensor) -> None:
-    hidden = (x[own] @ layer.down[slot].flatten(0, 1).T).chunk(len(layer.ends), 1)
+    down, all_up = torch.from_numpy(layer.down[slot]), torch.from_numpy(layer.up[slot])
+    hidden = (x[own] @ down.flatten(0, 1).T).chunk(len(layer.ends), 1)
     start = 0
     for part, end in zip(hidden, layer.ends, strict=True):
-        up = layer.up[slot, :, start:end]
+        up = all_up[:, start:end]
         if isinstance(own, slice):
             y[own, start:end].addmm_(part, up)
         else:

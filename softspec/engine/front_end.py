@@ -1,4 +1,5 @@
-"""How vLLM's front end carries telemetry: no column lost, and none turned into text that nobody reads.
+"""How vLLM's front end carries telemetry: no column lost, and none turned into text that nobody reads. And what it
+hears of preemptions.
 
 The columns of a group are numbers, yet vLLM takes them for tokens. It decodes each, which costs more than
 everything else that the front end does for a token. And it keeps one of each token id when it merges the outputs of a
@@ -43,14 +44,16 @@ def watch_preemptions(processor: OutputProcessor, observe: Callable[[], None]) -
     """
     process_outputs = processor.process_outputs
 
+    def is_group(request_id: str) -> bool:
+        state = processor.request_states.get(request_id)
+        logprobs = state and state.logprobs_processor and state.logprobs_processor.logprobs
+        return isinstance(logprobs, _Columns)
+
     def process(outputs: list[EngineCoreOutput], *args: Any, **kwargs: Any) -> Any:
         for output in outputs:
-            state = processor.request_states.get(output.request_id)
-            logprobs = state and state.logprobs_processor and state.logprobs_processor.logprobs
-            if isinstance(logprobs, _Columns):
-                for event in output.events or ():
-                    if event.type == EngineCoreEventType.PREEMPTED:
-                        observe()
+            for event in output.events or ():
+                if event.type == EngineCoreEventType.PREEMPTED and is_group(output.request_id):
+                    observe()
         return process_outputs(outputs, *args, **kwargs)
 
     processor.process_outputs = process
