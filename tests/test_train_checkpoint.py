@@ -15,7 +15,7 @@ from torch import Tensor
 
 from softspec.errors import ConfigError
 from softspec.manifest import member_dir
-from tests.tiny_training import chat_rows, write_config, write_rows
+from tests.tiny_training import preference_rows, write_config, write_rows
 from train.config import TrainConfig
 from train.errors import TrainingInterrupted
 from train.sft import train_ensemble
@@ -80,10 +80,7 @@ def logged_losses(path: Path) -> list[float]:
 
 
 def test_preferences_priors_and_schedules_resume_to_the_same_numbers(tmp_path: Path) -> None:
-    turns = [row["messages"] for row in chat_rows()]
-    rejected = [{"role": "assistant", "content": "none of these"}]
-    rows = [{"prompt": pair[:1], "chosen": pair[1:], "rejected": rejected} for pair in turns]
-    write_rows(tmp_path / "pairs.jsonl", rows)
+    write_rows(tmp_path / "pairs.jsonl", preference_rows())
     settings: dict[str, Any] = {
         "objective": "dpo",
         "train_file": "pairs.jsonl",

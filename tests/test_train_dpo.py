@@ -14,10 +14,10 @@ from softspec.errors import DataError
 from softspec.manifest import AlwaysActivation, BlockActivation, load_manifest
 from softspec.renyi import dpo_loglik, renyi_loss, responsibilities
 from tests.tiny import random_adapters, tiny_llama, tiny_tokenizer
-from tests.tiny_training import chat_rows, random_examples, write_config, write_rows
+from tests.tiny_training import preference_rows, random_examples, write_config, write_rows
 from train.checkpoint import LOG_NAME
 from train.dpo import margins, with_reference
-from train.export import load_members, peft_loglik
+from train.export import load_members, peft_completion_logprobs, peft_loglik
 from train.members import Members, resolve_spec
 from train.preferences import Preference, load_preferences
 from train.sft import train_ensemble
@@ -122,23 +122,13 @@ def test_margins_equal_those_of_stock_peft_with_the_adapters_on_and_off(tmp_path
     examples = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
     with members.removed() as model:
         trained = peft_loglik(ensemble, model, 3, examples, activation)
+    untouched = AutoModelForCausalLM.from_pretrained(base)
     with torch.no_grad():
-        base_logits = [
-            AutoModelForCausalLM.from_pretrained(base)(
-                torch.tensor([example.prompt_ids + example.completion_ids])
-            ).logits[0]
-            for example in examples
+        sums = [
+            peft_completion_logprobs(untouched, example, AlwaysActivation()).sum() for example in examples
         ]
-    reference = torch.stack(
-        [
-            logits.log_softmax(-1)[range(start - 1, start - 1 + len(completion)), list(completion)].sum()
-            for logits, start, completion in (
-                (logits, len(example.prompt_ids), example.completion_ids)
-                for logits, example in zip(base_logits, examples, strict=True)
-            )
-        ]
-    )[None]
-    torch.testing.assert_close(ours, gaps(trained) - gaps(reference).double(), rtol=0, atol=1e-4)
+    reference = torch.stack(sums)[None]
+    torch.testing.assert_close(ours, gaps(trained) - gaps(reference), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.8, 1.0])
@@ -160,13 +150,6 @@ def test_untrained_members_are_undecided_and_share_evenly(tmp_path: Path, alpha:
 
 
 # Runs
-
-
-def preference_rows() -> list[dict[str, Any]]:
-    """The right answer is preferred to another question's."""
-    rows = [row["messages"] for row in chat_rows()]
-    wrong = {"role": "assistant", "content": "none of these"}
-    return [{"prompt": turns[:1], "chosen": turns[1:], "rejected": [wrong]} for turns in rows]
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,8 @@ from softspec.renyi import renyi_loss, responsibilities
 from tests.tiny_training import random_examples, tiny_members, write_config
 from train.checkpoint import open_run
 from train.likelihood import collate, member_loglik
-from train.sft import Training, check_names, optimizer_step, prepare, read_data
+from train.sft import check_names, prepare, read_data
+from train.step import Training, optimizer_step, prior_penalty
 
 CPU = torch.device("cpu")
 
@@ -146,3 +147,29 @@ def test_training_lowers_the_loss_and_sends_sources_to_different_members(tmp_pat
     assert facts[-1]["mixture_nll"] < 0.1 * facts[0]["mixture_nll"]
     assert facts[0]["routing_perplexity"] == pytest.approx(2, abs=1e-6)
     assert facts[-1]["routing_perplexity"] < 1.9
+
+
+@pytest.mark.parametrize("mean", ["init", "zero"])
+def test_prior_is_the_members_weighted_squared_distance_from_its_mean(tmp_path: Path, mean: str) -> None:
+    training = prepared(tmp_path, prior_strength=3.0, prior_std=0.5, prior_mean=mean)
+    weights = [weight.detach().double() for weight in training.members.parameters()]
+
+    optimizer_step(training, 0)
+    penalty = prior_penalty(training)
+
+    moved = [weight.detach().double() for weight in training.members.parameters()]
+    centre = weights if mean == "init" else [0 * weight for weight in weights]
+    squares = sum((new - old).square().sum().item() for new, old in zip(moved, centre, strict=True))
+    assert penalty.item() == pytest.approx(3 / 12 * squares / 2 / (2 * 0.5**2), rel=1e-5)
+
+
+def test_strong_prior_keeps_members_where_they_began(tmp_path: Path) -> None:
+    distances = {}
+    for strength in (0.0, 1e6):
+        training = prepared(tmp_path, prior_strength=strength, max_steps=8)
+        beginning = [weight.detach().clone() for weight in training.members.parameters()]
+        for step in range(8):
+            optimizer_step(training, step)
+        distances[strength] = training.members.squared_distance(beginning).max().item()
+
+    assert distances[1e6] < distances[0.0] / 2

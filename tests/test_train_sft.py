@@ -12,21 +12,13 @@ from transformers import AutoModelForCausalLM
 from softspec.errors import ConfigError, DataError, UserError
 from softspec.manifest import BlockActivation, load_manifest, member_dir
 from tests.tiny_training import chat_rows, write_config, write_rows
-from train.checkpoint import LOG_NAME, open_run
+from train.checkpoint import LOG_NAME
 from train.config import TrainConfig
 from train.errors import TrainingError
 from train.evaluate import evaluate_ensemble
 from train.members import Members
-from train.sft import (
-    Starvation,
-    Training,
-    check_names,
-    optimizer_step,
-    prepare,
-    prior_penalty,
-    read_data,
-    train_ensemble,
-)
+from train.sft import train_ensemble
+from train.starvation import Starvation
 
 
 @pytest.fixture(scope="module")
@@ -236,41 +228,9 @@ def test_a_member_that_starves_is_told_of_once_it_has_lasted() -> None:
 def test_the_warning_says_what_to_try(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("train.sft.STARVED_SHARE", 3.0)
+    monkeypatch.setattr("train.starvation.STARVED_SHARE", 3.0)
 
     train_ensemble(write_config(tmp_path, max_steps=12))
 
     warning = "of a fair share of examples for 10 steps: try responsibility_floor"
     assert capsys.readouterr().err.count(warning) == 2
-
-
-@pytest.mark.parametrize("mean", ["init", "zero"])
-def test_prior_is_the_members_weighted_squared_distance_from_its_mean(tmp_path: Path, mean: str) -> None:
-    config = write_config(tmp_path, prior_strength=3.0, prior_std=0.5, prior_mean=mean)
-    training = start(config)
-    weights = [weight.detach().double() for weight in training.members.parameters()]
-
-    optimizer_step(training, 0)
-    penalty = prior_penalty(training)
-
-    moved = [weight.detach().double() for weight in training.members.parameters()]
-    centre = weights if mean == "init" else [0 * weight for weight in weights]
-    squares = sum((new - old).square().sum().item() for new, old in zip(moved, centre, strict=True))
-    assert penalty.item() == pytest.approx(3 / 12 * squares / 2 / (2 * 0.5**2), rel=1e-5)
-
-
-def test_strong_prior_keeps_members_where_they_began(tmp_path: Path) -> None:
-    distances = {}
-    for strength in (0.0, 1e6):
-        training = start(write_config(tmp_path, prior_strength=strength, max_steps=8))
-        for step in range(8):
-            optimizer_step(training, step)
-        distances[strength] = training.members.squared_distance(training.prior_mean).max().item()
-
-    assert distances[1e6] < distances[0.0] / 2
-
-
-def start(config: TrainConfig) -> Training:
-    """Everything before the first step."""
-    examples, held_out = read_data(config)
-    return prepare(config, open_run(config, False, False), check_names(config), examples, held_out)

@@ -59,6 +59,13 @@ def chat_rows(count: int = 12) -> list[dict[str, Any]]:
     return rows
 
 
+def preference_rows() -> list[dict[str, Any]]:
+    """The answers of `chat_rows`, each preferred to one that is no answer."""
+    conversations = [row["messages"] for row in chat_rows()]
+    rejected = [{"role": "assistant", "content": "none of these"}]
+    return [{"prompt": turns[:1], "chosen": turns[1:], "rejected": rejected} for turns in conversations]
+
+
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     """Save rows as JSONL."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from softspec.errors import DataError
 from softspec.manifest import first_problem
 
+T = TypeVar("T")
 AnyRow = TypeVar("AnyRow", bound=BaseModel)
 
 
@@ -171,6 +172,12 @@ def _up_to_end_of_turn(ids: list[int], eos_ids: Collection[int]) -> list[int]:
     """Drop what the template adds after the last end-of-turn token, such as ChatML's newline."""
     last = max((index for index, token in enumerate(ids) if token in eos_ids), default=len(ids) - 1)
     return ids[: last + 1]
+
+
+def in_batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Runs of `size` items; the last one may be shorter."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
 
 
 def checked_length(example: Example, max_length: int, place: str) -> Example:

@@ -17,6 +17,7 @@ from softspec.manifest import AlwaysActivation, BlockActivation
 from softspec.mixture import sequence_loglik
 from softspec.renyi import dpo_loglik, load, renyi_loss, responsibilities, routing_perplexity
 from train.config import TrainConfig
+from train.data import in_batches
 from train.likelihood import Batch, base_loglik, collate, member_loglik
 from train.members import Members
 from train.preferences import Preference
@@ -40,8 +41,7 @@ def with_reference(
 ) -> list[Preference]:
     """The same pairs with what the base makes of them: one pass over the data, for the whole run."""
     known = []
-    for start in range(0, len(pairs), batch_size):
-        part = pairs[start : start + batch_size]
+    for part in in_batches(pairs, batch_size):
         chosen, rejected = base_loglik(members, _collate(members, part, activation))[0].chunk(2)
         gaps = (chosen - rejected).tolist()
         known += [replace(pair, reference_margin=gap) for pair, gap in zip(part, gaps, strict=True)]
@@ -57,8 +57,7 @@ def score_preferences(
     A mixture's probability of a preference is the weighted mean of its members'. Labels are taken as they are, without
     smoothing; responsibilities are those at alpha = 1.
     """
-    size = config.micro_batch_size
-    parts = [pairs[start : start + size] for start in range(0, len(pairs), size)]
+    parts = in_batches(pairs, config.micro_batch_size)
     gaps = torch.cat([margins(members, part, config.activation) for part in parts], 1)
     loglik = dpo_loglik(gaps, config.beta)
     mixture = sequence_loglik(log_weights, loglik)

@@ -24,7 +24,7 @@ from softspec.renyi import (
     specialisation,
 )
 from softspec.uncertainty import mutual_information, posterior_information
-from train.data import Example, load_examples
+from train.data import Example, in_batches, load_examples
 from train.export import load_members
 from train.likelihood import base_loglik, collate, completion_logprobs
 from train.members import Members
@@ -57,14 +57,14 @@ def score_examples(
     """Run every member and the base over all examples once."""
     columns = []
     device = next(members.model.parameters()).device
-    for start in range(0, len(examples), batch_size):
-        batch = collate(examples[start : start + batch_size], activation, device)
+    for part in in_batches(examples, batch_size):
+        batch = collate(part, activation, device)
         logprobs = completion_logprobs(members, batch)
         targets = batch.targets[batch.supervised]
         base = base_loglik(members, batch)[0].cpu()
         lengths = batch.supervised.sum(1).tolist()
-        parts = zip(logprobs.split(lengths, 1), targets.split(lengths), base, strict=True)
-        columns += [(*_score_one(part, target, log_weights), based) for part, target, based in parts]
+        pieces = zip(logprobs.split(lengths, 1), targets.split(lengths), base, strict=True)
+        columns += [(*_score_one(piece, target, log_weights), based) for piece, target, based in pieces]
     loglik, information, based = zip(*columns, strict=True)
     return Scores(
         loglik=torch.stack(loglik, 1),

@@ -6,22 +6,16 @@ verbs.
 
 import hashlib
 import json
-import math
 import shutil
 import sys
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from softspec.manifest import BaseModelRef, Manifest
-from softspec.mixture import sequence_loglik, uniform_log_weights
-from softspec.renyi import load, renyi_loss, responsibilities, routing_perplexity
+from softspec.mixture import uniform_log_weights
 from train.checkpoint import (
     LOG_NAME,
     RunFolder,
@@ -33,40 +27,15 @@ from train.checkpoint import (
 )
 from train.config import TrainConfig
 from train.data import Example
-from train.dpo import margin_facts
-from train.errors import TrainingError, TrainingInterrupted
+from train.errors import TrainingInterrupted
 from train.export import check_reload, publish, write_ensemble
 from train.members import LoraSpec, Members, resolve_spec
 from train.model import end_of_turn_ids, fingerprint, load_base, load_skeleton, load_tokenizer
-from train.objective import Objective, objective_of
-from train.schedule import learning_rate, renyi_alpha, step_indices, steps_per_epoch, total_steps
+from train.objective import objective_of
+from train.starvation import Starvation, patience_of
+from train.step import Training, optimizer_step, prior_mean
 
 RELOAD_CHECK_EXAMPLES = 2
-STARVED_SHARE = 0.1
-"""A member with less than this part of a fair share, 1 / K, of the examples starves."""
-STARVED_PART_OF_RUN = 0.05
-"""So much of a run, and at least ten steps, is no accident."""
-
-
-@dataclass(frozen=True)
-class Training:
-    """What every step of one run needs."""
-
-    config: TrainConfig
-    objective: Objective
-    run: RunFolder
-    members: Members
-    optimizer: torch.optim.Optimizer
-    examples: list[Any]
-    held_out: list[Any]
-    log_weights: Tensor
-    prior_mean: list[Tensor]
-    examples_digest: str
-
-    @property
-    def total_steps(self) -> int:
-        """Optimizer steps of the whole run."""
-        return total_steps(self.config, len(self.examples))
 
 
 def train_ensemble(config: TrainConfig, resume: bool = False, overwrite: bool = False) -> Path:
@@ -129,7 +98,7 @@ def prepare(
         objective.with_reference(members, examples),
         objective.with_reference(members, held_out),
         log_weights,
-        [weight.detach() * (config.prior_mean == "init") for weight in members.parameters()],
+        prior_mean(config, members),
         digest_of([example for unit in examples for example in objective.completions(unit)]),
     )
 
@@ -149,18 +118,14 @@ def run_steps(training: Training, finished: int) -> None:
     config, total = training.config, training.total_steps
     log = TrainingLog(training.run.log, finished)
     bar = tqdm(total=total, initial=finished, unit="step", desc="training", mininterval=1.0)
-    starvation = Starvation(config.num_members, max(10, math.ceil(STARVED_PART_OF_RUN * total)))
+    starvation = Starvation(config.num_members, patience_of(total))
     with stop_on_signals() as stop, bar:
         for step in range(finished, total):
             facts = optimizer_step(training, step)
             done = step + 1
             bar.update()
             for member in starvation.begins(facts["load"]):
-                bar.write(
-                    f"softspec: member {member} has had less than {STARVED_SHARE:g} of a fair share of examples for "
-                    f"{starvation.patience} steps: try responsibility_floor, a lower renyi_alpha or fewer members",
-                    file=sys.stderr,
-                )
+                bar.write(starvation.warning(member), file=sys.stderr)
             bar.set_postfix({key: f"{facts[key]:.3f}" for key in ("loss", "mixture_nll")}, refresh=False)
             if done % config.logging_steps == 0 or done == total:
                 log.write(facts)
@@ -175,94 +140,11 @@ def run_steps(training: Training, finished: int) -> None:
                 )
 
 
-class Starvation:
-    """Watches for members that no example goes to: they stay near the base, and the others do all the work."""
-
-    def __init__(self, num_members: int, patience: int) -> None:
-        self.patience = patience
-        self._starved_for = [0] * num_members
-
-    def begins(self, load: Sequence[float]) -> list[int]:
-        """Members that have starved for `patience` steps in a row as of this step, whose load (K,) is given."""
-        least = STARVED_SHARE / len(load)
-        self._starved_for = [
-            steps + 1 if share < least else 0 for steps, share in zip(self._starved_for, load, strict=True)
-        ]
-        return [member for member, steps in enumerate(self._starved_for) if steps == self.patience]
-
-
 def save(training: Training, done: int) -> None:
     """A checkpoint after `done` steps."""
     save_checkpoint(
         training.run, done, training.members, training.optimizer, training.config, training.examples_digest
     )
-
-
-def optimizer_step(training: Training, step: int) -> dict[str, Any]:
-    """One update of all members on the same examples; returns what happened, for the log.
-
-    The gradient is that of K * mean loss: at alpha = 0 each adapter then sees exactly its own mean NLL.
-    """
-    config, members, optimizer = training.config, training.members, training.optimizer
-    started = time.monotonic()
-    rate = learning_rate(config, step, training.total_steps)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    alpha = renyi_alpha(config, step, training.total_steps)
-    chosen = [training.examples[index] for index in step_indices(config, len(training.examples), step)]
-    optimizer.zero_grad()
-    try:
-        loglik, gaps = add_gradients(training, chosen, alpha)
-    except torch.OutOfMemoryError as error:
-        raise TrainingError(
-            f"step {step + 1}: out of memory; lower micro_batch_size, which is {config.micro_batch_size} (and raise "
-            f"gradient_accumulation_steps as much), or max_length, which is {config.max_length}"
-        ) from error
-    penalty = prior_penalty(training)
-    if config.prior_strength:
-        (config.num_members * penalty).backward()
-    norms = members.clip_gradients(config.max_grad_norm)
-    if not (loglik.isfinite().all() and norms.isfinite().all()):
-        raise TrainingError(
-            f"step {step + 1}: the loss or its gradient is no longer finite; lower learning_rate and start again"
-        )
-    optimizer.step()
-    assert step or members.moved().all(), (
-        f"members did not move in the first step: {members.moved().tolist()}"
-    )
-    return {
-        "step": step + 1,
-        "epoch": round((step + 1) / steps_per_epoch(config, len(training.examples)), 4),
-        "renyi_alpha": alpha,
-        **_loss_facts(loglik, training.log_weights, alpha, config.responsibility_floor),
-        **(margin_facts(gaps) if gaps is not None else {}),
-        "prior_penalty": penalty.item(),
-        "learning_rate": rate,
-        "gradient_norms": norms.tolist(),
-        "seconds": round(time.monotonic() - started, 3),
-    }
-
-
-def add_gradients(training: Training, units: Sequence[Any], alpha: float) -> tuple[Tensor, Tensor | None]:
-    """Those of the data in one step, micro-batch by micro-batch; returns `Objective.loglik` of all units, detached."""
-    config = training.config
-    logliks, margins = [], []
-    for start in range(0, len(units), config.micro_batch_size):
-        micro_batch = units[start : start + config.micro_batch_size]
-        loglik, gaps = training.objective.loglik(training.members, micro_batch)
-        losses = renyi_loss(loglik, training.log_weights, alpha, config.responsibility_floor)
-        (config.num_members * losses.sum() / len(units)).backward()
-        logliks.append(loglik.detach())
-        margins += [] if gaps is None else [gaps.detach()]
-    return torch.cat(logliks, 1), torch.cat(margins, 1) if margins else None
-
-
-def prior_penalty(training: Training) -> Tensor:
-    """The Gaussian prior's part of the objective, nats per example: what it adds to the mean `loss`."""
-    config = training.config
-    distances = training.members.squared_distance(training.prior_mean).double()
-    scale = config.prior_strength / (2 * config.prior_std**2 * len(training.examples))
-    return scale * (training.log_weights.exp() * distances).sum()
 
 
 def held_out_scores(training: Training) -> dict[str, Any]:
@@ -313,18 +195,6 @@ def digest_of(examples: list[Example]) -> str:
     """Tells whether two runs saw the same examples in the same order."""
     content = [[example.prompt_ids, example.completion_ids] for example in examples]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
-def _loss_facts(loglik: Tensor, log_weights: Tensor, alpha: float, floor: float) -> dict[str, Any]:
-    """The honest loss and how the members shared these examples, from (K, B)."""
-    shares = responsibilities(loglik, log_weights, alpha, floor)
-    return {
-        "loss": renyi_loss(loglik, log_weights, alpha, floor).mean().item(),
-        "mixture_nll": -sequence_loglik(log_weights, loglik).mean().item(),
-        "member_nll": -loglik.mean().item(),
-        "load": load(shares).tolist(),
-        "routing_perplexity": routing_perplexity(shares).item(),
-    }
 
 
 def _is_due(every: int | None, done: int) -> bool:
