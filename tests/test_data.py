@@ -74,6 +74,16 @@ def test_the_source_is_kept_and_other_keys_are_ignored(tmp_path: Path, tokenizer
     assert load_one(tmp_path, tokenizer, row).source == "7"
 
 
+def test_a_group_and_a_weight_are_kept(tmp_path: Path, tokenizer) -> None:
+    row = {"prompt": "a", "completion": "b"}
+
+    plain = load_one(tmp_path, tokenizer, row)
+    marked = load_one(tmp_path, tokenizer, {**row, "group": 3, "weight": 2})
+
+    assert (plain.group, plain.weight) == (None, 1.0)
+    assert (marked.group, marked.weight) == ("3", 2.0)
+
+
 def test_blank_lines_are_skipped(tmp_path: Path, tokenizer) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("\n" + json.dumps({"prompt": "a", "completion": "b"}) + "\n\n", encoding="utf-8")
@@ -90,6 +100,9 @@ def test_blank_lines_are_skipped(tmp_path: Path, tokenizer) -> None:
         ('{"prompt": "a"}', "expected both 'prompt' and 'completion'"),
         ('{"prompt": "a", "completion": " "}', "empty completion"),
         ('{"prompt": "", "completion": "b"}', "empty prompt"),
+        ('{"prompt": "a", "completion": "b", "weight": 0}', "weight: Input should be greater than 0"),
+        ('{"prompt": "a", "completion": "b", "weight": Infinity}', "weight: Input should be a finite number"),
+        ('{"prompt": "a", "completion": "b", "group": [1]}', "group: Input should be a valid string"),
         ('{"prompt": "a", "completion": [{"role": "assistant", "content": "b"}]}', "both be text or both"),
         ('{"messages": [{"role": "user", "content": "a"}]}', "expected at least one message and then"),
         ('{"messages": [{"role": "assistant", "content": "a"}]}', "expected at least one message and then"),

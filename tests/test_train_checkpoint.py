@@ -15,7 +15,7 @@ from torch import Tensor
 
 from softspec.errors import ConfigError
 from softspec.manifest import member_dir
-from tests.tiny_training import preference_rows, write_config, write_rows
+from tests.tiny_training import chat_rows, preference_rows, write_config, write_rows
 from train.config import TrainConfig
 from train.errors import TrainingInterrupted
 from train.sft import train_ensemble
@@ -159,9 +159,19 @@ def test_resuming_with_other_settings_is_refused(
         train_ensemble(write_config(tmp_path, **{"max_steps": STEPS, **settings}), resume=True)
 
 
-def test_resuming_with_other_examples_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"prompt": "a", "completion": "b"}],
+        chat_rows()[::-1],
+        [{**row, "weight": 2} for row in chat_rows()],
+        [{**row, "group": 1} for row in chat_rows()],
+    ],
+    ids=["tokens", "order", "weights", "groups"],
+)
+def test_resuming_with_other_examples_is_refused(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
     config = interrupted(tmp_path)
-    write_rows(tmp_path / "train.jsonl", [{"prompt": "a", "completion": "b"}])
+    write_rows(tmp_path / "train.jsonl", rows)
 
     with pytest.raises(ConfigError, match="train_file gives other examples than the run began with"):
         train_ensemble(config, resume=True)

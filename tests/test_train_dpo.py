@@ -75,6 +75,14 @@ def test_text_is_used_without_the_chat_template(tmp_path: Path, tokenizer) -> No
     assert pair.chosen.source == "7"
 
 
+def test_a_group_and_a_weight_are_the_pairs(tmp_path: Path, tokenizer) -> None:
+    row = {"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5", "group": "sum", "weight": 0.5}
+
+    pair = load_one(tmp_path, tokenizer, row)
+
+    assert (pair.group, pair.weight) == ("sum", 0.5)
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [

@@ -8,7 +8,7 @@ import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from transformers import PreTrainedTokenizerBase
@@ -18,15 +18,21 @@ from softspec.manifest import first_problem
 
 T = TypeVar("T")
 AnyRow = TypeVar("AnyRow", bound=BaseModel)
+Name = Annotated[str, Field(coerce_numbers_to_str=True)]
 
 
 @dataclass(frozen=True)
 class Example:
-    """One training unit: the loss is on `completion_ids`, which end with the end-of-turn token."""
+    """One training unit: the loss is on `completion_ids`, which end with the end-of-turn token.
+
+    `weight` is how much it counts; examples of one `group` are explained together. `source` is for evaluation only.
+    """
 
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
     source: str | None = None
+    group: str | None = None
+    weight: float = 1.0
 
 
 class Message(BaseModel):
@@ -38,20 +44,27 @@ class Message(BaseModel):
     content: str
 
 
-class Row(BaseModel):
+class LabelledRow(BaseModel):
+    """What any row may say beside its text. Other keys are allowed and ignored, as in TRL."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    source: Name | None = None
+    group: Name | None = None
+    weight: float = Field(1.0, gt=0, allow_inf_nan=False)
+
+
+class Row(LabelledRow):
     """One JSONL line: `messages`, or `prompt` and `completion`, as text or as messages.
 
     Text is used as it is, without the chat template, and matches `/v1/completions`; messages match
     `/v1/chat/completions`. Only the last assistant turn is supervised, which keeps the prompt length well
-    defined. Other keys are allowed and ignored, as in TRL.
+    defined.
     """
-
-    model_config = ConfigDict(extra="ignore")
 
     messages: list[Message] | None = None
     prompt: str | list[Message] | None = None
     completion: str | list[Message] | None = None
-    source: str | int | None = None
 
     @model_validator(mode="after")
     def _one_complete_form(self) -> "Row":
@@ -116,8 +129,7 @@ def tokenise(row: Row, tokenizer: PreTrainedTokenizerBase, eos_ids: Collection[i
         completion_ids = _up_to_end_of_turn(completion_ids, eos_ids)
     if not prompt_ids:
         raise DataError(f"{place}: empty prompt; expected at least one token before the completion")
-    source = None if row.source is None else str(row.source)
-    return Example(tuple(prompt_ids), tuple(completion_ids), source)
+    return Example(tuple(prompt_ids), tuple(completion_ids), row.source, row.group, row.weight)
 
 
 def read_rows(path: Path, kind: type[AnyRow]) -> Iterator[tuple[str, AnyRow]]:

@@ -8,35 +8,37 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import ValidationError, model_validator
 from transformers import PreTrainedTokenizerBase
 
 from softspec.errors import DataError
 from softspec.manifest import first_problem
-from train.data import Example, Message, Row, checked_length, read_rows, tokenise
+from train.data import Example, LabelledRow, Message, Row, checked_length, read_rows, tokenise
 
 
 @dataclass(frozen=True)
 class Preference:
-    """Two completions of one prompt. `reference_margin`: log p(chosen) - log p(rejected) under the base, nats."""
+    """Two completions of one prompt. `reference_margin`: log p(chosen) - log p(rejected) under the base, nats.
+
+    `group` and `weight` are the pair's, as those of an `Example`.
+    """
 
     chosen: Example
     rejected: Example
+    group: str | None = None
+    weight: float = 1.0
     reference_margin: float = 0.0
 
 
-class PreferenceRow(BaseModel):
+class PreferenceRow(LabelledRow):
     """One JSONL line: `prompt`, `chosen` and `rejected`, all text or all messages; or two whole conversations.
 
-    Of two conversations without a `prompt` the prompt is what they begin with. Other keys are allowed and ignored.
+    Of two conversations without a `prompt` the prompt is what they begin with.
     """
-
-    model_config = ConfigDict(extra="ignore")
 
     prompt: str | list[Message] | None = None
     chosen: str | list[Message]
     rejected: str | list[Message]
-    source: str | int | None = None
 
     @model_validator(mode="after")
     def _is_a_choice(self) -> "PreferenceRow":
@@ -80,7 +82,7 @@ def load_preferences(
             except ValidationError as error:
                 raise DataError(f"{place}: {key}: {first_problem(error)}") from error
             examples[key] = checked_length(tokenise(completion, tokenizer, eos_ids, place), max_length, place)
-        pairs.append(Preference(examples["chosen"], examples["rejected"]))
+        pairs.append(Preference(examples["chosen"], examples["rejected"], row.group, row.weight))
     if not pairs:
         raise DataError(f"{path}: no preferences found; expected one JSON object a line")
     return pairs

@@ -8,6 +8,7 @@ import hashlib
 import json
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,11 @@ from train.checkpoint import (
     stop_on_signals,
 )
 from train.config import TrainConfig
-from train.data import Example
 from train.errors import TrainingInterrupted
 from train.export import check_reload, publish, write_ensemble
 from train.members import LoraSpec, Members, resolve_spec
 from train.model import end_of_turn_ids, fingerprint, load_base, load_skeleton, load_tokenizer
-from train.objective import objective_of
+from train.objective import Objective, objective_of
 from train.starvation import Starvation, patience_of
 from train.step import Training, optimizer_step, prior_mean
 
@@ -99,7 +99,7 @@ def prepare(
         objective.with_reference(members, held_out),
         log_weights,
         prior_mean(config, members),
-        digest_of([example for unit in examples for example in objective.completions(unit)]),
+        digest_of(objective, examples),
     )
 
 
@@ -191,10 +191,13 @@ def export(training: Training) -> Path:
     return staged
 
 
-def digest_of(examples: list[Example]) -> str:
-    """Tells whether two runs saw the same examples in the same order."""
-    content = [[example.prompt_ids, example.completion_ids] for example in examples]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+def digest_of(objective: Objective, units: Iterable[Any]) -> str:
+    """Tells whether two runs saw the same tokens, groups and weights in the same order."""
+    digest = hashlib.sha256()
+    for unit in units:
+        tokens = [[example.prompt_ids, example.completion_ids] for example in objective.completions(unit)]
+        digest.update(json.dumps([tokens, unit.group, unit.weight]).encode())
+    return digest.hexdigest()
 
 
 def _is_due(every: int | None, done: int) -> bool:
