@@ -19,7 +19,9 @@ from softspec.errors import ConfigError, ShapeError
 SMALLEST_ALPHA = 1e-6
 
 
-def renyi_loss(loglik: Tensor, log_weights: Tensor, renyi_alpha: float, floor: float = 0.0) -> Tensor:
+def renyi_loss(
+    loglik: Tensor, log_weights: Tensor, renyi_alpha: float | Tensor, floor: float = 0.0
+) -> Tensor:
     """-(1/alpha) log sum_k w_k p_k^alpha: minus the log of the members' power mean, per example.
 
     At alpha = 1 it is the mixture's NLL, towards 0 the mean of the members' NLLs (an exact branch, also taken
@@ -29,6 +31,7 @@ def renyi_loss(loglik: Tensor, log_weights: Tensor, renyi_alpha: float, floor: f
     Args:
         loglik: (K, B), the *sum* over completion tokens, nats.
         log_weights: (K,), normalised.
+        renyi_alpha: one order for all, or (B,) positive ones.
         floor: share in [0, 1] of the loss at alpha = 0 in it, which keeps members from starving.
     Returns:
         (B,), nats, float64. Its gradient in `loglik` is minus the responsibilities with the same floor.
@@ -38,13 +41,15 @@ def renyi_loss(loglik: Tensor, log_weights: Tensor, renyi_alpha: float, floor: f
     """
     scores, weights = _aligned(loglik, log_weights)
     alpha = effective_alpha(renyi_alpha)
-    if alpha == 0:
+    if isinstance(alpha, float) and alpha == 0:
         return -(weights.exp() * scores).sum(0)
     loss = -torch.logsumexp(weights + alpha * scores, 0) / alpha
     return loss if floor == 0 else (1 - floor) * loss - floor * (weights.exp() * scores).sum(0)
 
 
-def responsibilities(loglik: Tensor, log_weights: Tensor, renyi_alpha: float, floor: float = 0.0) -> Tensor:
+def responsibilities(
+    loglik: Tensor, log_weights: Tensor, renyi_alpha: float | Tensor, floor: float = 0.0
+) -> Tensor:
     """Each member's share of each example: r_k proportional to w_k p_k^alpha; the weights at alpha = 0.
 
     With a floor: (1 - floor) r + floor w.
@@ -57,7 +62,7 @@ def responsibilities(loglik: Tensor, log_weights: Tensor, renyi_alpha: float, fl
     """
     scores, weights = _aligned(loglik, log_weights)
     alpha = effective_alpha(renyi_alpha)
-    if alpha == 0:
+    if isinstance(alpha, float) and alpha == 0:
         return weights.exp().expand_as(scores)
     shares = torch.softmax(weights + alpha * scores, 0)
     return shares if floor == 0 else (1 - floor) * shares + floor * weights.exp()
@@ -95,15 +100,19 @@ def dpo_loglik(margins: Tensor, beta: float, label_smoothing: float = 0.0) -> Te
     return torch.logaddexp(math.log1p(-label_smoothing) + kept, math.log(label_smoothing) + flipped)
 
 
-def effective_alpha(renyi_alpha: float) -> float:
-    """The order that is really used: values in (0, 1e-6) count as 0.
+def effective_alpha(renyi_alpha: float | Tensor) -> float | Tensor:
+    """The order that is really used: values in (0, 1e-6) count as 0; in a tensor, as 1e-6.
 
     Raises:
         ConfigError: negative or not finite.
     """
+    if isinstance(renyi_alpha, Tensor):
+        if not (renyi_alpha.isfinite() & (renyi_alpha > 0)).all():
+            raise ConfigError(f"renyi_alpha has {renyi_alpha.tolist()}: expected finite numbers > 0")
+        return renyi_alpha.double().clamp_min(SMALLEST_ALPHA)
     if not 0 <= renyi_alpha < math.inf:
         raise ConfigError(f"renyi_alpha is {renyi_alpha}: expected a finite number >= 0, usually in [0, 1]")
-    return renyi_alpha if renyi_alpha >= SMALLEST_ALPHA else 0.0
+    return float(renyi_alpha) if renyi_alpha >= SMALLEST_ALPHA else 0.0
 
 
 def load(responsibilities: Tensor) -> Tensor:

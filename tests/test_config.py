@@ -146,6 +146,25 @@ def test_two_ways_to_pull_weights_back_are_refused(tmp_path: Path) -> None:
         load_config(config_file(tmp_path), ["prior_strength=1", "weight_decay=0.1"])
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["granularity=token", "length_exponent=0.5"],
+            "length_exponent and length_weighting are about whole",
+        ),
+        (["objective=dpo", "length_weighting=own_length"], "length_exponent and length_weighting are about"),
+        (["objective=dpo", "granularity=token"], "granularity token has no meaning for preferences"),
+    ],
+    ids=str,
+)
+def test_settings_without_a_meaning_together_are_refused(
+    tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(config_file(tmp_path), overrides)
+
+
 @pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_a_recipe_is_a_configuration_of_what_it_is_named_after(recipe: Path) -> None:
     assert load_config(recipe).objective == recipe.stem

@@ -56,7 +56,7 @@ def test_path_information_uses_prefix_weights_in_both_terms(members: Members) ->
 def test_the_summary_is_ordered_as_the_theory_says(members: Members) -> None:
     scores = score_examples(members, random_examples(), WEIGHTS, AlwaysActivation())
 
-    summary = summarise_scores(scores, WEIGHTS, renyi_alpha=0.5)
+    summary = summarise_scores(scores, WEIGHTS, renyi_alpha=0.5, weights_rule="prefix_posterior")
 
     assert summary["mixture_nll"] <= summary["renyi_loss"] <= summary["member_nll"]
     assert 0 <= summary["mutual_information"] <= math.log(3)
@@ -64,7 +64,24 @@ def test_the_summary_is_ordered_as_the_theory_says(members: Members) -> None:
     assert summary["tokens"] == sum(len(example.completion_ids) for example in random_examples())
 
 
+def test_the_served_mixture_gives_the_mixture_nll(members: Members) -> None:
+    """Two mixtures exist: that of whole completions, and that of tokens, whose weights no prefix updates."""
+    example = random_examples()[1]
+    scores = score_examples(members, [example], WEIGHTS, AlwaysActivation())
+    logprobs = completion_logprobs(members, collate([example], AlwaysActivation(), torch.device("cpu")))
+    chosen = logprobs[:, range(7), list(example.completion_ids)].double()
+
+    rules = {rule: summarise_scores(scores, WEIGHTS, 1.0, rule) for rule in ("prefix_posterior", "fixed")}
+
+    fixed = -(WEIGHTS[:, None] + chosen).logsumexp(0).sum().item()
+    prefix = -(WEIGHTS + chosen.sum(1)).logsumexp(0).item()
+    assert rules["fixed"]["mixture_nll"] == pytest.approx(fixed, rel=1e-6)
+    assert rules["prefix_posterior"]["mixture_nll"] == pytest.approx(prefix, rel=1e-6)
+    assert rules["fixed"]["prefix_posterior_nll"] == pytest.approx(prefix, rel=1e-6)
+    assert abs(fixed - prefix) > 0.01
+
+
 def test_without_sources_there_is_no_source_score(members: Members) -> None:
     scores = score_examples(members, random_examples(), WEIGHTS, AlwaysActivation())
 
-    assert "soft_source_mi" not in summarise_scores(scores, WEIGHTS, 1.0)
+    assert "soft_source_mi" not in summarise_scores(scores, WEIGHTS, 1.0, "fixed")

@@ -10,20 +10,13 @@ from torch import Tensor
 from softspec.manifest import AlwaysActivation
 from softspec.mixture import uniform_log_weights
 from softspec.renyi import renyi_loss, responsibilities
-from tests.tiny_training import random_examples, tiny_members, write_config
-from train.checkpoint import open_run
+from tests.tiny_training import prepared, random_examples, tiny_members
 from train.likelihood import collate, member_loglik
-from train.sft import check_names, prepare, read_data
-from train.step import Training, optimizer_step, prior_penalty
+from train.prior import prior_penalty
+from train.step import optimizer_step
+from train.training import Training
 
 CPU = torch.device("cpu")
-
-
-def prepared(folder: Path, **settings: Any) -> Training:
-    """A run on the tiny base, ready for its first step."""
-    config = write_config(folder, **settings)
-    examples, held_out = read_data(config)
-    return prepare(config, open_run(config, False, True), check_names(config), examples, held_out)
 
 
 def weights(training: Training, member: int) -> Tensor:

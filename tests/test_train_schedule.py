@@ -1,11 +1,11 @@
-"""The schedule: every example once an epoch, rates that warm up and decay, nothing to remember between steps."""
+"""The schedule: rates that warm up and decay, nothing to remember between steps."""
 
 from pathlib import Path
 
 import pytest
 
 from train.config import TrainConfig
-from train.schedule import learning_rate, renyi_alpha, step_indices, steps_per_epoch, total_steps
+from train.schedule import learning_rate, renyi_alpha, total_steps
 
 
 def schedule(**settings: object) -> TrainConfig:
@@ -21,27 +21,10 @@ def schedule(**settings: object) -> TrainConfig:
     return TrainConfig.model_validate(content)
 
 
-def test_an_epoch_sees_every_example_once_and_the_next_one_in_another_order() -> None:
-    config = schedule()
-    epochs = [
-        [index for step in range(4) for index in step_indices(config, 7, 4 * epoch + step)]
-        for epoch in range(2)
-    ]
-
-    assert steps_per_epoch(config, 7) == 4
-    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(7))
-    assert epochs[0] != epochs[1]
-
-
-def test_the_order_depends_on_the_seed_alone() -> None:
-    assert step_indices(schedule(), 100, 30) == step_indices(schedule(num_members=1), 100, 30)
-    assert step_indices(schedule(), 100, 30) != step_indices(schedule(seed=1), 100, 30)
-
-
 def test_max_steps_overrides_epochs() -> None:
-    assert total_steps(schedule(num_epochs=3), 7) == 12
-    assert total_steps(schedule(num_epochs=0.5), 7) == 2
-    assert total_steps(schedule(num_epochs=3, max_steps=5), 7) == 5
+    assert total_steps(schedule(num_epochs=3), steps_per_epoch=4) == 12
+    assert total_steps(schedule(num_epochs=0.5), steps_per_epoch=4) == 2
+    assert total_steps(schedule(num_epochs=3, max_steps=5), steps_per_epoch=4) == 5
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ def test_the_log_has_every_step_and_every_evaluation(finished: TrainConfig) -> N
     assert [event["step"] for event in events if "held_out" in event] == [2, 4]
     assert set(steps[0]) == {
         "step", "epoch", "loss", "mixture_nll", "member_nll", "load", "routing_perplexity", "learning_rate",
-        "gradient_norms", "prior_penalty", "renyi_alpha", "seconds",
+        "gradient_norms", "prior_penalty", "renyi_alpha", "seconds", "active_members", "skipped_responsibility",
     }  # fmt: skip
 
 
@@ -137,6 +137,7 @@ def test_one_member_is_an_ordinary_adapter(tmp_path: Path) -> None:
         ({"train_file": "broken.jsonl"}, "broken.jsonl:13: .*empty completion"),
         ({"max_length": 20}, "train.jsonl:1: the prompt has"),
         ({"target_modules": ["q_prj"]}, "unknown target module 'q_prj'"),
+        ({"granularity": "group"}, "train.jsonl: example 1 has no 'group'"),
         ({"layers_to_transform": [9]}, r"layers_to_transform has \[9\]"),
     ],
 )
@@ -195,7 +196,7 @@ def test_out_of_memory_says_what_to_lower(tmp_path: Path, monkeypatch: pytest.Mo
     def run_out(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("train.objective.member_loglik", run_out)
+    monkeypatch.setattr("train.objective.row_loglik", run_out)
 
     with pytest.raises(TrainingError, match="out of memory; lower micro_batch_size, which is 4"):
         train_ensemble(write_config(tmp_path))

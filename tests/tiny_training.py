@@ -9,9 +9,12 @@ import yaml
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tests.tiny import tiny_llama
+from train.checkpoint import open_run
 from train.config import TrainConfig, load_config
 from train.data import Example
 from train.members import Members, resolve_spec
+from train.sft import check_names, prepare, read_data
+from train.training import Training
 
 LENGTHS = ((3, 5), (40, 7), (33, 2), (70, 1), (1, 4), (64, 3), (65, 3))
 """Prompt and completion tokens on both sides of the edges of 32-token blocks."""
@@ -90,3 +93,10 @@ def write_config(directory: Path, **settings: Any) -> TrainConfig:
     path = directory / "config.yaml"
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
     return load_config(path)
+
+
+def prepared(folder: Path, **settings: Any) -> Training:
+    """A run on the tiny base, ready for its first step."""
+    config = write_config(folder, **settings)
+    examples, held_out = read_data(config)
+    return prepare(config, open_run(config, False, True), check_names(config), examples, held_out)

@@ -1,6 +1,6 @@
 """A run that can stop and go on: its folder next to the output, its checkpoint, its log, and the signals that end it.
 
-In: the state of the members and the optimizer after a step. Out: the same state later. Knows nothing of the
+In: the state after a step. Out: the same state later. Knows nothing of the
 objective. The data order and the learning rate follow from the step number, so they need no state.
 """
 
@@ -20,7 +20,6 @@ import torch
 from softspec.errors import ConfigError
 from softspec.manifest import MANIFEST_NAME
 from train.config import TrainConfig
-from train.members import Members
 
 LOG_NAME = "training.jsonl"
 FREE_TO_CHANGE = {
@@ -93,50 +92,33 @@ def open_run(config: TrainConfig, resume: bool, overwrite: bool) -> RunFolder:
 
 
 def save_checkpoint(
-    run: RunFolder,
-    step: int,
-    members: Members,
-    optimizer: torch.optim.Optimizer,
-    config: TrainConfig,
-    digest: str,
+    run: RunFolder, step: int, state: dict[str, Any], config: TrainConfig, digest: str
 ) -> None:
     """Store everything that later steps depend on; a crash while writing leaves the older checkpoint."""
-    state = {
-        "step": step,
-        "weights": [weight.detach().cpu() for weight in members.parameters()],
-        "optimizer": optimizer.state_dict(),
-        "config": _binding(config),
-        "examples": digest,
-    }
+    content = {"step": step, "state": state, "config": _binding(config), "examples": digest}
     temporary = run.checkpoint.with_suffix(".new")
-    torch.save(state, temporary)
+    torch.save(content, temporary)
     os.replace(temporary, run.checkpoint)
 
 
-def load_checkpoint(
-    run: RunFolder, members: Members, optimizer: torch.optim.Optimizer, config: TrainConfig, digest: str
-) -> int:
-    """Put a saved state back and return the number of finished steps.
+def load_checkpoint(run: RunFolder, config: TrainConfig, digest: str) -> tuple[int, dict[str, Any]]:
+    """The number of finished steps, and the state after them.
 
     Raises:
         ConfigError: the checkpoint belongs to other settings or other examples.
     """
-    state = torch.load(run.checkpoint, map_location="cpu", weights_only=True)
+    content = torch.load(run.checkpoint, map_location="cpu", weights_only=True)
     for key, value in _binding(config).items():
-        if state["config"].get(key) != value:
-            found, expected = value, state["config"].get(key)
+        if content["config"].get(key) != value:
+            found, expected = value, content["config"].get(key)
             raise ConfigError(
                 f"cannot resume: {key} is {found}, but the run began with {expected}; change it back"
             )
-    if state["examples"] != digest:
+    if content["examples"] != digest:
         raise ConfigError(
             "cannot resume: train_file gives other examples than the run began with; restore it"
         )
-    with torch.no_grad():
-        for weight, saved in zip(members.parameters(), state["weights"], strict=True):
-            weight.copy_(saved)
-    optimizer.load_state_dict(state["optimizer"])
-    return int(state["step"])
+    return int(content["step"]), content["state"]
 
 
 class TrainingLog:

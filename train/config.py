@@ -12,7 +12,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from softspec.errors import ConfigError
-from softspec.manifest import DEFAULT_BLOCK_SIZE, Activation, BlockActivation, first_problem
+from softspec.manifest import (
+    DEFAULT_BLOCK_SIZE,
+    Activation,
+    BlockActivation,
+    WeightsRule,
+    first_problem,
+)
 
 PATH_FIELDS = ("train_file", "eval_file", "output_dir")
 
@@ -49,6 +55,30 @@ class TrainConfig(BaseModel):
     responsibility_floor: float = Field(
         0.0, ge=0, lt=1, description="share of an example for all members alike"
     )
+    granularity: Literal["sequence", "group", "token"] = Field(
+        "sequence", description="what is routed as one"
+    )
+    group_rows: int = Field(4, ge=1, description="examples of one group that are dealt to a step together")
+    length_exponent: float = Field(
+        0.0, ge=0, le=1, description="alpha of T tokens: alpha * (reference_length / T) ** length_exponent"
+    )
+    reference_length: float | None = Field(
+        None, gt=0, description="tokens; the mean completion length of the data when empty"
+    )
+    length_weighting: Literal["sum", "own_length", "mean_length"] = Field(
+        "sum", description="what an example's loss is divided by: 1, its own or the mean number of tokens"
+    )
+    skip_responsibility: float = Field(
+        1e-4, ge=0, lt=1, description="no backward pass for a member's part of an example below this"
+    )
+    weights_learning_rate: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="how far one step moves the mixture weights towards the load; 0 fixes them",
+    )
+    weights_floor: float = Field(0.1, gt=0, le=1, description="least mixture weight, as part of 1 / K")
+    b_init_std: float = Field(0.0, ge=0, description="LoRA B begins as noise of this size instead of 0")
     activation: Activation = BlockActivation(block_size=DEFAULT_BLOCK_SIZE)
     lora_r: int = Field(16, ge=1)
     lora_alpha: int = Field(32, ge=1)
@@ -86,12 +116,29 @@ class TrainConfig(BaseModel):
             )
         if self.eval_steps and not self.eval_file:
             raise ValueError("eval_steps needs an eval_file")
+        if self.routes_by_length and (self.granularity == "token" or self.objective == "dpo"):
+            raise ValueError(
+                "length_exponent and length_weighting are about whole completions: expected granularity sequence or "
+                "group, and objective sft"
+            )
+        if self.objective == "dpo" and self.granularity == "token":
+            raise ValueError("granularity token has no meaning for preferences: expected sequence or group")
         return self
 
     @property
     def served_name(self) -> str:
         """The model name requests use."""
         return self.name or self.output_dir.name
+
+    @property
+    def weights_rule(self) -> WeightsRule:
+        """What is served: the mixture that was trained."""
+        return "fixed" if self.granularity == "token" else "prefix_posterior"
+
+    @property
+    def routes_by_length(self) -> bool:
+        """Whether the number of an example's tokens changes its order or its weight."""
+        return self.length_exponent > 0 or self.length_weighting != "sum"
 
     @property
     def examples_per_step(self) -> int:

@@ -51,7 +51,7 @@ class LabelledRow(BaseModel):
 
     source: Name | None = None
     group: Name | None = None
-    weight: float = Field(1.0, gt=0, allow_inf_nan=False)
+    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
 
 
 class Row(LabelledRow):

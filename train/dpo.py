@@ -18,19 +18,28 @@ from softspec.mixture import sequence_loglik
 from softspec.renyi import dpo_loglik, load, renyi_loss, responsibilities, routing_perplexity
 from train.config import TrainConfig
 from train.data import in_batches
-from train.likelihood import Batch, base_loglik, collate, member_loglik
+from train.likelihood import Batch, base_loglik, collate, row_loglik
 from train.members import Members
 from train.preferences import Preference
+from train.rows import Rows
 
 
-def margins(
-    members: Members, pairs: Sequence[Preference], activation: AlwaysActivation | BlockActivation
-) -> Tensor:
-    """How much more than the reference each member prefers the chosen completion; (K, B), nats, float64."""
-    loglik = member_loglik(members, _collate(members, pairs, activation))
-    chosen, rejected = loglik.chunk(2, 1)
-    reference = torch.tensor([pair.reference_margin for pair in pairs], dtype=loglik.dtype)
-    return chosen - rejected - reference.to(loglik.device)
+def margins(members: Members, pairs: Sequence[Preference], batch: Batch, rows: Rows | None = None) -> Tensor:
+    """How much more than the reference members prefer the chosen completions; nats, float64.
+
+    Args:
+        batch: from `collate_pairs`.
+        rows: which member on which pair; all on all when None.
+    Returns:
+        (R,), or (K, B) for all.
+    """
+    size, device = len(pairs), batch.tail_ids.device
+    chosen = rows or Rows.all_pairs(members.num_members, size, device)
+    both = Rows(torch.cat([chosen.examples, chosen.examples + size]), chosen.members.repeat(2), batch.size)
+    preferred, other = row_loglik(members, batch, both).chunk(2)
+    reference = torch.tensor([pair.reference_margin for pair in pairs], dtype=torch.float64, device=device)
+    gaps = preferred - other - reference[chosen.examples]
+    return gaps if rows else gaps.view(members.num_members, size)
 
 
 def with_reference(
@@ -42,7 +51,7 @@ def with_reference(
     """The same pairs with what the base makes of them: one pass over the data, for the whole run."""
     known = []
     for part in in_batches(pairs, batch_size):
-        chosen, rejected = base_loglik(members, _collate(members, part, activation))[0].chunk(2)
+        chosen, rejected = base_loglik(members, collate_pairs(members, part, activation))[0].chunk(2)
         gaps = (chosen - rejected).tolist()
         known += [replace(pair, reference_margin=gap) for pair, gap in zip(part, gaps, strict=True)]
     return known
@@ -58,7 +67,9 @@ def score_preferences(
     smoothing; responsibilities are those at alpha = 1.
     """
     parts = in_batches(pairs, config.micro_batch_size)
-    gaps = torch.cat([margins(members, part, config.activation) for part in parts], 1)
+    gaps = torch.cat(
+        [margins(members, part, collate_pairs(members, part, config.activation)) for part in parts], 1
+    )
     loglik = dpo_loglik(gaps, config.beta)
     mixture = sequence_loglik(log_weights, loglik)
     shares = responsibilities(loglik, log_weights, 1.0)
@@ -79,9 +90,9 @@ def margin_facts(gaps: Tensor) -> dict[str, Any]:
     return {"margins": gaps.mean(1).tolist(), "accuracies": (gaps > 0).double().mean(1).tolist()}
 
 
-def _collate(
+def collate_pairs(
     members: Members, pairs: Sequence[Preference], activation: AlwaysActivation | BlockActivation
 ) -> Batch:
-    """All chosen completions, then all rejected ones."""
+    """All B chosen completions, then all rejected ones: a batch of 2 B."""
     examples = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
     return collate(examples, activation, members.model.device)

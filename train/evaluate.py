@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softspec.manifest import AlwaysActivation, BlockActivation, load_manifest
-from softspec.mixture import prefix_log_weights, sequence_loglik
+from softspec.manifest import AlwaysActivation, BlockActivation, WeightsRule, load_manifest
+from softspec.mixture import mixture_logprobs, prefix_log_weights, sequence_loglik
 from softspec.renyi import (
     load,
     renyi_loss,
@@ -35,12 +35,14 @@ from train.model import end_of_turn_ids, load_base, load_tokenizer
 class Scores:
     """N scored examples: log-likelihoods under the members (K, N) and the base (N,), nats, float64.
 
+    `fixed_weights_loglik` (N,) is that of the other mixture, whose weights no prefix updates.
     `path_information` (N,) is sum_t I(token; member) along the given completion, with prefix weights: an
     estimate of I(answer; member), conditional on this completion because it was not drawn from the mixture.
     """
 
     loglik: Tensor
     base_loglik: Tensor
+    fixed_weights_loglik: Tensor
     path_information: Tensor
     num_tokens: Tensor
     sources: tuple[str | None, ...]
@@ -65,28 +67,36 @@ def score_examples(
         lengths = batch.supervised.sum(1).tolist()
         pieces = zip(logprobs.split(lengths, 1), targets.split(lengths), base, strict=True)
         columns += [(*_score_one(piece, target, log_weights), based) for piece, target, based in pieces]
-    loglik, information, based = zip(*columns, strict=True)
+    loglik, fixed, information, based = zip(*columns, strict=True)
     return Scores(
         loglik=torch.stack(loglik, 1),
         base_loglik=torch.stack(based),
+        fixed_weights_loglik=torch.stack(fixed),
         path_information=torch.stack(information),
         num_tokens=torch.tensor([len(example.completion_ids) for example in examples]),
         sources=tuple(example.source for example in examples),
     )
 
 
-def summarise_scores(scores: Scores, log_weights: Tensor, renyi_alpha: float) -> dict[str, Any]:
+def summarise_scores(
+    scores: Scores, log_weights: Tensor, renyi_alpha: float, weights_rule: WeightsRule
+) -> dict[str, Any]:
     """The facts that `ensemble.json` keeps as `held_out`; means over examples, nats.
 
-    `mixture_nll` compares ensembles of any alpha and size; `renyi_loss` does not, it always falls with alpha.
+    `mixture_nll` compares ensembles of any alpha and size: it is that of the mixture that is served, by `weights_rule`.
+    `renyi_loss` does not, it always falls with alpha.
     Responsibilities are those at alpha = 1, the Bayes posterior over members given the completion.
     """
     member_nll = -scores.loglik.mean(1)
     shares = responsibilities(scores.loglik, log_weights, 1.0)
+    prefix_nll = -sequence_loglik(log_weights, scores.loglik).mean().item()
+    fixed_nll = -scores.fixed_weights_loglik.mean().item()
     summary = {
         "examples": scores.loglik.shape[1],
         "tokens": int(scores.num_tokens.sum()),
-        "mixture_nll": -sequence_loglik(log_weights, scores.loglik).mean().item(),
+        "mixture_nll": fixed_nll if weights_rule == "fixed" else prefix_nll,
+        "prefix_posterior_nll": prefix_nll,
+        "fixed_weights_nll": fixed_nll,
         "member_nll": member_nll.mean().item(),
         "member_nlls": member_nll.tolist(),
         "base_nll": -scores.base_loglik.mean().item(),
@@ -104,13 +114,14 @@ def summarise_scores(scores: Scores, log_weights: Tensor, renyi_alpha: float) ->
     return summary
 
 
-def _score_one(logprobs: Tensor, targets: Tensor, log_weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-likelihoods (K,) and path information () of one completion, from (K, T, V) and (T,)."""
+def _score_one(logprobs: Tensor, targets: Tensor, log_weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """From (K, T, V) and (T,): log-likelihoods (K,), the mixture's with fixed weights (), path information ()."""
     index = targets.expand(len(logprobs), -1)[..., None]
     token_loglik = logprobs.gather(-1, index)[..., 0].double()
     before = prefix_log_weights(log_weights.to(token_loglik), token_loglik)
     information = mutual_information(logprobs.transpose(0, 1), before.T.to(logprobs)).double().sum()
-    return token_loglik.sum(1).cpu(), information.cpu()
+    fixed = mixture_logprobs(token_loglik, log_weights.to(token_loglik)).sum()
+    return token_loglik.sum(1).cpu(), fixed.cpu(), information.cpu()
 
 
 def evaluate_ensemble(
@@ -124,4 +135,4 @@ def evaluate_ensemble(
     members = load_members(ensemble_dir, load_base(base, revision))
     log_weights = torch.tensor(manifest.log_weights, dtype=torch.float64)
     scores = score_examples(members, examples, log_weights, manifest.activation, batch_size)
-    return summarise_scores(scores, log_weights, manifest.renyi_alpha)
+    return summarise_scores(scores, log_weights, manifest.renyi_alpha, manifest.weights_rule)

@@ -109,7 +109,9 @@ class Selection:
 class Members:
     """K adapters in one frozen model. Adapters are off except inside `running`."""
 
-    def __init__(self, model: PreTrainedModel, spec: LoraSpec, num_members: int, seed: int = 0) -> None:
+    def __init__(
+        self, model: PreTrainedModel, spec: LoraSpec, num_members: int, seed: int = 0, b_init_std: float = 0.0
+    ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.spec = spec
         self.num_members = num_members
@@ -120,7 +122,7 @@ class Members:
         }
         self._install(self.linears)
         for member in range(num_members):
-            self._initialise(member, member_seed(seed, member))
+            self._initialise(member, member_seed(seed, member), b_init_std)
 
     def parameters(self) -> list[nn.Parameter]:
         """Every adapter weight; the first dimension is the member."""
@@ -159,7 +161,7 @@ class Members:
         return torch.stack([(weight - mean).square().flatten(1).sum(1) for weight, mean in pairs]).sum(0)
 
     def moved(self) -> Tensor:
-        """Whether any B weight of each member has left its initial zero, (K,) bool."""
+        """Whether any B weight of each member is not zero, (K,) bool."""
         return torch.stack(
             [linear.lora_b.detach().flatten(1).any(1) for linear in self.linears.values()]
         ).any(0)
@@ -203,13 +205,15 @@ class Members:
             setattr(self.model.get_submodule(parent), child, module)
 
     @torch.no_grad()
-    def _initialise(self, member: int, seed: int) -> None:
-        """PEFT's start: A Kaiming-uniform, B zero. A must differ, or members stay equal for ever."""
+    def _initialise(self, member: int, seed: int, b_init_std: float) -> None:
+        """PEFT's start: A Kaiming-uniform, B zero (or noise). A must differ, or members stay equal for ever."""
         generator = torch.Generator().manual_seed(seed)
         for linear in self.linears.values():
             drawn = torch.empty(linear.lora_a.shape[1:])
             nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
             linear.lora_a[member] = drawn
+        for linear in self.linears.values():
+            linear.lora_b[member] = b_init_std * torch.randn(linear.lora_b.shape[1:], generator=generator)
 
 
 def member_seed(seed: int, member: int) -> int:

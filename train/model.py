@@ -56,11 +56,13 @@ def load_skeleton(base_model: str, revision: str | None = None) -> nn.Module:
         raise _unusable(base_model, error) from error
 
 
-def load_base(base_model: str, revision: str | None = None, dtype: str = "auto") -> PreTrainedModel:
+def load_base(
+    base_model: str, revision: str | None = None, dtype: str = "auto", device: torch.device | None = None
+) -> PreTrainedModel:
     """The base with its weights, on the GPU if there is one; `auto` is bfloat16 there and float32 on the CPU."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if dtype == "auto":
-        dtype = "bfloat16" if device == "cuda" else "float32"
+        dtype = "bfloat16" if device.type == "cuda" else "float32"
     try:
         model = AutoModelForCausalLM.from_pretrained(
             base_model, revision=revision, dtype=getattr(torch, dtype)

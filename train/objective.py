@@ -5,7 +5,7 @@ loop treats both alike; units are `Example`s or `Preference`s.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,14 @@ from transformers import PreTrainedTokenizerBase
 from softspec.renyi import dpo_loglik
 from train.config import TrainConfig
 from train.data import Example, load_examples
-from train.dpo import margins, score_preferences, with_reference
+from train.dpo import collate_pairs, margins, score_preferences, with_reference
 from train.evaluate import score_examples, summarise_scores
-from train.likelihood import collate, member_loglik
+from train.likelihood import collate, row_loglik, token_loglik, with_trunk
 from train.members import Members
 from train.preferences import Preference, load_preferences
+from train.rows import Rows
+
+Likelihood = Callable[[Rows], tuple[Tensor, Tensor | None]]
 
 
 class Objective(ABC):
@@ -41,8 +44,12 @@ class Objective(ABC):
         """The units with what the base says of them, if that is needed; once for a whole run."""
 
     @abstractmethod
-    def loglik(self, members: Members, units: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
-        """Log-likelihoods (K, B), nats, float64; and the margins of preferences, (K, B), nats."""
+    def likelihood(self, members: Members, units: Sequence[Any]) -> "Likelihood":
+        """A function of the rows to run, for as many passes over these units as are needed.
+
+        It returns log-likelihoods, (R,), nats, float64 (of the rows' tokens, row after row, where tokens are routed),
+        and the margins of preferences, (R,), nats.
+        """
 
     @abstractmethod
     def score(self, members: Members, units: Sequence[Any], log_weights: Tensor) -> dict[str, Any]:
@@ -62,13 +69,16 @@ class Completions(Objective):
     def with_reference(self, members: Members, units: list[Example]) -> list[Example]:
         return units
 
-    def loglik(self, members: Members, units: Sequence[Example]) -> tuple[Tensor, None]:
-        return member_loglik(members, collate(units, self.config.activation, members.model.device)), None
+    def likelihood(self, members: Members, units: Sequence[Example]) -> "Likelihood":
+        batch = with_trunk(members, collate(units, self.config.activation, members.model.device))
+        if self.config.granularity == "token":
+            return lambda rows: (token_loglik(members, batch, rows).double(), None)
+        return lambda rows: (row_loglik(members, batch, rows), None)
 
     def score(self, members: Members, units: Sequence[Example], log_weights: Tensor) -> dict[str, Any]:
         config = self.config
         scores = score_examples(members, units, log_weights, config.activation, config.micro_batch_size)
-        return summarise_scores(scores, log_weights.cpu(), config.renyi_alpha)
+        return summarise_scores(scores, log_weights.cpu(), config.renyi_alpha, config.weights_rule)
 
     def completions(self, unit: Example) -> tuple[Example, ...]:
         return (unit,)
@@ -85,9 +95,14 @@ class Preferences(Objective):
     def with_reference(self, members: Members, units: list[Preference]) -> list[Preference]:
         return with_reference(members, units, self.config.activation, self.config.micro_batch_size)
 
-    def loglik(self, members: Members, units: Sequence[Preference]) -> tuple[Tensor, Tensor]:
-        gaps = margins(members, units, self.config.activation)
-        return dpo_loglik(gaps, self.config.beta, self.config.label_smoothing), gaps
+    def likelihood(self, members: Members, units: Sequence[Preference]) -> "Likelihood":
+        batch = with_trunk(members, collate_pairs(members, units, self.config.activation))
+
+        def of_rows(rows: Rows) -> tuple[Tensor, Tensor]:
+            gaps = margins(members, units, batch, rows)
+            return dpo_loglik(gaps, self.config.beta, self.config.label_smoothing), gaps
+
+        return of_rows
 
     def score(self, members: Members, units: Sequence[Preference], log_weights: Tensor) -> dict[str, Any]:
         return score_preferences(members, units, log_weights, self.config)

@@ -1,34 +1,19 @@
-"""The schedule: which examples, which learning rate and which alpha an optimizer step has.
+"""The schedule: which learning rate and which alpha an optimizer step has.
 
-In: a `TrainConfig` and a step number. Out: indices and numbers. Pure functions of the step, so a resumed run
+In: a `TrainConfig` and a step number. Out: numbers. Pure functions of the step, so a resumed run
 needs no state to continue with the same numbers.
 """
 
 import math
 
-import torch
-
 from train.config import TrainConfig
 
 
-def total_steps(config: TrainConfig, num_examples: int) -> int:
+def total_steps(config: TrainConfig, steps_per_epoch: int) -> int:
     """Optimizer steps of the whole run."""
     if config.max_steps is not None:
         return config.max_steps
-    return math.ceil(config.num_epochs * steps_per_epoch(config, num_examples))
-
-
-def steps_per_epoch(config: TrainConfig, num_examples: int) -> int:
-    """Optimizer steps that see every example once; the last one may be smaller."""
-    return math.ceil(num_examples / config.examples_per_step)
-
-
-def step_indices(config: TrainConfig, num_examples: int, step: int) -> list[int]:
-    """The examples of one step, from this epoch's own permutation; the same for all members."""
-    epoch, position = divmod(step, steps_per_epoch(config, num_examples))
-    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
-    order = torch.randperm(num_examples, generator=generator).tolist()
-    return order[position * config.examples_per_step : (position + 1) * config.examples_per_step]
+    return math.ceil(config.num_epochs * steps_per_epoch)
 
 
 def learning_rate(config: TrainConfig, step: int, total: int) -> float:

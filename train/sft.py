@@ -8,13 +8,14 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from softspec.errors import DataError
 from softspec.manifest import BaseModelRef, Manifest
 from softspec.mixture import uniform_log_weights
 from train.checkpoint import (
@@ -32,8 +33,12 @@ from train.export import check_reload, publish, write_ensemble
 from train.members import LoraSpec, Members, resolve_spec
 from train.model import end_of_turn_ids, fingerprint, load_base, load_skeleton, load_tokenizer
 from train.objective import Objective, objective_of
+from train.order import ExampleOrder
+from train.prior import prior_mean
+from train.processes import Processes
 from train.starvation import Starvation, patience_of
-from train.step import Training, optimizer_step, prior_mean
+from train.step import optimizer_step
+from train.training import Training
 
 RELOAD_CHECK_EXAMPLES = 2
 
@@ -65,9 +70,22 @@ def read_data(config: TrainConfig) -> tuple[list[Any], list[Any]]:
     tokenizer = load_tokenizer(config.base_model, config.model_revision)
     eos_ids = end_of_turn_ids(tokenizer, config.base_model, config.model_revision)
     examples = objective.read(config.train_file, tokenizer, eos_ids)
+    if config.granularity == "group":
+        require_groups(examples, config.train_file)
     if config.eval_file is None:
         return examples, []
     return examples, objective.read(config.eval_file, tokenizer, eos_ids)
+
+
+def require_groups(units: Sequence[Any], path: Path) -> None:
+    """Every example must say with which others it is routed.
+
+    Raises:
+        DataError: one does not.
+    """
+    for number, unit in enumerate(units, start=1):
+        if unit.group is None:
+            raise DataError(f"{path}: example {number} has no 'group', expected one for granularity group")
 
 
 def check_names(config: TrainConfig) -> LoraSpec:
@@ -82,24 +100,28 @@ def prepare(
     config: TrainConfig, run: RunFolder, spec: LoraSpec, examples: list[Any], held_out: list[Any]
 ) -> Training:
     """Load the base, install the members and their optimizer."""
-    objective = objective_of(config)
-    model = load_base(config.base_model, config.model_revision, config.dtype)
-    members = Members(model, spec, config.num_members, config.seed)
+    objective, processes = objective_of(config), Processes()
+    model = load_base(config.base_model, config.model_revision, config.dtype, processes.device)
+    members = Members(model, spec, config.num_members, config.seed, config.b_init_std)
     optimizer = torch.optim.AdamW(
         members.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
-    log_weights = uniform_log_weights(config.num_members).to(model.device)
+    groups = [unit.group for unit in examples] if config.granularity == "group" else None
     return Training(
-        config,
-        objective,
-        run,
-        members,
-        optimizer,
-        objective.with_reference(members, examples),
-        objective.with_reference(members, held_out),
-        log_weights,
-        prior_mean(config, members),
-        digest_of(objective, examples),
+        config=config,
+        objective=objective,
+        processes=processes,
+        run=run,
+        members=members,
+        optimizer=optimizer,
+        examples=objective.with_reference(members, examples),
+        held_out=objective.with_reference(members, held_out),
+        order=ExampleOrder(config, len(examples), groups),
+        mean_length=mean_completion_length(objective, examples),
+        prior_mean=prior_mean(config, members),
+        examples_digest=digest_of(objective, examples),
+        log_weights=uniform_log_weights(config.num_members).to(model.device),
+        active_members=float(config.num_members),
     )
 
 
@@ -108,9 +130,9 @@ def start_or_resume(training: Training, resume: bool) -> int:
     if not resume:
         training.run.clear()
         return 0
-    return load_checkpoint(
-        training.run, training.members, training.optimizer, training.config, training.examples_digest
-    )
+    step, state = load_checkpoint(training.run, training.config, training.examples_digest)
+    training.load_state_dict(state)
+    return step
 
 
 def run_steps(training: Training, finished: int) -> None:
@@ -142,9 +164,7 @@ def run_steps(training: Training, finished: int) -> None:
 
 def save(training: Training, done: int) -> None:
     """A checkpoint after `done` steps."""
-    save_checkpoint(
-        training.run, done, training.members, training.optimizer, training.config, training.examples_digest
-    )
+    save_checkpoint(training.run, done, training.state_dict(), training.config, training.examples_digest)
 
 
 def held_out_scores(training: Training) -> dict[str, Any]:
@@ -170,6 +190,8 @@ def export(training: Training) -> Path:
         log_weights=tuple(training.log_weights.tolist()),
         renyi_alpha=config.renyi_alpha,
         objective=config.objective,
+        granularity=config.granularity,
+        weights_rule=config.weights_rule,
         activation=config.activation,
         training={
             "examples": len(training.examples),
@@ -198,6 +220,12 @@ def digest_of(objective: Objective, units: Iterable[Any]) -> str:
         tokens = [[example.prompt_ids, example.completion_ids] for example in objective.completions(unit)]
         digest.update(json.dumps([tokens, unit.group, unit.weight]).encode())
     return digest.hexdigest()
+
+
+def mean_completion_length(objective: Objective, units: Sequence[Any]) -> float:
+    """Completion tokens of a unit, the mean over all."""
+    completions = (example for unit in units for example in objective.completions(unit))
+    return sum(len(example.completion_ids) for example in completions) / len(units)
 
 
 def _is_due(every: int | None, done: int) -> bool:

@@ -4,44 +4,21 @@ In: a `Training` and a step number. Out: moved members, and what happened, for t
 """
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from softspec.mixture import sequence_loglik
-from softspec.renyi import load, renyi_loss, responsibilities, routing_perplexity
-from train.checkpoint import RunFolder
+from softspec.renyi import load, routing_perplexity
 from train.config import TrainConfig
-from train.data import in_batches
 from train.dpo import margin_facts
 from train.errors import TrainingError
-from train.members import Members
-from train.objective import Objective
-from train.schedule import learning_rate, renyi_alpha, step_indices, steps_per_epoch, total_steps
-
-
-@dataclass(frozen=True)
-class Training:
-    """What every step of one run needs."""
-
-    config: TrainConfig
-    objective: Objective
-    run: RunFolder
-    members: Members
-    optimizer: torch.optim.Optimizer
-    examples: list[Any]
-    held_out: list[Any]
-    log_weights: Tensor
-    prior_mean: list[Tensor]
-    examples_digest: str
-
-    @property
-    def total_steps(self) -> int:
-        """Optimizer steps of the whole run."""
-        return total_steps(self.config, len(self.examples))
+from train.passes import add_gradients
+from train.prior import add_prior_gradients
+from train.routing import Routing
+from train.schedule import learning_rate, renyi_alpha
+from train.training import Training
 
 
 def optimizer_step(training: Training, step: int) -> dict[str, Any]:
@@ -55,10 +32,10 @@ def optimizer_step(training: Training, step: int) -> dict[str, Any]:
     for group in optimizer.param_groups:
         group["lr"] = rate
     alpha = renyi_alpha(config, step, training.total_steps)
-    chosen = [training.examples[index] for index in step_indices(config, len(training.examples), step)]
+    units = [training.examples[index] for index in training.order.indices(step)]
     optimizer.zero_grad()
     try:
-        loglik, gaps = add_gradients(training, chosen, alpha)
+        done = add_gradients(training, units, alpha)
     except torch.OutOfMemoryError as error:
         raise TrainingError(
             f"step {step + 1}: out of memory; lower micro_batch_size, which is {config.micro_batch_size} (and raise "
@@ -66,7 +43,7 @@ def optimizer_step(training: Training, step: int) -> dict[str, Any]:
         ) from error
     penalty = add_prior_gradients(training) if config.prior_strength else 0.0
     norms = members.clip_gradients(config.max_grad_norm)
-    if not (loglik.isfinite().all() and norms.isfinite().all()):
+    if not (done.loglik.isfinite().all() and norms.isfinite().all()):
         raise TrainingError(
             f"step {step + 1}: the loss or its gradient is no longer finite; lower learning_rate and start again"
         )
@@ -74,61 +51,42 @@ def optimizer_step(training: Training, step: int) -> dict[str, Any]:
     assert step or members.moved().all(), (
         f"members did not move in the first step: {members.moved().tolist()}"
     )
-    return {
+    facts = {
         "step": step + 1,
-        "epoch": round((step + 1) / steps_per_epoch(config, len(training.examples)), 4),
+        "epoch": round((step + 1) / training.order.steps_per_epoch, 4),
         "renyi_alpha": alpha,
-        **_loss_facts(loglik, training.log_weights, alpha, config.responsibility_floor),
-        **(margin_facts(gaps) if gaps is not None else {}),
+        **_loss_facts(done.routing, done.loglik, training.log_weights, len(units)),
+        "active_members": done.active / len(units),
+        "skipped_responsibility": done.skipped / len(units),
+        **(margin_facts(done.margins) if config.objective == "dpo" else {}),
         "prior_penalty": penalty,
         "learning_rate": rate,
         "gradient_norms": norms.tolist(),
-        "seconds": round(time.monotonic() - started, 3),
     }
+    if config.weights_learning_rate:
+        facts["weights"] = training.log_weights.exp().tolist()
+        training.log_weights = moved_log_weights(training.log_weights, facts["load"], config)
+    return {**facts, "seconds": round(time.monotonic() - started, 3)}
 
 
-def add_gradients(training: Training, units: Sequence[Any], alpha: float) -> tuple[Tensor, Tensor | None]:
-    """Those of the data in one step, micro-batch by micro-batch; returns `Objective.loglik` of all units, detached."""
-    config = training.config
-    logliks, margins = [], []
-    for micro_batch in in_batches(units, config.micro_batch_size):
-        loglik, gaps = training.objective.loglik(training.members, micro_batch)
-        losses = renyi_loss(loglik, training.log_weights, alpha, config.responsibility_floor)
-        (config.num_members * losses.sum() / len(units)).backward()
-        logliks.append(loglik.detach())
-        margins += [] if gaps is None else [gaps.detach()]
-    return torch.cat(logliks, 1), torch.cat(margins, 1) if margins else None
+def moved_log_weights(log_weights: Tensor, member_load: list[float], config: TrainConfig) -> Tensor:
+    """A step of expectation maximisation: the mixture weights (K,) move towards the load, but never below the floor."""
+    rate, least = config.weights_learning_rate, config.weights_floor / len(member_load)
+    goal = torch.tensor(member_load, dtype=log_weights.dtype, device=log_weights.device)
+    moved = (1 - rate) * log_weights.exp() + rate * goal
+    room = (moved - least).clamp_min(0)
+    return (least + (1 - config.weights_floor) * room / room.sum()).log()
 
 
-def prior_mean(config: TrainConfig, members: Members) -> list[Tensor]:
-    """Where the prior pulls untrained members, in the shapes of their parameters; nothing where there is no prior."""
-    if not config.prior_strength:
-        return []
-    return [weight.detach() * (config.prior_mean == "init") for weight in members.parameters()]
-
-
-def add_prior_gradients(training: Training) -> float:
-    """Those of the prior in one step; returns its penalty, nats per example."""
-    penalty = prior_penalty(training)
-    (training.config.num_members * penalty).backward()
-    return penalty.item()
-
-
-def prior_penalty(training: Training) -> Tensor:
-    """The Gaussian prior's part of the objective, nats per example: what it adds to the mean `loss`."""
-    config = training.config
-    distances = training.members.squared_distance(training.prior_mean).double()
-    scale = config.prior_strength / (2 * config.prior_std**2 * len(training.examples))
-    return scale * (training.log_weights.exp() * distances).sum()
-
-
-def _loss_facts(loglik: Tensor, log_weights: Tensor, alpha: float, floor: float) -> dict[str, Any]:
-    """The honest loss and how the members shared these examples, from (K, B)."""
-    shares = responsibilities(loglik, log_weights, alpha, floor)
+def _loss_facts(routing: Routing, loglik: Tensor, log_weights: Tensor, count: int) -> dict[str, Any]:
+    """The honest loss and how the members shared these examples, from (K, N); nats per example."""
+    shares = routing.responsibilities(loglik, log_weights)
+    mixture = replace(routing, renyi_alpha=1.0, floor=0.0)
+    average = replace(routing, renyi_alpha=0.0, floor=0.0)
     return {
-        "loss": renyi_loss(loglik, log_weights, alpha, floor).mean().item(),
-        "mixture_nll": -sequence_loglik(log_weights, loglik).mean().item(),
-        "member_nll": -loglik.mean().item(),
+        "loss": routing.loss(loglik, log_weights).item() / count,
+        "mixture_nll": mixture.loss(loglik, log_weights).item() / count,
+        "member_nll": average.loss(loglik, log_weights).item() / count,
         "load": load(shares).tolist(),
         "routing_perplexity": routing_perplexity(shares).item(),
     }

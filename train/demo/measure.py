@@ -53,7 +53,7 @@ def measure(ensemble_dir: Path, held_out: Path, things: Sequence[Thing]) -> Meas
     scores = score_examples(members, examples, log_weights, manifest.activation)
     information = first_token_information(members, questions, log_weights, manifest.activation)
 
-    summary = summarise_scores(scores, log_weights, manifest.renyi_alpha)
+    summary = summarise_scores(scores, log_weights, manifest.renyi_alpha, manifest.weights_rule)
     save_manifest(ensemble_dir, manifest.model_copy(update={"held_out": summary}))
     return Measured(
         nll=-sequence_loglik(log_weights, scores.loglik),

@@ -1,0 +1,65 @@
+"""One run as an object: what every step needs, and what it changes.
+
+In: the parts that `train/sft.py` prepares. Out: the same, and their state for checkpoints. Does nothing by itself.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from train.checkpoint import RunFolder
+from train.config import TrainConfig
+from train.members import Members
+from train.objective import Objective
+from train.order import ExampleOrder
+from train.processes import Processes
+from train.schedule import total_steps
+
+
+@dataclass
+class Training:
+    """What every step of one run needs. A step changes the members, the optimizer and the last two fields.
+
+    `log_weights` (K,) are those of the mixture; `active_members` is how many members an example of the last micro-batch
+    had gone to.
+    """
+
+    config: TrainConfig
+    objective: Objective
+    processes: Processes
+    run: RunFolder
+    members: Members
+    optimizer: torch.optim.Optimizer
+    examples: list[Any]
+    held_out: list[Any]
+    order: ExampleOrder
+    mean_length: float
+    prior_mean: list[Tensor]
+    examples_digest: str
+    log_weights: Tensor
+    active_members: float
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return total_steps(self.config, self.order.steps_per_epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that later steps depend on, as torch's own state dicts."""
+        return {
+            "weights": [weight.detach().cpu() for weight in self.members.parameters()],
+            "optimizer": self.optimizer.state_dict(),
+            "log_weights": self.log_weights.cpu(),
+            "active_members": self.active_members,
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        for weight, saved in zip(self.members.parameters(), state["weights"], strict=True):
+            weight.copy_(saved)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.log_weights = state["log_weights"].to(self.log_weights)
+        self.active_members = state["active_members"]
