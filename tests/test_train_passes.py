@@ -264,3 +264,29 @@ def test_weights_move_with_the_steps_and_never_below_their_floor(tmp_path: Path)
     assert facts[5]["weights"] != [0.5, 0.5]
     assert min(min(fact["weights"]) for fact in facts) >= 0.2 - 1e-9
     assert all(sum(fact["weights"]) == pytest.approx(1) for fact in facts)
+
+
+@pytest.mark.parametrize("activation", [{"kind": "always"}, {"kind": "block", "block_size": 8}], ids=str)
+@pytest.mark.parametrize("layers", ["all", [1]], ids=["all layers", "upper layer"])
+def test_checkpointing_keeps_less_and_changes_no_gradient(
+    tmp_path: Path, activation: dict[str, Any], layers: Any
+) -> None:
+    kept: dict[bool, list[Tensor]] = {}
+    found: dict[bool, list[Tensor]] = {}
+    for checkpointing in (False, True):
+        training = exact(
+            tmp_path,
+            micro_batch_size=12,
+            activation=activation,
+            layers_to_transform=layers,
+            gradient_checkpointing=checkpointing,
+        )
+        saved = kept.setdefault(checkpointing, [])
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor, saved=saved: saved.append(tensor) or tensor, lambda tensor: tensor
+        ):
+            found[checkpointing], _ = gradients(training)
+
+    assert_equal(found[True], found[False])
+    sizes = {key: sum(tensor.numel() for tensor in tensors) for key, tensors in kept.items()}
+    assert sizes[True] < 0.5 * sizes[False]

@@ -98,6 +98,7 @@ class TrainConfig(BaseModel):
     max_grad_norm: float = Field(1.0, ge=0)
     micro_batch_size: int = Field(4, ge=1)
     gradient_accumulation_steps: int = Field(2, ge=1)
+    gradient_checkpointing: bool = Field(False, description="less memory, a third more time")
     num_epochs: float = Field(3.0, gt=0)
     max_steps: int | None = Field(None, ge=1)
     seed: int = Field(0, ge=0, lt=2**31)

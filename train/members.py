@@ -9,7 +9,7 @@ backward would silently reach the last one only.
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from softspec.errors import ConfigError
+from train.recompute import recomputed
 from train.rows import Rows, expanded_from
 
 
@@ -105,16 +106,32 @@ class Selection:
 
     members: Tensor | None = None
 
+    @contextmanager
+    def of(self, members: Tensor | None) -> Iterator[None]:
+        """Select these for as long as the context is open."""
+        before, self.members = self.members, members
+        try:
+            yield
+        finally:
+            self.members = before
+
 
 class Members:
     """K adapters in one frozen model. Adapters are off except inside `running`."""
 
     def __init__(
-        self, model: PreTrainedModel, spec: LoraSpec, num_members: int, seed: int = 0, b_init_std: float = 0.0
+        self,
+        model: PreTrainedModel,
+        spec: LoraSpec,
+        num_members: int,
+        seed: int = 0,
+        b_init_std: float = 0.0,
+        gradient_checkpointing: bool = False,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.spec = spec
         self.num_members = num_members
+        self.gradient_checkpointing = gradient_checkpointing
         self._selection = Selection()
         self.linears = {
             name: MemberLinear(linear, num_members, spec, self._selection)
@@ -134,12 +151,13 @@ class Members:
         if rows is None:
             yield
             return
-        self._selection.members = rows.members
-        try:
-            with expanded_from(decoder_layers(self.model), self.spec.layers[0], rows):
-                yield
-        finally:
-            self._selection.members = None
+        layers, first = decoder_layers(self.model), self.spec.layers[0]
+        with ExitStack() as stack:
+            stack.enter_context(self._selection.of(rows.members))
+            stack.enter_context(expanded_from(layers, first, rows))
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                stack.enter_context(recomputed(layers, first, lambda: self._selection.of(rows.members)))
+            yield
 
     def clip_gradients(self, max_norm: float) -> Tensor:
         """Scale each member's gradient to at most `max_norm` (0: leave it) and return the norms before, (K,).

@@ -102,7 +102,9 @@ def prepare(
     """Load the base, install the members and their optimizer."""
     objective, processes = objective_of(config), Processes()
     model = load_base(config.base_model, config.model_revision, config.dtype, processes.device)
-    members = Members(model, spec, config.num_members, config.seed, config.b_init_std)
+    members = Members(
+        model, spec, config.num_members, config.seed, config.b_init_std, config.gradient_checkpointing
+    )
     optimizer = torch.optim.AdamW(
         members.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
