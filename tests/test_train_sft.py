@@ -86,6 +86,7 @@ def test_the_log_has_every_step_and_every_evaluation(finished: TrainConfig) -> N
     assert set(steps[0]) == {
         "step", "epoch", "loss", "mixture_nll", "member_nll", "load", "routing_perplexity", "learning_rate",
         "gradient_norms", "prior_penalty", "renyi_alpha", "seconds", "active_members", "skipped_responsibility",
+        "starved",
     }  # fmt: skip
 
 

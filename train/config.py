@@ -55,6 +55,9 @@ class TrainConfig(BaseModel):
     responsibility_floor: float = Field(
         0.0, ge=0, lt=1, description="share of an example for all members alike"
     )
+    reseed_starved: bool = Field(
+        False, description="give a starved member a new start beside the busiest one"
+    )
     granularity: Literal["sequence", "group", "token"] = Field(
         "sequence", description="what is routed as one"
     )

@@ -36,6 +36,7 @@ from train.objective import Objective, objective_of
 from train.order import ExampleOrder
 from train.prior import prior_mean
 from train.processes import Processes
+from train.schedule import total_steps
 from train.starvation import Starvation, patience_of
 from train.step import optimizer_step
 from train.training import Training
@@ -108,7 +109,11 @@ def prepare(
     optimizer = torch.optim.AdamW(
         members.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
-    groups = [unit.group for unit in examples] if config.granularity == "group" else None
+    order = ExampleOrder(
+        config,
+        len(examples),
+        [unit.group for unit in examples] if config.granularity == "group" else None,
+    )
     return Training(
         config=config,
         objective=objective,
@@ -118,12 +123,13 @@ def prepare(
         optimizer=optimizer,
         examples=objective.with_reference(members, examples),
         held_out=objective.with_reference(members, held_out),
-        order=ExampleOrder(config, len(examples), groups),
+        order=order,
         mean_length=mean_completion_length(objective, examples),
         prior_mean=prior_mean(config, members),
         examples_digest=digest_of(objective, examples),
         log_weights=uniform_log_weights(config.num_members).to(model.device),
         active_members=float(config.num_members),
+        starvation=Starvation(config.num_members, patience_of(total_steps(config, order.steps_per_epoch))),
     )
 
 
@@ -142,14 +148,13 @@ def run_steps(training: Training, finished: int) -> None:
     config, total = training.config, training.total_steps
     log = TrainingLog(training.run.log, finished)
     bar = tqdm(total=total, initial=finished, unit="step", desc="training", mininterval=1.0)
-    starvation = Starvation(config.num_members, patience_of(total))
     with stop_on_signals() as stop, bar:
         for step in range(finished, total):
             facts = optimizer_step(training, step)
             done = step + 1
             bar.update()
-            for member in starvation.begins(facts["load"]):
-                bar.write(starvation.warning(member), file=sys.stderr)
+            for member in facts["starved"]:
+                bar.write(training.starvation.warning(member), file=sys.stderr)
             bar.set_postfix({key: f"{facts[key]:.3f}" for key in ("loss", "mixture_nll")}, refresh=False)
             if done % config.logging_steps == 0 or done == total:
                 log.write(facts)

@@ -20,15 +20,15 @@ class Starvation:
 
     def __init__(self, num_members: int, patience: int) -> None:
         self.patience = patience
-        self._starved_for = [0] * num_members
+        self.starved_for = [0] * num_members
 
     def begins(self, load: Sequence[float]) -> list[int]:
         """Members that have starved for `patience` steps in a row as of this step, whose load (K,) is given."""
         least = STARVED_SHARE / len(load)
-        self._starved_for = [
-            steps + 1 if share < least else 0 for steps, share in zip(self._starved_for, load, strict=True)
+        self.starved_for = [
+            steps + 1 if share < least else 0 for steps, share in zip(self.starved_for, load, strict=True)
         ]
-        return [member for member, steps in enumerate(self._starved_for) if steps == self.patience]
+        return [member for member, steps in enumerate(self.starved_for) if steps == self.patience]
 
     def warning(self, member: int) -> str:
         """One line for the user."""

@@ -16,6 +16,7 @@ from train.dpo import margin_facts
 from train.errors import TrainingError
 from train.passes import add_gradients
 from train.prior import add_prior_gradients
+from train.reseed import reseed
 from train.routing import Routing
 from train.schedule import learning_rate, renyi_alpha
 from train.training import Training
@@ -63,6 +64,9 @@ def optimizer_step(training: Training, step: int) -> dict[str, Any]:
         "learning_rate": rate,
         "gradient_norms": norms.tolist(),
     }
+    facts["starved"] = training.starvation.begins(facts["load"])
+    if config.reseed_starved:
+        facts["reseeded_from"] = [reseed(training, done, member, step) for member in facts["starved"]]
     if config.weights_learning_rate:
         facts["weights"] = training.log_weights.exp().tolist()
         training.log_weights = moved_log_weights(training.log_weights, facts["load"], config)

@@ -16,11 +16,12 @@ from train.objective import Objective
 from train.order import ExampleOrder
 from train.processes import Processes
 from train.schedule import total_steps
+from train.starvation import Starvation
 
 
 @dataclass
 class Training:
-    """What every step of one run needs. A step changes the members, the optimizer and the last two fields.
+    """What every step of one run needs. A step changes the members, the optimizer and the last three fields.
 
     `log_weights` (K,) are those of the mixture; `active_members` is how many members an example of the last micro-batch
     had gone to.
@@ -40,6 +41,7 @@ class Training:
     examples_digest: str
     log_weights: Tensor
     active_members: float
+    starvation: Starvation
 
     @property
     def total_steps(self) -> int:
@@ -53,6 +55,7 @@ class Training:
             "optimizer": self.optimizer.state_dict(),
             "log_weights": self.log_weights.cpu(),
             "active_members": self.active_members,
+            "starved_for": self.starvation.starved_for,
         }
 
     @torch.no_grad()
@@ -63,3 +66,4 @@ class Training:
         self.optimizer.load_state_dict(state["optimizer"])
         self.log_weights = state["log_weights"].to(self.log_weights)
         self.active_members = state["active_members"]
+        self.starvation.starved_for = state["starved_for"]
