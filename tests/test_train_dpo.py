@@ -16,7 +16,7 @@ from softspec.renyi import dpo_loglik, renyi_loss, responsibilities
 from tests.tiny import random_adapters, tiny_llama, tiny_tokenizer
 from tests.tiny_training import preference_rows, random_examples, write_config, write_rows
 from train.checkpoint import LOG_NAME
-from train.dpo import collate_pairs, margins, with_reference
+from train.dpo import all_margins, with_reference
 from train.export import load_members, peft_completion_logprobs, peft_loglik
 from train.members import Members, resolve_spec
 from train.preferences import Preference, load_preferences
@@ -123,7 +123,7 @@ def test_margins_equal_those_of_stock_peft_with_the_adapters_on_and_off(tmp_path
 
     with torch.no_grad():
         known = with_reference(members, pairs, activation, batch_size=2)
-        ours = margins(members, known, collate_pairs(members, known, activation))
+        ours = all_margins(members, known, activation)
 
     def gaps(loglik: Tensor) -> Tensor:
         return loglik[:, : len(pairs)] - loglik[:, len(pairs) :]
@@ -148,7 +148,7 @@ def test_untrained_members_are_undecided_and_share_evenly(tmp_path: Path, alpha:
     pairs = with_reference(members, random_pairs(), ACTIVATIONS[1], batch_size=3)
     log_weights = torch.tensor([0.5, 0.3, 0.2]).log()
 
-    loglik = dpo_loglik(margins(members, pairs, collate_pairs(members, pairs, ACTIVATIONS[1])), beta=0.1)
+    loglik = dpo_loglik(all_margins(members, pairs, ACTIVATIONS[1]), beta=0.1)
 
     expected = torch.full((len(pairs),), math.log(2), dtype=torch.float64)
     torch.testing.assert_close(renyi_loss(loglik, log_weights, alpha), expected, rtol=0, atol=1e-5)

@@ -24,22 +24,32 @@ from train.preferences import Preference
 from train.rows import Rows
 
 
-def margins(members: Members, pairs: Sequence[Preference], batch: Batch, rows: Rows | None = None) -> Tensor:
-    """How much more than the reference members prefer the chosen completions; nats, float64.
+def margins(members: Members, pairs: Sequence[Preference], batch: Batch, rows: Rows) -> Tensor:
+    """How much more than the reference members prefer the chosen completions; (R,), nats, float64.
 
     Args:
         batch: from `collate_pairs`.
-        rows: which member on which pair; all on all when None.
-    Returns:
-        (R,), or (K, B) for all.
+        rows: which member on which pair.
     """
     size, device = len(pairs), batch.tail_ids.device
-    chosen = rows or Rows.all_pairs(members.num_members, size, device)
-    both = Rows(torch.cat([chosen.examples, chosen.examples + size]), chosen.members.repeat(2), batch.size)
-    preferred, other = row_loglik(members, batch, both).chunk(2)
+    if rows.is_every_pair:
+        both = Rows.all_pairs(members.num_members, batch.size, device)
+        table = row_loglik(members, batch, both).view(members.num_members, 2, size)
+        chosen, rejected = table[:, 0].flatten(), table[:, 1].flatten()
+    else:
+        both = Rows(torch.cat([rows.examples, rows.examples + size]), rows.members.repeat(2), batch.size)
+        chosen, rejected = row_loglik(members, batch, both).chunk(2)
     reference = torch.tensor([pair.reference_margin for pair in pairs], dtype=torch.float64, device=device)
-    gaps = preferred - other - reference[chosen.examples]
-    return gaps if rows else gaps.view(members.num_members, size)
+    return chosen - rejected - reference[rows.examples]
+
+
+def all_margins(
+    members: Members, pairs: Sequence[Preference], activation: AlwaysActivation | BlockActivation
+) -> Tensor:
+    """Those of every member, (K, B)."""
+    batch = collate_pairs(members, pairs, activation)
+    rows = Rows.all_pairs(members.num_members, len(pairs), batch.tail_ids.device)
+    return margins(members, pairs, batch, rows).view(members.num_members, -1)
 
 
 def with_reference(
@@ -67,9 +77,7 @@ def score_preferences(
     smoothing; responsibilities are those at alpha = 1.
     """
     parts = in_batches(pairs, config.micro_batch_size)
-    gaps = torch.cat(
-        [margins(members, part, collate_pairs(members, part, config.activation)) for part in parts], 1
-    )
+    gaps = torch.cat([all_margins(members, part, config.activation) for part in parts], 1)
     loglik = dpo_loglik(gaps, config.beta)
     mixture = sequence_loglik(log_weights, loglik)
     shares = responsibilities(loglik, log_weights, 1.0)

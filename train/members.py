@@ -76,7 +76,7 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
 
 
 class MemberLinear(nn.Module):
-    """A frozen linear layer and K low-rank updates; row i of the input goes through update `selection[i]`."""
+    """A frozen linear layer and K low-rank updates; row i of the input goes through that of its member."""
 
     def __init__(self, base: nn.Linear, num_members: int, spec: LoraSpec, selection: "Selection") -> None:
         super().__init__()
@@ -90,30 +90,33 @@ class MemberLinear(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """(R, ..., in) to (R, ..., out); the base alone while no rows are selected."""
         outputs = self.base(inputs)
-        members = self._selection.members
-        if members is None:
+        rows = self._selection.rows
+        if rows is None:
             return outputs
-        rows = inputs.reshape(len(members), -1, inputs.shape[-1]).to(self.lora_a.dtype)
-        # index_select: its backward adds up in a fixed order on the CPU, that of plain indexing does not.
-        down, up = self.lora_a.index_select(0, members), self.lora_b.index_select(0, members)
-        update = rows @ down.mT @ up.mT
-        return outputs + (self.scaling * update).to(outputs.dtype).reshape(outputs.shape)
+        down: Tensor = self.lora_a
+        up: Tensor = self.lora_b
+        if not rows.is_every_pair:
+            # index_select: its backward adds up in a fixed order on the CPU, that of plain indexing does not.
+            down, up = down.index_select(0, rows.members), up.index_select(0, rows.members)
+        states = inputs.reshape(len(down), -1, inputs.shape[-1]).to(down.dtype)
+        update = (self.scaling * (states @ down.mT)) @ up.mT
+        return outputs + update.to(outputs.dtype).reshape(outputs.shape)
 
 
 @dataclass
 class Selection:
-    """Which member each row of the running forward pass belongs to, (R,); None switches adapters off."""
+    """The rows of the running forward pass; None switches adapters off."""
 
-    members: Tensor | None = None
+    rows: Rows | None = None
 
     @contextmanager
-    def of(self, members: Tensor | None) -> Iterator[None]:
+    def of(self, rows: Rows) -> Iterator[None]:
         """Select these for as long as the context is open."""
-        before, self.members = self.members, members
+        before, self.rows = self.rows, rows
         try:
             yield
         finally:
-            self.members = before
+            self.rows = before
 
 
 class Members:
@@ -153,10 +156,10 @@ class Members:
             return
         layers, first = decoder_layers(self.model), self.spec.layers[0]
         with ExitStack() as stack:
-            stack.enter_context(self._selection.of(rows.members))
+            stack.enter_context(self._selection.of(rows))
             stack.enter_context(expanded_from(layers, first, rows))
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                stack.enter_context(recomputed(layers, first, lambda: self._selection.of(rows.members)))
+                stack.enter_context(recomputed(layers, first, lambda: self._selection.of(rows)))
             yield
 
     def clip_gradients(self, max_norm: float) -> Tensor:

@@ -17,11 +17,15 @@ PER_EXAMPLE_ARGUMENTS = ("attention_mask", "position_embeddings", "position_ids"
 
 @dataclass(frozen=True)
 class Rows:
-    """Row i runs example `examples[i]` under member `members[i]`; both (R,), int64."""
+    """Row i runs example `examples[i]` under member `members[i]`; both (R,), int64.
+
+    `is_every_pair`: they are those of `all_pairs`, so a member's rows are neighbours and as many as any other's.
+    """
 
     examples: Tensor
     members: Tensor
     num_examples: int
+    is_every_pair: bool = False
 
     @classmethod
     def all_pairs(cls, num_members: int, num_examples: int, device: torch.device) -> "Rows":
@@ -30,6 +34,7 @@ class Rows:
             examples=torch.arange(num_examples, device=device).repeat(num_members),
             members=torch.arange(num_members, device=device).repeat_interleave(num_examples),
             num_examples=num_examples,
+            is_every_pair=True,
         )
 
 
