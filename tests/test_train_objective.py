@@ -166,3 +166,40 @@ def test_strong_prior_keeps_members_where_they_began(tmp_path: Path) -> None:
         distances[strength] = training.members.squared_distance(beginning).max().item()
 
     assert distances[1e6] < distances[0.0] / 2
+
+
+def test_a_member_split_into_two_halves_leaves_loss_and_gradient(tmp_path: Path) -> None:
+    """Two copies with half the weight are the member that they were."""
+    members = tiny_members(tmp_path, num_members=3)
+    batch = collate(random_examples(), AlwaysActivation(), CPU)
+    log_weights = torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64).log()
+    whole = member_loglik(members, batch)
+    with torch.no_grad():
+        for weight in members.parameters():
+            weight[2] = weight[0]
+    split = member_loglik(members, batch)
+
+    losses = [
+        renyi_loss(whole[:2], torch.tensor([0.75, 0.25], dtype=torch.float64).log(), 0.8).mean(),
+        renyi_loss(split, log_weights, 0.8).mean(),
+    ]
+    gradients = [torch.autograd.grad(loss, members.parameters()) for loss in losses]
+
+    assert losses[1].item() == pytest.approx(losses[0].item(), rel=1e-6)
+    for joined, parted in zip(*gradients, strict=True):
+        torch.testing.assert_close(parted[0] + parted[2], joined[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(parted[1], joined[1], rtol=1e-4, atol=1e-5)
+
+
+def test_the_loss_of_fixed_members_falls_as_alpha_rises(tmp_path: Path) -> None:
+    """From the mean of the members' NLLs to the mixture's."""
+    members = tiny_members(tmp_path)
+    with torch.no_grad():
+        loglik = member_loglik(members, collate(random_examples(), AlwaysActivation(), CPU))
+    log_weights = uniform_log_weights(3)
+
+    losses = torch.stack([renyi_loss(loglik, log_weights, step / 10) for step in range(11)])
+
+    assert (losses[1:] < losses[:-1]).all()
+    torch.testing.assert_close(losses[0], -loglik.mean(0))
+    torch.testing.assert_close(losses[10], -(loglik + log_weights[:, None]).logsumexp(0))
