@@ -172,23 +172,22 @@ def test_a_member_split_into_two_halves_leaves_loss_and_gradient(tmp_path: Path)
     """Two copies with half the weight are the member that they were."""
     members = tiny_members(tmp_path, num_members=3)
     batch = collate(random_examples(), AlwaysActivation(), CPU)
-    log_weights = torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64).log()
-    whole = member_loglik(members, batch)
+    halves = torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64)
+
+    def loss_and_gradient(count: int, weights: Tensor) -> tuple[float, tuple[Tensor, ...]]:
+        loss = renyi_loss(member_loglik(members, batch)[:count], weights.log(), 0.8).mean()
+        return loss.item(), torch.autograd.grad(loss, members.parameters())
+
+    whole, joined = loss_and_gradient(2, torch.tensor([0.75, 0.25], dtype=torch.float64))
     with torch.no_grad():
         for weight in members.parameters():
             weight[2] = weight[0]
-    split = member_loglik(members, batch)
+    split, parted = loss_and_gradient(3, halves)
 
-    losses = [
-        renyi_loss(whole[:2], torch.tensor([0.75, 0.25], dtype=torch.float64).log(), 0.8).mean(),
-        renyi_loss(split, log_weights, 0.8).mean(),
-    ]
-    gradients = [torch.autograd.grad(loss, members.parameters()) for loss in losses]
-
-    assert losses[1].item() == pytest.approx(losses[0].item(), rel=1e-6)
-    for joined, parted in zip(*gradients, strict=True):
-        torch.testing.assert_close(parted[0] + parted[2], joined[0], rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(parted[1], joined[1], rtol=1e-4, atol=1e-5)
+    assert split == pytest.approx(whole, rel=1e-6)
+    for one, two in zip(joined, parted, strict=True):
+        torch.testing.assert_close(two[0] + two[2], one[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(two[1], one[1], rtol=1e-4, atol=1e-5)
 
 
 def test_the_loss_of_fixed_members_falls_as_alpha_rises(tmp_path: Path) -> None:
