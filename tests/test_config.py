@@ -166,8 +166,12 @@ def test_settings_without_a_meaning_together_are_refused(
 
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
-def test_a_recipe_is_a_configuration_of_what_it_is_named_after(recipe: Path) -> None:
-    assert load_config(recipe).objective == recipe.stem
+def test_a_recipe_says_how_it_is_run_and_writes_where_its_name_says(recipe: Path) -> None:
+    config = load_config(recipe)
+
+    assert config.output_dir == (RECIPES / "runs" / recipe.stem.replace("_", "-")).resolve()
+    assert f"`softspec train {recipe.name}`" in recipe.read_text()
+    assert config.objective == ("dpo" if recipe.stem in ("dpo", "annotators") else "sft")
 
 
 def test_a_missing_required_key_is_named(tmp_path: Path) -> None:
