@@ -93,14 +93,13 @@ class MemberLinear(nn.Module):
         rows = self._selection.rows
         if rows is None:
             return outputs
-        down: Tensor = self.lora_a
-        up: Tensor = self.lora_b
+        # In the precision of the base, as mixed precision does; the weights themselves stay float32.
+        down, up = self.lora_a.to(inputs.dtype), self.lora_b.to(inputs.dtype)
         if not rows.is_every_pair:
             # index_select: its backward adds up in a fixed order on the CPU, that of plain indexing does not.
             down, up = down.index_select(0, rows.members), up.index_select(0, rows.members)
-        states = inputs.reshape(len(down), -1, inputs.shape[-1]).to(down.dtype)
-        update = (self.scaling * (states @ down.mT)) @ up.mT
-        return outputs + update.to(outputs.dtype).reshape(outputs.shape)
+        update = (self.scaling * (inputs.reshape(len(down), -1, inputs.shape[-1]) @ down.mT)) @ up.mT
+        return outputs + update.reshape(outputs.shape)
 
 
 @dataclass
