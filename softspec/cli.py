@@ -147,12 +147,15 @@ def _add_bench_serve(benchmarks: "argparse._SubParsersAction[argparse.ArgumentPa
 def train(options: argparse.Namespace, _: Sequence[str]) -> None:
     _hide_foreign_progress()
     from train.config import dump_config, load_config
+    from train.processes import is_main_process
     from train.sft import train_ensemble
 
     config = load_config(options.config, options.set)
-    print(dump_config(config), file=sys.stderr)
+    if is_main_process():
+        print(dump_config(config), file=sys.stderr)
     output = train_ensemble(config, options.resume, options.overwrite)
-    print(f"wrote {output}; serve it with: softspec serve {output}")
+    if is_main_process():
+        print(f"wrote {output}; serve it with: softspec serve {output}")
 
 
 def serve(options: argparse.Namespace, vllm_args: Sequence[str]) -> None:

@@ -68,21 +68,24 @@ def with_reference(
 
 
 @torch.no_grad()
-def score_preferences(
-    members: Members, pairs: Sequence[Preference], log_weights: Tensor, config: TrainConfig
-) -> dict[str, Any]:
-    """The facts that `ensemble.json` keeps as `held_out`: means over pairs, nats; accuracies are shares.
+def score_margins(members: Members, pairs: Sequence[Preference], config: TrainConfig) -> Tensor:
+    """Those of every member on held-out pairs, (K, B)."""
+    parts = in_batches(pairs, config.micro_batch_size)
+    nothing = torch.zeros(members.num_members, 0, dtype=torch.float64, device=members.model.device)
+    return torch.cat([nothing, *(all_margins(members, part, config.activation) for part in parts)], 1)
+
+
+def summarise_margins(gaps: Tensor, log_weights: Tensor, config: TrainConfig) -> dict[str, Any]:
+    """The facts that `ensemble.json` keeps as `held_out`, from (K, N): means over pairs, nats; accuracies are shares.
 
     A mixture's probability of a preference is the weighted mean of its members'. Labels are taken as they are, without
     smoothing; responsibilities are those at alpha = 1.
     """
-    parts = in_batches(pairs, config.micro_batch_size)
-    gaps = torch.cat([all_margins(members, part, config.activation) for part in parts], 1)
     loglik = dpo_loglik(gaps, config.beta)
     mixture = sequence_loglik(log_weights, loglik)
     shares = responsibilities(loglik, log_weights, 1.0)
     return {
-        "preferences": len(pairs),
+        "preferences": gaps.shape[1],
         "mixture_nll": -mixture.mean().item(),
         "mixture_accuracy": (mixture.exp() > 0.5).double().mean().item(),
         "member_nll": -loglik.mean().item(),

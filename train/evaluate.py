@@ -5,7 +5,7 @@ Changes nothing.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,17 @@ class Scores:
     num_tokens: Tensor
     sources: tuple[str | None, ...]
 
+    def of_all(self, examples: Sequence[Example], gather_columns: Callable[[Tensor], Tensor]) -> "Scores":
+        """Those of several processes together, each of which scored a part of `examples`, one part after another."""
+        return Scores(
+            loglik=gather_columns(self.loglik),
+            base_loglik=gather_columns(self.base_loglik[None])[0],
+            fixed_weights_loglik=gather_columns(self.fixed_weights_loglik[None])[0],
+            path_information=gather_columns(self.path_information[None])[0],
+            num_tokens=_lengths(examples),
+            sources=tuple(example.source for example in examples),
+        )
+
 
 @torch.no_grad()
 def score_examples(
@@ -57,7 +68,7 @@ def score_examples(
     batch_size: int = 4,
 ) -> Scores:
     """Run every member and the base over all examples once."""
-    columns = []
+    columns = [torch.zeros(members.num_members + 3, 0, dtype=torch.float64)]
     device = next(members.model.parameters()).device
     for part in in_batches(examples, batch_size):
         batch = collate(part, activation, device)
@@ -66,14 +77,15 @@ def score_examples(
         base = base_loglik(members, batch)[0].cpu()
         lengths = batch.supervised.sum(1).tolist()
         pieces = zip(logprobs.split(lengths, 1), targets.split(lengths), base, strict=True)
-        columns += [(*_score_one(piece, target, log_weights), based) for piece, target, based in pieces]
-    loglik, fixed, information, based = zip(*columns, strict=True)
+        for piece, target, based in pieces:
+            columns.append(torch.cat([_score_one(piece, target, log_weights), based[None]])[:, None])
+    *loglik, fixed, information, base = torch.cat(columns, 1)
     return Scores(
-        loglik=torch.stack(loglik, 1),
-        base_loglik=torch.stack(based),
-        fixed_weights_loglik=torch.stack(fixed),
-        path_information=torch.stack(information),
-        num_tokens=torch.tensor([len(example.completion_ids) for example in examples]),
+        loglik=torch.stack(loglik),
+        base_loglik=base,
+        fixed_weights_loglik=fixed,
+        path_information=information,
+        num_tokens=_lengths(examples),
         sources=tuple(example.source for example in examples),
     )
 
@@ -114,14 +126,18 @@ def summarise_scores(
     return summary
 
 
-def _score_one(logprobs: Tensor, targets: Tensor, log_weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """From (K, T, V) and (T,): log-likelihoods (K,), the mixture's with fixed weights (), path information ()."""
+def _lengths(examples: Sequence[Example]) -> Tensor:
+    return torch.tensor([len(example.completion_ids) for example in examples])
+
+
+def _score_one(logprobs: Tensor, targets: Tensor, log_weights: Tensor) -> Tensor:
+    """From (K, T, V) and (T,): log-likelihoods, that of the mixture with fixed weights, path information; (K + 2,)."""
     index = targets.expand(len(logprobs), -1)[..., None]
     token_loglik = logprobs.gather(-1, index)[..., 0].double()
     before = prefix_log_weights(log_weights.to(token_loglik), token_loglik)
     information = mutual_information(logprobs.transpose(0, 1), before.T.to(logprobs)).double().sum()
     fixed = mixture_logprobs(token_loglik, log_weights.to(token_loglik)).sum()
-    return token_loglik.sum(1).cpu(), fixed.cpu(), information.cpu()
+    return torch.cat([token_loglik.sum(1), fixed[None], information[None]]).cpu()
 
 
 def evaluate_ensemble(

@@ -15,11 +15,12 @@ from transformers import PreTrainedTokenizerBase
 from softspec.renyi import dpo_loglik
 from train.config import TrainConfig
 from train.data import Example, load_examples
-from train.dpo import collate_pairs, margins, score_preferences, with_reference
+from train.dpo import collate_pairs, margins, score_margins, summarise_margins, with_reference
 from train.evaluate import score_examples, summarise_scores
 from train.likelihood import collate, row_loglik, token_loglik, with_trunk
 from train.members import Members
 from train.preferences import Preference, load_preferences
+from train.processes import Processes
 from train.rows import Rows
 
 Likelihood = Callable[[Rows], tuple[Tensor, Tensor | None]]
@@ -52,8 +53,10 @@ class Objective(ABC):
         """
 
     @abstractmethod
-    def score(self, members: Members, units: Sequence[Any], log_weights: Tensor) -> dict[str, Any]:
-        """The facts that `ensemble.json` keeps as `held_out`."""
+    def score(
+        self, members: Members, units: Sequence[Any], log_weights: Tensor, processes: Processes
+    ) -> dict[str, Any]:
+        """The facts that `ensemble.json` keeps as `held_out`; each process scores a part of the units."""
 
     @abstractmethod
     def completions(self, unit: Any) -> tuple[Example, ...]:
@@ -75,9 +78,14 @@ class Completions(Objective):
             return lambda rows: (token_loglik(members, batch, rows).double(), None)
         return lambda rows: (row_loglik(members, batch, rows), None)
 
-    def score(self, members: Members, units: Sequence[Example], log_weights: Tensor) -> dict[str, Any]:
-        config = self.config
-        scores = score_examples(members, units, log_weights, config.activation, config.micro_batch_size)
+    def score(
+        self, members: Members, units: Sequence[Example], log_weights: Tensor, processes: Processes
+    ) -> dict[str, Any]:
+        config, parts = self.config, processes.deal(units)
+        own = score_examples(
+            members, parts[processes.index], log_weights, config.activation, config.micro_batch_size
+        )
+        scores = own.of_all([unit for part in parts for unit in part], processes.gather_columns)
         return summarise_scores(scores, log_weights.cpu(), config.renyi_alpha, config.weights_rule)
 
     def completions(self, unit: Example) -> tuple[Example, ...]:
@@ -104,8 +112,12 @@ class Preferences(Objective):
 
         return of_rows
 
-    def score(self, members: Members, units: Sequence[Preference], log_weights: Tensor) -> dict[str, Any]:
-        return score_preferences(members, units, log_weights, self.config)
+    def score(
+        self, members: Members, units: Sequence[Preference], log_weights: Tensor, processes: Processes
+    ) -> dict[str, Any]:
+        part = processes.deal(units)[processes.index]
+        gaps = processes.gather_columns(score_margins(members, part, self.config))
+        return summarise_margins(gaps, log_weights, self.config)
 
     def completions(self, unit: Preference) -> tuple[Example, ...]:
         return unit.chosen, unit.rejected

@@ -4,6 +4,7 @@ In: what one process has. Out: what all of them have. Adapters and optimizer are
 are summed before they are used.
 """
 
+import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TypeVar
@@ -14,6 +15,11 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 T = TypeVar("T")
+
+
+def is_main_process() -> bool:
+    """As `Processes.is_main`, but before the processes have met."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 class Processes:
@@ -44,7 +50,9 @@ class Processes:
 
     def deal(self, items: Sequence[T]) -> list[list[T]]:
         """The part of each process."""
-        return [list(items[index :: self.count]) for index in range(self.count)]
+        return [
+            [items[index] for index in range(first, len(items), self.count)] for first in range(self.count)
+        ]
 
     def gather_columns(self, table: Tensor) -> Tensor:
         """(K, N of all processes), process after process, from this one's (K, N)."""
@@ -66,9 +74,9 @@ class Processes:
             gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
             weight.grad = self.accelerator.reduce(gradient, reduction="sum")
 
-    def any(self, claim: bool) -> bool:
-        """Whether it is true in at least one process."""
-        return claim if self.count == 1 else any(gather_object([claim]))
+    def largest(self, number: int) -> int:
+        """Of the numbers of all processes."""
+        return max(gather_object([number]))
 
     def wait(self) -> None:
         """Until all have come here."""

@@ -59,9 +59,12 @@ def train_ensemble(config: TrainConfig, resume: bool = False, overwrite: bool = 
     training = prepare(config, run, spec, examples, held_out)
     finished = start_or_resume(training, resume)
     run_steps(training, finished)
-    staged = export(training)
-    publish(staged, config.output_dir)
-    run.remove()
+    scores = held_out_scores(training)
+    if training.processes.is_main:
+        staged = export(training, scores)
+        publish(staged, config.output_dir)
+        run.remove()
+    training.processes.wait()
     return config.output_dir
 
 
@@ -135,8 +138,10 @@ def prepare(
 
 def start_or_resume(training: Training, resume: bool) -> int:
     """A fresh run folder, or the state of the checkpoint in it; returns the number of finished steps."""
+    training.processes.wait()  # until all have seen the folder as it was
     if not resume:
-        training.run.clear()
+        if training.processes.is_main:
+            training.run.clear()
         return 0
     step, state = load_checkpoint(training.run, training.config, training.examples_digest)
     training.load_state_dict(state)
@@ -145,43 +150,52 @@ def start_or_resume(training: Training, resume: bool) -> int:
 
 def run_steps(training: Training, finished: int) -> None:
     """All remaining steps, with log, progress bar, held-out scores and checkpoints."""
-    config, total = training.config, training.total_steps
-    log = TrainingLog(training.run.log, finished)
-    bar = tqdm(total=total, initial=finished, unit="step", desc="training", mininterval=1.0)
+    config, total, is_main = training.config, training.total_steps, training.processes.is_main
+    log = TrainingLog(training.run.log, finished) if is_main else None
+    bar = tqdm(
+        total=total, initial=finished, unit="step", desc="training", mininterval=1.0, disable=not is_main
+    )
     with stop_on_signals() as stop, bar:
         for step in range(finished, total):
             facts = optimizer_step(training, step)
             done = step + 1
             bar.update()
-            for member in facts["starved"]:
+            for member in facts["starved"] if is_main else ():
                 bar.write(training.starvation.warning(member), file=sys.stderr)
             bar.set_postfix({key: f"{facts[key]:.3f}" for key in ("loss", "mixture_nll")}, refresh=False)
-            if done % config.logging_steps == 0 or done == total:
+            if log and (done % config.logging_steps == 0 or done == total):
                 log.write(facts)
-            if config.eval_steps and done % config.eval_steps == 0:
-                log.write({"step": done, "held_out": held_out_scores(training)})
-            if stop.signal_number is not None or _is_due(config.save_steps, done) or done == total:
+            if _is_due(config.eval_steps, done):
+                scores = held_out_scores(training)
+                if log:
+                    log.write({"step": done, "held_out": scores})
+            signal_number = training.processes.largest(stop.signal_number or 0)
+            if signal_number or _is_due(config.save_steps, done) or done == total:
                 save(training, done)
-            if stop.signal_number is not None:
+            if signal_number:
                 raise TrainingInterrupted(
                     f"stopped after step {done} of {total}; go on with: softspec train CONFIG.yaml --resume",
-                    exit_code=128 + stop.signal_number,
+                    exit_code=128 + signal_number,
                 )
 
 
 def save(training: Training, done: int) -> None:
-    """A checkpoint after `done` steps."""
-    save_checkpoint(training.run, done, training.state_dict(), training.config, training.examples_digest)
+    """A checkpoint after `done` steps; returns once it is there."""
+    if training.processes.is_main:
+        save_checkpoint(training.run, done, training.state_dict(), training.config, training.examples_digest)
+    training.processes.wait()
 
 
 def held_out_scores(training: Training) -> dict[str, Any]:
     """Scores of the held-out examples under the present members; empty without any."""
     if not training.held_out:
         return {}
-    return training.objective.score(training.members, training.held_out, training.log_weights)
+    return training.objective.score(
+        training.members, training.held_out, training.log_weights, training.processes
+    )
 
 
-def export(training: Training) -> Path:
+def export(training: Training, scores: dict[str, Any]) -> Path:
     """Write the ensemble beside its destination and check it through stock PEFT; returns the written folder."""
     config, members = training.config, training.members
     staged = training.run.staged
@@ -208,7 +222,7 @@ def export(training: Training) -> Path:
                 mode="json", exclude={"base_model", "train_file", "eval_file", "output_dir"}
             ),
         },
-        held_out=held_out_scores(training),
+        held_out=scores,
     )
     write_ensemble(staged, members, manifest)
     checked = [
