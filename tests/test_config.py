@@ -22,7 +22,7 @@ def config_file(folder: Path, text: str = REQUIRED) -> Path:
 def test_relative_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     config = load_config(config_file(tmp_path))
 
-    assert config.train_file == tmp_path / "data" / "train.jsonl"
+    assert config.train_file == str(tmp_path / "data" / "train.jsonl")
     assert config.output_dir == tmp_path / "out"
 
 
@@ -35,6 +35,32 @@ def test_an_existing_base_folder_becomes_absolute_and_a_hub_id_stays(tmp_path: P
 
     assert local.base_model == str(tmp_path / "base")
     assert remote.base_model == "some/base"
+
+
+@pytest.mark.parametrize("data", ["owner/name", "owner/name-v1.0"])
+def test_data_that_are_no_file_here_may_be_on_the_hub(tmp_path: Path, data: str) -> None:
+    path = config_file(tmp_path, REQUIRED.replace("data/train.jsonl", data) + f"eval_file: {data}\n")
+
+    config = load_config(path)
+    overridden = load_config(path, [f"train_file={data}"])
+
+    assert config.train_file == config.eval_file == overridden.train_file == data
+    assert (config.dataset_train_split, config.dataset_test_split) == ("train", "test")
+
+
+def test_data_that_are_here_are_not_looked_for_on_the_hub(tmp_path: Path) -> None:
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+
+    config = load_config(config_file(tmp_path, REQUIRED.replace("data/train.jsonl", "owner/name")))
+
+    assert config.train_file == str(tmp_path / "owner" / "name")
+
+
+@pytest.mark.parametrize("data", ["train", "./owner/name", "a/b/c", "data/rows.json", "data/rows.parquet"])
+def test_a_path_is_never_taken_for_a_hub_id(tmp_path: Path, data: str) -> None:
+    config = load_config(config_file(tmp_path, REQUIRED.replace("data/train.jsonl", data)))
+
+    assert config.train_file == str(tmp_path / data)
 
 
 def test_block_activation_of_32_tokens_is_the_default(tmp_path: Path) -> None:
@@ -112,7 +138,7 @@ def test_a_path_on_the_command_line_is_relative_to_the_working_directory(
     config = load_config(config_file(tmp_path), ["output_dir=mine", "name=legal"])
 
     assert config.output_dir == tmp_path / "elsewhere" / "mine"
-    assert config.train_file == tmp_path / "data" / "train.jsonl"
+    assert config.train_file == str(tmp_path / "data" / "train.jsonl")
 
 
 @pytest.mark.parametrize(

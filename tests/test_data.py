@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerFast
 from softspec.errors import DataError
 from tests.tiny import tiny_tokenizer
 from tests.tiny_training import write_rows
-from train.data import Example, load_examples
+from train.data import Example, read_examples
+from train.sources import read_rows
 
 QUESTION = {"role": "user", "content": "Where is it?"}
 ANSWER = {"role": "assistant", "content": "In Rome."}
@@ -25,7 +26,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def load_one(folder: Path, tokenizer: PreTrainedTokenizerFast, row: dict[str, Any]) -> Example:
     """The only example of a file with one row."""
     path = write_rows(folder / "rows.jsonl", [row])
-    return load_examples(path, tokenizer, 200, {tokenizer.eos_token_id})[0]
+    return next(read_examples(read_rows(str(path)), tokenizer, 200, {tokenizer.eos_token_id}))
 
 
 def test_prompt_ids_are_those_of_the_chat_template_at_serving_time(tmp_path: Path, tokenizer) -> None:
@@ -88,7 +89,7 @@ def test_blank_lines_are_skipped(tmp_path: Path, tokenizer) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("\n" + json.dumps({"prompt": "a", "completion": "b"}) + "\n\n", encoding="utf-8")
 
-    assert len(load_examples(path, tokenizer, 10, {2})) == 1
+    assert len(list(read_examples(read_rows(str(path)), tokenizer, 10, {2}))) == 1
 
 
 @pytest.mark.parametrize(
@@ -125,7 +126,7 @@ def test_a_bad_line_is_refused_with_its_file_and_number(
     path.write_text('{"prompt": "a", "completion": "b"}\n' + line + "\n", encoding="utf-8")
 
     with pytest.raises(DataError) as error:
-        load_examples(path, tokenizer, 50, {tokenizer.eos_token_id})
+        list(read_examples(read_rows(str(path)), tokenizer, 50, {tokenizer.eos_token_id}))
 
     assert str(error.value).startswith(f"{path}:2: ")
     assert message in str(error.value)
@@ -136,9 +137,9 @@ def test_a_missing_or_empty_file_is_refused(tmp_path: Path, tokenizer) -> None:
     (tmp_path / "empty.jsonl").touch()
 
     with pytest.raises(DataError, match="No such file"):
-        load_examples(tmp_path / "missing.jsonl", tokenizer, 50, {2})
+        list(read_examples(read_rows(str(tmp_path / "missing.jsonl")), tokenizer, 50, {2}))
     with pytest.raises(DataError, match="no examples found"):
-        load_examples(tmp_path / "empty.jsonl", tokenizer, 50, {2})
+        list(read_examples(read_rows(str(tmp_path / "empty.jsonl")), tokenizer, 50, {2}))
 
 
 def test_a_template_that_rewrites_the_prompt_is_refused(tmp_path: Path) -> None:

@@ -19,8 +19,9 @@ from train.checkpoint import LOG_NAME
 from train.dpo import all_margins, with_reference
 from train.export import load_members, peft_completion_logprobs, peft_loglik
 from train.members import Members, resolve_spec
-from train.preferences import Preference, load_preferences
+from train.preferences import Preference, read_preferences
 from train.sft import train_ensemble
+from train.sources import read_rows
 
 QUESTION = {"role": "user", "content": "Where is it?"}
 ROME = {"role": "assistant", "content": "In Rome."}
@@ -36,7 +37,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def load_one(folder: Path, tokenizer: PreTrainedTokenizerFast, row: dict[str, Any]) -> Preference:
     """The only preference of a file with one row."""
     path = write_rows(folder / "rows.jsonl", [row])
-    return load_preferences(path, tokenizer, 200, {tokenizer.eos_token_id})[0]
+    return next(read_preferences(read_rows(str(path)), tokenizer, 200, {tokenizer.eos_token_id}))
 
 
 def random_pairs() -> list[Preference]:

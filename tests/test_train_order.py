@@ -10,7 +10,7 @@ def settings(**changes: object) -> TrainConfig:
     """A configuration with four examples a step."""
     content = {
         "base_model": "x/y",
-        "train_file": Path("t"),
+        "train_file": "t",
         "output_dir": Path("o"),
         "micro_batch_size": 2,
         "gradient_accumulation_steps": 2,

@@ -12,7 +12,7 @@ def schedule(**settings: object) -> TrainConfig:
     """A configuration with two examples a step."""
     content = {
         "base_model": "x/y",
-        "train_file": Path("t"),
+        "train_file": "t",
         "output_dir": Path("o"),
         "micro_batch_size": 2,
         "gradient_accumulation_steps": 1,

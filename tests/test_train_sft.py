@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
@@ -120,6 +121,24 @@ def test_a_folder_that_is_no_ensemble_is_never_overwritten(tmp_path: Path) -> No
         train_ensemble(config, overwrite=True)
 
 
+def test_data_as_a_table_train_to_the_same_ensemble(tmp_path: Path) -> None:
+    lines, table = (
+        write_config(tmp_path, output_dir=name, **settings)
+        for name, settings in {
+            "lines": {"eval_file": "train.jsonl"},
+            "table": {"train_file": "rows", "eval_file": "rows", "dataset_test_split": "train"},
+        }.items()
+    )
+    rows = Dataset.from_list(chat_rows())
+    (tmp_path / "rows").mkdir()
+    rows.to_parquet(tmp_path / "rows" / "train.parquet")
+
+    expected, found = (load_manifest(train_ensemble(config)) for config in (lines, table))
+
+    assert found.held_out == expected.held_out
+    assert found.training["examples_sha256"] == expected.training["examples_sha256"]
+
+
 def test_one_member_is_an_ordinary_adapter(tmp_path: Path) -> None:
     config = write_config(tmp_path, num_members=1, eval_file="train.jsonl")
 
@@ -136,6 +155,8 @@ def test_one_member_is_an_ordinary_adapter(tmp_path: Path) -> None:
         ({"train_file": "missing.jsonl"}, "missing.jsonl': No such file"),
         ({"eval_file": "missing.jsonl"}, "missing.jsonl': No such file"),
         ({"train_file": "broken.jsonl"}, "broken.jsonl:13: .*empty completion"),
+        ({"train_file": "broken"}, r"broken row 0: .*empty completion"),
+        ({"train_file": "owner/name"}, "cannot read 'owner/name': Couldn't reach"),
         ({"max_length": 20}, "train.jsonl:1: the prompt has"),
         ({"target_modules": ["q_prj"]}, "unknown target module 'q_prj'"),
         ({"granularity": "group"}, "train.jsonl: example 1 has no 'group'"),
@@ -147,7 +168,9 @@ def test_a_mistake_is_reported_before_the_weights_are_loaded(
 ) -> None:
     write_config(tmp_path)
     (tmp_path / "base" / "model.safetensors").write_bytes(b"loading this would fail")
-    write_rows(tmp_path / "broken.jsonl", [*chat_rows(), {"prompt": "a", "completion": ""}])
+    rows = [*chat_rows(), {"prompt": "a", "completion": ""}]
+    write_rows(tmp_path / "broken.jsonl", rows)
+    Dataset.from_list(rows[-1:]).save_to_disk(tmp_path / "broken")
     config = write_config(tmp_path, **settings)
 
     with pytest.raises(UserError, match=message):

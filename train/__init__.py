@@ -1,1 +1,1 @@
-"""Training: JSONL in, an ensemble directory out. Imports `softspec`, never `server`."""
+"""Training: rows in, an ensemble directory out. Imports `softspec`, never `server`."""

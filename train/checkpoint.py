@@ -30,6 +30,9 @@ FREE_TO_CHANGE = {
     "save_steps",
     "logging_steps",
     "train_file",
+    "dataset_config",
+    "dataset_train_split",
+    "dataset_test_split",
 }
 """Settings that a resumed run may change: they do not touch the numbers (the examples have their own digest)."""
 

@@ -4,6 +4,7 @@ In: a path. Out: a checked `TrainConfig` whose relative paths are resolved. Load
 """
 
 import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -20,16 +21,19 @@ from softspec.manifest import (
     first_problem,
 )
 
-PATH_FIELDS = ("train_file", "eval_file", "output_dir")
+DATA_FIELDS = ("train_file", "eval_file")
+PATH_FIELDS = (*DATA_FIELDS, "output_dir")
+DATA_ENDINGS = (".jsonl", ".json", ".parquet")
 
 
 class TrainConfig(BaseModel):
     """What `softspec train` does. Key names are axolotl's and TRL's where the meaning is equal.
 
-    `base_model` is a checkpoint directory or a hub id. `renyi_alpha` is the order of the objective (0: K
-    independent adapters, 1: mixture NLL); `lora_alpha` is the adapter scaling. One optimizer step sees
-    `micro_batch_size * gradient_accumulation_steps` examples, the same for all members. `max_steps` overrides
-    `num_epochs`. `max_grad_norm` clips each member by itself; 0 turns clipping off.
+    `base_model` is a checkpoint directory or a hub id. `train_file` and `eval_file` are JSONL or Parquet files,
+    directories or hub ids; where these have configurations and splits, the `dataset_` keys choose. `renyi_alpha` is
+    the order of the objective (0: K independent adapters, 1: mixture NLL); `lora_alpha` is the adapter scaling. One
+    optimizer step sees `micro_batch_size * gradient_accumulation_steps` examples, the same for all members.
+    `max_steps` overrides `num_epochs`. `max_grad_norm` clips each member by itself; 0 turns clipping off.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -37,8 +41,11 @@ class TrainConfig(BaseModel):
     base_model: str = Field(min_length=1)
     model_revision: str | None = None
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    train_file: Path
-    eval_file: Path | None = None
+    train_file: str = Field(min_length=1)
+    eval_file: str | None = Field(None, min_length=1)
+    dataset_config: str | None = None
+    dataset_train_split: str = "train"
+    dataset_test_split: str = "test"
     output_dir: Path
     name: str = Field("", description="served model name; the last part of output_dir when empty")
     max_length: int = Field(1024, ge=2, description="tokens of prompt and completion together")
@@ -188,7 +195,7 @@ def _override(content: dict[str, Any], override: str) -> None:
     field, *inner = key.split(".")
     if not inner:
         is_path = field in PATH_FIELDS and isinstance(value, str)
-        content[field] = str(Path.cwd() / Path(value).expanduser()) if is_path else value
+        content[field] = _resolve(Path.cwd(), field, value) if is_path else value
         return
     target = content.setdefault(field, _default(field))
     for name in inner[:-1]:
@@ -212,10 +219,12 @@ def parse_config(content: dict[str, Any], source: str, folder: Path) -> TrainCon
         config = TrainConfig.model_validate(content)
     except ValidationError as error:
         raise ConfigError(f"{source}: {first_problem(error)}") from error
-    resolved = {field: _resolve(folder, getattr(config, field)) for field in PATH_FIELDS}
-    return config.model_copy(
-        update={**resolved, "base_model": _resolve_base(folder, config.base_model, source)}
-    )
+    resolved: dict[str, Any] = {
+        field: _resolve(folder, field, value) for field in DATA_FIELDS if (value := getattr(config, field))
+    }
+    resolved["output_dir"] = Path(_resolve(folder, "output_dir", str(config.output_dir)))
+    resolved["base_model"] = _resolve_base(folder, config.base_model, source)
+    return config.model_copy(update=resolved)
 
 
 def _suggestion(key: str) -> str:
@@ -227,8 +236,16 @@ def _suggestion(key: str) -> str:
     )
 
 
-def _resolve(folder: Path, path: Path | None) -> Path | None:
-    return None if path is None else (folder / path.expanduser()).resolve()
+def is_hub_id(data: str) -> bool:
+    """Whether data that are no file here may be the hub's: `owner/name` without the ending of a file of data."""
+    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", data) is not None and not data.endswith(DATA_ENDINGS)
+
+
+def _resolve(folder: Path, field: str, value: str) -> str:
+    """An absolute path; of data that are not there, a hub id unchanged."""
+    path = (folder / Path(value).expanduser()).resolve()
+    is_remote = field in DATA_FIELDS and is_hub_id(value) and not path.exists()
+    return value if is_remote else str(path)
 
 
 def _resolve_base(folder: Path, base_model: str, source: str) -> str:

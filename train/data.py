@@ -1,13 +1,11 @@
-"""Training examples: JSONL rows in TRL's formats become prompt and completion token ids.
+"""Training examples: rows in TRL's formats become prompt and completion token ids.
 
-In: a file and the base model's tokenizer. Out: `Example`s. The prompt ids are exactly those the server sends
-to the engine for the same conversation. Loads no model.
+In: rows and the base model's tokenizer. Out: `Example`s, one at a time. The prompt ids are exactly those the
+server sends to the engine for the same conversation. Loads no model.
 """
 
-import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -18,6 +16,8 @@ from softspec.manifest import first_problem
 
 T = TypeVar("T")
 AnyRow = TypeVar("AnyRow", bound=BaseModel)
+PlacedRows = Iterable[tuple[str, Mapping[str, Any]]]
+"""Rows, each with what names it in messages."""
 Name = Annotated[str, Field(coerce_numbers_to_str=True)]
 
 
@@ -55,7 +55,7 @@ class LabelledRow(BaseModel):
 
 
 class Row(LabelledRow):
-    """One JSONL line: `messages`, or `prompt` and `completion`, as text or as messages.
+    """One row: `messages`, or `prompt` and `completion`, as text or as messages.
 
     Text is used as it is, without the chat template, and matches `/v1/completions`; messages match
     `/v1/chat/completions`. Only the last assistant turn is supervised, which keeps the prompt length well
@@ -100,22 +100,30 @@ class Row(LabelledRow):
         return self.completion if isinstance(self.completion, str) else self.turns()[-1].content
 
 
-def load_examples(
-    path: Path, tokenizer: PreTrainedTokenizerBase, max_length: int, eos_ids: Collection[int]
-) -> list[Example]:
-    """Read and tokenise a JSONL file.
+def read_examples(
+    rows: PlacedRows, tokenizer: PreTrainedTokenizerBase, max_length: int, eos_ids: Collection[int]
+) -> Iterator[Example]:
+    """Check and tokenise rows with their places.
 
     Raises:
-        DataError: the file is missing or empty, or a line is malformed, has an empty completion or is longer
-            than `max_length` tokens; the message has the file and the line number.
+        DataError: a row is malformed, has an empty completion or is longer than `max_length` tokens; the message has
+            its place.
     """
-    examples = [
-        checked_length(tokenise(row, tokenizer, eos_ids, place), max_length, place)
-        for place, row in read_rows(path, Row)
-    ]
-    if not examples:
-        raise DataError(f"{path}: no examples found; expected one JSON object a line")
-    return examples
+    for place, content in rows:
+        row = parse_row(content, Row, place)
+        yield checked_length(tokenise(row, tokenizer, eos_ids, place), max_length, place)
+
+
+def parse_row(content: Mapping[str, Any], kind: type[AnyRow], place: str) -> AnyRow:
+    """A checked row.
+
+    Raises:
+        DataError: it is malformed.
+    """
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise DataError(f"{place}: {first_problem(error)}") from error
 
 
 def tokenise(row: Row, tokenizer: PreTrainedTokenizerBase, eos_ids: Collection[int], place: str) -> Example:
@@ -130,32 +138,6 @@ def tokenise(row: Row, tokenizer: PreTrainedTokenizerBase, eos_ids: Collection[i
     if not prompt_ids:
         raise DataError(f"{place}: empty prompt; expected at least one token before the completion")
     return Example(tuple(prompt_ids), tuple(completion_ids), row.source, row.group, row.weight)
-
-
-def read_rows(path: Path, kind: type[AnyRow]) -> Iterator[tuple[str, AnyRow]]:
-    """Every line of a JSONL file with its place, `file:line`."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"cannot read '{path}': {error.strerror}; expected a JSONL file") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 at byte {error.start}; expected a JSONL file") from error
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield f"{path}:{number}", _parse(line, kind, f"{path}:{number}")
-
-
-def _parse(line: str, kind: type[AnyRow], place: str) -> AnyRow:
-    try:
-        content: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{place}: not JSON: {error.msg} at column {error.colno}") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{place}: found {type(content).__name__}, expected an object, one example a line")
-    try:
-        return kind.model_validate(content)
-    except ValidationError as error:
-        raise DataError(f"{place}: {first_problem(error)}") from error
 
 
 def _chat_ids(

@@ -24,11 +24,12 @@ from softspec.renyi import (
     specialisation,
 )
 from softspec.uncertainty import mutual_information, posterior_information
-from train.data import Example, in_batches, load_examples
+from train.data import Example, in_batches, read_examples
 from train.export import load_members
 from train.likelihood import base_loglik, collate, completion_logprobs
 from train.members import Members
 from train.model import end_of_turn_ids, load_base, load_tokenizer
+from train.sources import read_rows
 
 
 @dataclass(frozen=True)
@@ -141,13 +142,14 @@ def _score_one(logprobs: Tensor, targets: Tensor, log_weights: Tensor) -> Tensor
 
 
 def evaluate_ensemble(
-    ensemble_dir: Path, data_file: Path, base_model: str | None = None, batch_size: int = 4
+    ensemble_dir: Path, data_file: str, base_model: str | None = None, batch_size: int = 4
 ) -> dict[str, Any]:
-    """Score a saved ensemble on a JSONL file; `base_model` replaces the path in the manifest."""
+    """Score a saved ensemble on a file of examples; `base_model` replaces the path in the manifest."""
     manifest = load_manifest(ensemble_dir)
     base, revision = base_model or manifest.base_model.path, manifest.base_model.revision
     tokenizer = load_tokenizer(base, revision)
-    examples = load_examples(data_file, tokenizer, sys.maxsize, end_of_turn_ids(tokenizer, base, revision))
+    eos_ids = end_of_turn_ids(tokenizer, base, revision)
+    examples = list(read_examples(read_rows(data_file), tokenizer, sys.maxsize, eos_ids))
     members = load_members(ensemble_dir, load_base(base, revision))
     log_weights = torch.tensor(manifest.log_weights, dtype=torch.float64)
     scores = score_examples(members, examples, log_weights, manifest.activation, batch_size)

@@ -5,8 +5,7 @@ loop treats both alike; units are `Example`s or `Preference`s.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
-from pathlib import Path
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -14,12 +13,12 @@ from transformers import PreTrainedTokenizerBase
 
 from softspec.renyi import dpo_loglik
 from train.config import TrainConfig
-from train.data import Example, load_examples
+from train.data import Example, PlacedRows, read_examples
 from train.dpo import collate_pairs, margins, score_margins, summarise_margins, with_reference
 from train.evaluate import score_examples, summarise_scores
 from train.likelihood import collate, row_loglik, token_loglik, with_trunk
 from train.members import Members
-from train.preferences import Preference, load_preferences
+from train.preferences import Preference, read_preferences
 from train.processes import Processes
 from train.rows import Rows
 
@@ -33,11 +32,13 @@ class Objective(ABC):
         self.config = config
 
     @abstractmethod
-    def read(self, path: Path, tokenizer: PreTrainedTokenizerBase, eos_ids: Collection[int]) -> list[Any]:
-        """Tokenised units.
+    def read(
+        self, rows: PlacedRows, tokenizer: PreTrainedTokenizerBase, eos_ids: Collection[int]
+    ) -> Iterator[Any]:
+        """Tokenised units of rows with their places, one at a time.
 
         Raises:
-            DataError: the file or one of its lines is wrong.
+            DataError: a row is wrong.
         """
 
     @abstractmethod
@@ -66,8 +67,10 @@ class Objective(ABC):
 class Completions(Objective):
     """SFT: the unit is an `Example`."""
 
-    def read(self, path: Path, tokenizer: PreTrainedTokenizerBase, eos_ids: Collection[int]) -> list[Example]:
-        return load_examples(path, tokenizer, self.config.max_length, eos_ids)
+    def read(
+        self, rows: PlacedRows, tokenizer: PreTrainedTokenizerBase, eos_ids: Collection[int]
+    ) -> Iterator[Example]:
+        return read_examples(rows, tokenizer, self.config.max_length, eos_ids)
 
     def with_reference(self, members: Members, units: list[Example]) -> list[Example]:
         return units
@@ -96,9 +99,9 @@ class Preferences(Objective):
     """DPO: the unit is a `Preference`."""
 
     def read(
-        self, path: Path, tokenizer: PreTrainedTokenizerBase, eos_ids: Collection[int]
-    ) -> list[Preference]:
-        return load_preferences(path, tokenizer, self.config.max_length, eos_ids)
+        self, rows: PlacedRows, tokenizer: PreTrainedTokenizerBase, eos_ids: Collection[int]
+    ) -> Iterator[Preference]:
+        return read_preferences(rows, tokenizer, self.config.max_length, eos_ids)
 
     def with_reference(self, members: Members, units: list[Preference]) -> list[Preference]:
         return with_reference(members, units, self.config.activation, self.config.micro_batch_size)

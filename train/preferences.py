@@ -1,19 +1,16 @@
-"""Preference pairs: JSONL rows in TRL's formats become two examples with one prompt.
+"""Preference pairs: rows in TRL's formats become two examples with one prompt.
 
-In: a file and the base model's tokenizer. Out: `Preference`s. Loads no model.
+In: rows and the base model's tokenizer. Out: `Preference`s, one at a time. Loads no model.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError, model_validator
+from pydantic import model_validator
 from transformers import PreTrainedTokenizerBase
 
-from softspec.errors import DataError
-from softspec.manifest import first_problem
-from train.data import Example, LabelledRow, Message, Row, checked_length, read_rows, tokenise
+from train.data import Example, LabelledRow, Message, PlacedRows, Row, checked_length, parse_row, tokenise
 
 
 @dataclass(frozen=True)
@@ -31,7 +28,7 @@ class Preference:
 
 
 class PreferenceRow(LabelledRow):
-    """One JSONL line: `prompt`, `chosen` and `rejected`, all text or all messages; or two whole conversations.
+    """One row: `prompt`, `chosen` and `rejected`, all text or all messages; or two whole conversations.
 
     Of two conversations without a `prompt` the prompt is what they begin with.
     """
@@ -65,24 +62,18 @@ class PreferenceRow(LabelledRow):
         }
 
 
-def load_preferences(
-    path: Path, tokenizer: PreTrainedTokenizerBase, max_length: int, eos_ids: Collection[int]
-) -> list[Preference]:
-    """Read and tokenise a JSONL file; reference margins are still 0.
+def read_preferences(
+    rows: PlacedRows, tokenizer: PreTrainedTokenizerBase, max_length: int, eos_ids: Collection[int]
+) -> Iterator[Preference]:
+    """Check and tokenise rows with their places; reference margins are still 0.
 
     Raises:
-        DataError: as `load_examples`, or a line without two different completions.
+        DataError: as `read_examples`, or a row without two different completions.
     """
-    pairs = []
-    for place, row in read_rows(path, PreferenceRow):
+    for place, content in rows:
+        row = parse_row(content, PreferenceRow, place)
         examples = {}
-        for key, content in row.rows().items():
-            try:
-                completion = Row.model_validate(content)
-            except ValidationError as error:
-                raise DataError(f"{place}: {key}: {first_problem(error)}") from error
-            examples[key] = checked_length(tokenise(completion, tokenizer, eos_ids, place), max_length, place)
-        pairs.append(Preference(examples["chosen"], examples["rejected"], row.group, row.weight))
-    if not pairs:
-        raise DataError(f"{path}: no preferences found; expected one JSON object a line")
-    return pairs
+        for key, completion in row.rows().items():
+            supervised = parse_row(completion, Row, f"{place}: {key}")
+            examples[key] = checked_length(tokenise(supervised, tokenizer, eos_ids, place), max_length, place)
+        yield Preference(examples["chosen"], examples["rejected"], row.group, row.weight)

@@ -37,6 +37,7 @@ from train.order import ExampleOrder
 from train.prior import prior_mean
 from train.processes import Processes
 from train.schedule import total_steps
+from train.sources import read_rows
 from train.starvation import Starvation, patience_of
 from train.step import optimizer_step
 from train.training import Training
@@ -73,15 +74,18 @@ def read_data(config: TrainConfig) -> tuple[list[Any], list[Any]]:
     objective = objective_of(config)
     tokenizer = load_tokenizer(config.base_model, config.model_revision)
     eos_ids = end_of_turn_ids(tokenizer, config.base_model, config.model_revision)
-    examples = objective.read(config.train_file, tokenizer, eos_ids)
+
+    def read(data: str, split: str) -> list[Any]:
+        rows = read_rows(data, split, config.dataset_config)
+        return list(objective.read(rows, tokenizer, eos_ids))
+
+    examples = read(config.train_file, config.dataset_train_split)
     if config.granularity == "group":
         require_groups(examples, config.train_file)
-    if config.eval_file is None:
-        return examples, []
-    return examples, objective.read(config.eval_file, tokenizer, eos_ids)
+    return examples, read(config.eval_file, config.dataset_test_split) if config.eval_file else []
 
 
-def require_groups(units: Sequence[Any], path: Path) -> None:
+def require_groups(units: Sequence[Any], data: str) -> None:
     """Every example must say with which others it is routed.
 
     Raises:
@@ -89,7 +93,7 @@ def require_groups(units: Sequence[Any], path: Path) -> None:
     """
     for number, unit in enumerate(units, start=1):
         if unit.group is None:
-            raise DataError(f"{path}: example {number} has no 'group', expected one for granularity group")
+            raise DataError(f"{data}: example {number} has no 'group', expected one for granularity group")
 
 
 def check_names(config: TrainConfig) -> LoraSpec:

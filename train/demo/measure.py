@@ -15,13 +15,14 @@ from softspec.manifest import AlwaysActivation, BlockActivation, load_manifest, 
 from softspec.mixture import sequence_loglik
 from softspec.scoring import auroc
 from softspec.uncertainty import mutual_information
-from train.data import Example, Message, Row, load_examples, tokenise
+from train.data import Example, Message, Row, read_examples, tokenise
 from train.evaluate import score_examples, summarise_scores
 from train.export import load_members
 from train.facts import COLOURS, KINDS, Statement, Thing, ask, lowest_nll
 from train.likelihood import collate, completion_logprobs
 from train.members import Members
 from train.model import end_of_turn_ids, load_base, load_tokenizer
+from train.sources import read_rows
 
 MAX_LENGTH = 512
 
@@ -45,7 +46,7 @@ def measure(ensemble_dir: Path, held_out: Path, things: Sequence[Thing]) -> Meas
     base, revision = manifest.base_model.path, manifest.base_model.revision
     tokenizer = load_tokenizer(base, revision)
     eos_ids = sorted(end_of_turn_ids(tokenizer, base, revision))
-    examples = load_examples(held_out, tokenizer, MAX_LENGTH, eos_ids)
+    examples = list(read_examples(read_rows(str(held_out)), tokenizer, MAX_LENGTH, eos_ids))
     questions = [tokenise(_question(thing), tokenizer, eos_ids, thing.name) for thing in things]
     members = load_members(ensemble_dir, load_base(base, revision, "float32"))
     log_weights = torch.tensor(manifest.log_weights, dtype=torch.float64)

@@ -173,7 +173,7 @@ def train_others(
         others["alpha_0"] = {"renyi_alpha": 0.0}
     folders = {}
     for key, changes in others.items():
-        changes |= {"train_file": output / TRAIN_NAME, "output_dir": output / key}
+        changes |= {"train_file": str(output / TRAIN_NAME), "output_dir": output / key}
         with watch.timing(f"train_{key}"):
             folders[key] = train_ensemble(config.model_copy(update=changes))
     return folders
