@@ -7,7 +7,6 @@ Source: Rafailov et al. 2023 (arXiv:2305.18290); its use in the alpha-Renyi loss
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from train.config import TrainConfig
 from train.data import in_batches
 from train.likelihood import Batch, base_loglik, collate, row_loglik
 from train.members import Members
-from train.preferences import Preference
+from train.preferences import Preference, WithReference
 from train.rows import Rows
 
 
@@ -57,14 +56,13 @@ def with_reference(
     pairs: Sequence[Preference],
     activation: AlwaysActivation | BlockActivation,
     batch_size: int,
-) -> list[Preference]:
+) -> Sequence[Preference]:
     """The same pairs with what the base makes of them: one pass over the data, for the whole run."""
-    known = []
+    gaps: list[float] = []
     for part in in_batches(pairs, batch_size):
         chosen, rejected = base_loglik(members, collate_pairs(members, part, activation))[0].chunk(2)
-        gaps = (chosen - rejected).tolist()
-        known += [replace(pair, reference_margin=gap) for pair, gap in zip(part, gaps, strict=True)]
-    return known
+        gaps += (chosen - rejected).tolist()
+    return WithReference(pairs, gaps)
 
 
 @torch.no_grad()

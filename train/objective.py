@@ -42,7 +42,7 @@ class Objective(ABC):
         """
 
     @abstractmethod
-    def with_reference(self, members: Members, units: list[Any]) -> list[Any]:
+    def with_reference(self, members: Members, units: Sequence[Any]) -> Sequence[Any]:
         """The units with what the base says of them, if that is needed; once for a whole run."""
 
     @abstractmethod
@@ -72,7 +72,7 @@ class Completions(Objective):
     ) -> Iterator[Example]:
         return read_examples(rows, tokenizer, self.config.max_length, eos_ids)
 
-    def with_reference(self, members: Members, units: list[Example]) -> list[Example]:
+    def with_reference(self, members: Members, units: Sequence[Example]) -> Sequence[Example]:
         return units
 
     def likelihood(self, members: Members, units: Sequence[Example]) -> "Likelihood":
@@ -103,7 +103,7 @@ class Preferences(Objective):
     ) -> Iterator[Preference]:
         return read_preferences(rows, tokenizer, self.config.max_length, eos_ids)
 
-    def with_reference(self, members: Members, units: list[Preference]) -> list[Preference]:
+    def with_reference(self, members: Members, units: Sequence[Preference]) -> Sequence[Preference]:
         return with_reference(members, units, self.config.activation, self.config.micro_batch_size)
 
     def likelihood(self, members: Members, units: Sequence[Preference]) -> "Likelihood":

@@ -3,8 +3,8 @@
 In: rows and the base model's tokenizer. Out: `Preference`s, one at a time. Loads no model.
 """
 
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import model_validator
@@ -77,3 +77,20 @@ def read_preferences(
             supervised = parse_row(completion, Row, f"{place}: {key}")
             examples[key] = checked_length(tokenise(supervised, tokenizer, eos_ids, place), max_length, place)
         yield Preference(examples["chosen"], examples["rejected"], row.group, row.weight)
+
+
+class WithReference(Sequence[Preference]):
+    """Pairs and beside them, in memory, what the base makes of each."""
+
+    def __init__(self, pairs: Sequence[Preference], margins: Sequence[float]) -> None:
+        """`margins`: log p(chosen) - log p(rejected) of every pair, nats."""
+        self._pairs = pairs
+        self._margins = margins
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self[each] for each in range(len(self))[index]]
+        return replace(self._pairs[index], reference_margin=self._margins[index])

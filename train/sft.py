@@ -35,11 +35,12 @@ from train.model import end_of_turn_ids, fingerprint, load_base, load_skeleton, 
 from train.objective import Objective, objective_of
 from train.order import ExampleOrder
 from train.prior import prior_mean
-from train.processes import Processes
+from train.processes import Processes, is_main_process
 from train.schedule import total_steps
 from train.sources import read_rows
 from train.starvation import Starvation, patience_of
 from train.step import optimizer_step
+from train.store import Store
 from train.training import Training
 
 RELOAD_CHECK_EXAMPLES = 2
@@ -69,15 +70,17 @@ def train_ensemble(config: TrainConfig, resume: bool = False, overwrite: bool = 
     return config.output_dir
 
 
-def read_data(config: TrainConfig) -> tuple[list[Any], list[Any]]:
-    """Training and held-out units of the objective, tokenised; held-out may be empty."""
+def read_data(config: TrainConfig) -> tuple[Sequence[Any], Sequence[Any]]:
+    """Training and held-out units of the objective, tokenised, on disk; held-out may be empty."""
     objective = objective_of(config)
     tokenizer = load_tokenizer(config.base_model, config.model_revision)
     eos_ids = end_of_turn_ids(tokenizer, config.base_model, config.model_revision)
 
-    def read(data: str, split: str) -> list[Any]:
+    def read(data: str, split: str) -> Sequence[Any]:
         rows = read_rows(data, split, config.dataset_config)
-        return list(objective.read(rows, tokenizer, eos_ids))
+        units = objective.read(rows, tokenizer, eos_ids)
+        bar = tqdm(units, desc=f"reading {data}", unit="example", delay=2, disable=not is_main_process())
+        return Store(bar, config.output_dir.parent)
 
     examples = read(config.train_file, config.dataset_train_split)
     if config.granularity == "group":
@@ -105,7 +108,7 @@ def check_names(config: TrainConfig) -> LoraSpec:
 
 
 def prepare(
-    config: TrainConfig, run: RunFolder, spec: LoraSpec, examples: list[Any], held_out: list[Any]
+    config: TrainConfig, run: RunFolder, spec: LoraSpec, examples: Sequence[Any], held_out: Sequence[Any]
 ) -> Training:
     """Load the base, install the members and their optimizer."""
     objective, processes = objective_of(config), Processes()

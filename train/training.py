@@ -3,6 +3,7 @@
 In: the parts that `train/sft.py` prepares. Out: the same, and their state for checkpoints. Does nothing by itself.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,8 +34,8 @@ class Training:
     run: RunFolder
     members: Members
     optimizer: torch.optim.Optimizer
-    examples: list[Any]
-    held_out: list[Any]
+    examples: Sequence[Any]
+    held_out: Sequence[Any]
     order: ExampleOrder
     mean_length: float
     prior_mean: list[Tensor]
