@@ -85,6 +85,28 @@ def test_a_group_and_a_weight_are_kept(tmp_path: Path, tokenizer) -> None:
     assert (marked.group, marked.weight) == ("3", 2.0)
 
 
+def test_votes_give_an_example_for_each_option_that_has_some(tmp_path: Path, tokenizer) -> None:
+    votes = {"yes": 3, "no": 1, "maybe": 0}
+    path = write_rows(
+        tmp_path / "rows.jsonl",
+        [{"prompt": [QUESTION], "votes": votes, "source": "A", "group": 7, "weight": 2}],
+    )
+
+    yes, no = read_examples(read_rows(str(path)), tokenizer, 200, {tokenizer.eos_token_id})
+
+    assert tokenizer.decode(yes.completion_ids) == "yes<|im_end|>"
+    assert tokenizer.decode(no.completion_ids) == "no<|im_end|>"
+    assert yes.prompt_ids == no.prompt_ids
+    assert (yes.source, yes.group) == (no.source, no.group) == ("A", "7")
+    assert (yes.weight, no.weight) == (1.5, 0.5)
+
+
+def test_a_unanimous_vote_is_an_ordinary_example(tmp_path: Path, tokenizer) -> None:
+    voted = load_one(tmp_path, tokenizer, {"prompt": "2 + 2 =", "votes": {" 4": 5}})
+
+    assert voted == load_one(tmp_path, tokenizer, {"prompt": "2 + 2 =", "completion": " 4"})
+
+
 def test_blank_lines_are_skipped(tmp_path: Path, tokenizer) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("\n" + json.dumps({"prompt": "a", "completion": "b"}) + "\n\n", encoding="utf-8")
@@ -112,6 +134,15 @@ def test_blank_lines_are_skipped(tmp_path: Path, tokenizer) -> None:
             "empty completion",
         ),
         ('{"messages": [{"role": "user"}, {"role": "assistant", "content": "b"}]}', "messages.0.content"),
+        ('{"prompt": "a", "votes": {}}', "at least one option in 'votes' with more than 0 votes"),
+        ('{"prompt": "a", "votes": {"b": 0}}', "at least one option in 'votes' with more than 0 votes"),
+        ('{"prompt": "a", "votes": {"b": -1}}', "votes.b: Input should be greater than or equal to 0"),
+        ('{"prompt": "a", "votes": {"b": NaN}}', "votes.b: Input should be"),
+        ('{"prompt": "a", "votes": ["b"]}', "votes: Input should be a valid dictionary"),
+        ('{"prompt": "a", "votes": {" ": 1}}', "votes: empty completion"),
+        ('{"prompt": [], "votes": {"b": 1}}', "votes: expected at least one message and then"),
+        ('{"votes": {"b": 1}}', "prompt: Field required"),
+        ('{"prompt": "a", "completion": "b", "votes": {"b": 1}}', "expected 'votes' with 'prompt' alone"),
         (
             json.dumps({"prompt": "a" * 50, "completion": "b"}),
             "the prompt has 50 tokens, expected fewer than",

@@ -4,6 +4,7 @@ In: rows and the base model's tokenizer. Out: `Example`s, one at a time. The pro
 server sends to the engine for the same conversation. Loads no model.
 """
 
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
@@ -100,18 +101,50 @@ class Row(LabelledRow):
         return self.completion if isinstance(self.completion, str) else self.turns()[-1].content
 
 
+class VotesRow(LabelledRow):
+    """One row of soft labels: how many votes each completion of a `prompt` has."""
+
+    prompt: str | list[Message]
+    votes: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
+    completion: Any = None
+    messages: Any = None
+
+    @model_validator(mode="after")
+    def _somebody_voted(self) -> "VotesRow":
+        if self.completion is not None or self.messages is not None:
+            raise ValueError("expected 'votes' with 'prompt' alone: the options are the completions")
+        if not 0 < sum(self.votes.values()) < math.inf:
+            raise ValueError("expected at least one option in 'votes' with more than 0 votes")
+        return self
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """A supervised row for each option that has votes, weighing its share of them."""
+        total = sum(self.votes.values())
+        shared = self.model_dump(include={"prompt", "source", "group"})
+        for option, count in self.votes.items():
+            answer = option if isinstance(self.prompt, str) else [{"role": "assistant", "content": option}]
+            if count:
+                yield {**shared, "completion": answer, "weight": self.weight * count / total}
+
+
 def read_examples(
     rows: PlacedRows, tokenizer: PreTrainedTokenizerBase, max_length: int, eos_ids: Collection[int]
 ) -> Iterator[Example]:
-    """Check and tokenise rows with their places.
+    """Check and tokenise rows with their places; a row of votes gives one example for each option.
 
     Raises:
         DataError: a row is malformed, has an empty completion or is longer than `max_length` tokens; the message has
             its place.
     """
     for place, content in rows:
-        row = parse_row(content, Row, place)
-        yield checked_length(tokenise(row, tokenizer, eos_ids, place), max_length, place)
+        for row in _supervised_rows(content, place):
+            yield checked_length(tokenise(row, tokenizer, eos_ids, place), max_length, place)
+
+
+def _supervised_rows(content: Mapping[str, Any], place: str) -> list[Row]:
+    if content.get("votes") is None:
+        return [parse_row(content, Row, place)]
+    return [parse_row(row, Row, f"{place}: votes") for row in parse_row(content, VotesRow, place).rows()]
 
 
 def parse_row(content: Mapping[str, Any], kind: type[AnyRow], place: str) -> AnyRow:
