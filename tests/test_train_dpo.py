@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ from softspec.renyi import dpo_loglik, renyi_loss, responsibilities
 from tests.tiny import random_adapters, tiny_llama, tiny_tokenizer
 from tests.tiny_training import preference_rows, random_examples, write_config, write_rows
 from train.checkpoint import LOG_NAME
-from train.dpo import all_margins, with_reference
+from train.dpo import all_margins, reference_margins
 from train.export import load_members, peft_completion_logprobs, peft_loglik
 from train.members import Members, resolve_spec
-from train.preferences import Preference, read_preferences
+from train.preferences import Preference, WithReference, read_preferences
 from train.sft import train_ensemble
 from train.sources import read_rows
 
@@ -47,6 +48,13 @@ def random_pairs() -> list[Preference]:
         Preference(first, type(first)(first.prompt_ids, second.completion_ids))
         for first, second in zip(examples, examples[1:] + examples[:1], strict=True)
     ]
+
+
+def with_reference(members: Members, pairs: Sequence[Preference], activation) -> Sequence[Preference]:
+    """The pairs with the base's margins."""
+    return WithReference(
+        pairs, reference_margins(members, pairs, range(len(pairs)), activation, batch_size=2)
+    )
 
 
 # Rows
@@ -123,7 +131,7 @@ def test_margins_equal_those_of_stock_peft_with_the_adapters_on_and_off(tmp_path
     pairs = random_pairs()
 
     with torch.no_grad():
-        known = with_reference(members, pairs, activation, batch_size=2)
+        known = with_reference(members, pairs, activation)
         ours = all_margins(members, known, activation)
 
     def gaps(loglik: Tensor) -> Tensor:
@@ -146,7 +154,7 @@ def test_untrained_members_are_undecided_and_share_evenly(tmp_path: Path, alpha:
     """B = 0: every margin is 0, the loss is log 2 and responsibilities are the weights."""
     model = AutoModelForCausalLM.from_pretrained(tiny_llama(tmp_path / "base"))
     members = Members(model, resolve_spec(model, 4, 8, "all-linear", "all"), 3, seed=0)
-    pairs = with_reference(members, random_pairs(), ACTIVATIONS[1], batch_size=3)
+    pairs = with_reference(members, random_pairs(), ACTIVATIONS[1])
     log_weights = torch.tensor([0.5, 0.3, 0.2]).log()
 
     loglik = dpo_loglik(all_margins(members, pairs, ACTIVATIONS[1]), beta=0.1)

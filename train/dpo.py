@@ -19,7 +19,7 @@ from train.config import TrainConfig
 from train.data import in_batches
 from train.likelihood import Batch, base_loglik, collate, row_loglik
 from train.members import Members
-from train.preferences import Preference, WithReference
+from train.preferences import Preference
 from train.rows import Rows
 
 
@@ -51,18 +51,20 @@ def all_margins(
     return margins(members, pairs, batch, rows).view(members.num_members, -1)
 
 
-def with_reference(
+def reference_margins(
     members: Members,
     pairs: Sequence[Preference],
+    indices: Sequence[int],
     activation: AlwaysActivation | BlockActivation,
     batch_size: int,
-) -> Sequence[Preference]:
-    """The same pairs with what the base makes of them: one pass over the data, for the whole run."""
+) -> list[float]:
+    """What the base makes of the pairs with these indices, nats: one pass over the data, for the whole run."""
     gaps: list[float] = []
-    for part in in_batches(pairs, batch_size):
-        chosen, rejected = base_loglik(members, collate_pairs(members, part, activation))[0].chunk(2)
+    for part in in_batches(indices, batch_size):
+        batch = collate_pairs(members, [pairs[index] for index in part], activation)
+        chosen, rejected = base_loglik(members, batch)[0].chunk(2)
         gaps += (chosen - rejected).tolist()
-    return WithReference(pairs, gaps)
+    return gaps
 
 
 @torch.no_grad()

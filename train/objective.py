@@ -14,11 +14,11 @@ from transformers import PreTrainedTokenizerBase
 from softspec.renyi import dpo_loglik
 from train.config import TrainConfig
 from train.data import Example, PlacedRows, read_examples
-from train.dpo import collate_pairs, margins, score_margins, summarise_margins, with_reference
+from train.dpo import collate_pairs, margins, reference_margins, score_margins, summarise_margins
 from train.evaluate import score_examples, summarise_scores
 from train.likelihood import collate, row_loglik, token_loglik, with_trunk
 from train.members import Members
-from train.preferences import Preference, read_preferences
+from train.preferences import Preference, WithReference, read_preferences
 from train.processes import Processes
 from train.rows import Rows
 
@@ -42,7 +42,7 @@ class Objective(ABC):
         """
 
     @abstractmethod
-    def with_reference(self, members: Members, units: Sequence[Any]) -> Sequence[Any]:
+    def with_reference(self, members: Members, units: Sequence[Any], processes: Processes) -> Sequence[Any]:
         """The units with what the base says of them, if that is needed; once for a whole run."""
 
     @abstractmethod
@@ -72,7 +72,9 @@ class Completions(Objective):
     ) -> Iterator[Example]:
         return read_examples(rows, tokenizer, self.config.max_length, eos_ids)
 
-    def with_reference(self, members: Members, units: Sequence[Example]) -> Sequence[Example]:
+    def with_reference(
+        self, members: Members, units: Sequence[Example], processes: Processes
+    ) -> Sequence[Example]:
         return units
 
     def likelihood(self, members: Members, units: Sequence[Example]) -> "Likelihood":
@@ -103,8 +105,12 @@ class Preferences(Objective):
     ) -> Iterator[Preference]:
         return read_preferences(rows, tokenizer, self.config.max_length, eos_ids)
 
-    def with_reference(self, members: Members, units: Sequence[Preference]) -> Sequence[Preference]:
-        return with_reference(members, units, self.config.activation, self.config.micro_batch_size)
+    def with_reference(
+        self, members: Members, units: Sequence[Preference], processes: Processes
+    ) -> Sequence[Preference]:
+        own = processes.own_indices(len(units))
+        gaps = reference_margins(members, units, own, self.config.activation, self.config.micro_batch_size)
+        return WithReference(units, processes.gather_dealt(gaps, len(units)))
 
     def likelihood(self, members: Members, units: Sequence[Preference]) -> "Likelihood":
         batch = with_trunk(members, collate_pairs(members, units, self.config.activation))

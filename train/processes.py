@@ -48,6 +48,10 @@ class Processes:
         """Where this one computes."""
         return self.accelerator.device
 
+    def own_indices(self, count: int) -> range:
+        """Which of `count` items this one has."""
+        return range(self.index, count, self.count)
+
     def deal(self, items: Sequence[T]) -> list[list[T]]:
         """The part of each process."""
         return [
@@ -59,6 +63,14 @@ class Processes:
         if self.count == 1:
             return table
         return torch.cat(gather_object([table.cpu()]), 1).to(table.device)
+
+    def gather_dealt(self, values: Sequence[float], total: int) -> list[float]:
+        """A number of each of `total` items, in order, from those of the own ones."""
+        numbers = torch.tensor([values], dtype=torch.float64)
+        order = [index for part in self.deal(range(total)) for index in part]
+        gathered = torch.zeros(total, dtype=torch.float64)
+        gathered[order] = self.gather_columns(numbers)[0]
+        return gathered.tolist()
 
     def own_columns(self, total: int, mine: int) -> slice:
         """Where this one's columns are in a gathered table of `total`."""
