@@ -7,7 +7,6 @@ verbs.
 import hashlib
 import json
 import shutil
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from softspec.mixture import uniform_log_weights
 from train.checkpoint import (
     LOG_NAME,
     RunFolder,
-    TrainingLog,
     load_checkpoint,
     open_run,
     save_checkpoint,
@@ -36,6 +34,7 @@ from train.objective import Objective, objective_of
 from train.order import ExampleOrder
 from train.prior import prior_mean
 from train.processes import Processes, is_main_process
+from train.report import open_report
 from train.schedule import total_steps
 from train.sources import read_rows
 from train.starvation import Starvation, patience_of
@@ -156,26 +155,18 @@ def start_or_resume(training: Training, resume: bool) -> int:
 
 
 def run_steps(training: Training, finished: int) -> None:
-    """All remaining steps, with log, progress bar, held-out scores and checkpoints."""
-    config, total, is_main = training.config, training.total_steps, training.processes.is_main
-    log = TrainingLog(training.run.log, finished) if is_main else None
-    bar = tqdm(
-        total=total, initial=finished, unit="step", desc="training", mininterval=1.0, disable=not is_main
-    )
-    with stop_on_signals() as stop, bar:
+    """All remaining steps, with report, held-out scores and checkpoints."""
+    config, total = training.config, training.total_steps
+    with open_report(training, finished) as report, stop_on_signals() as stop:
         for step in range(finished, total):
             facts = optimizer_step(training, step)
             done = step + 1
-            bar.update()
-            for member in facts["starved"] if is_main else ():
-                bar.write(training.starvation.warning(member), file=sys.stderr)
-            bar.set_postfix({key: f"{facts[key]:.3f}" for key in ("loss", "mixture_nll")}, refresh=False)
-            if log and (done % config.logging_steps == 0 or done == total):
-                log.write(facts)
+            if report:
+                report.step(facts)
             if _is_due(config.eval_steps, done):
                 scores = held_out_scores(training)
-                if log:
-                    log.write({"step": done, "held_out": scores})
+                if report:
+                    report.evaluation(done, scores)
             signal_number = training.processes.largest(stop.signal_number or 0)
             if signal_number or _is_due(config.save_steps, done) or done == total:
                 save(training, done)
