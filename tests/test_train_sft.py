@@ -99,6 +99,7 @@ def test_nothing_but_the_ensemble_is_left(finished: TrainConfig) -> None:
         "ensemble.json",
         "member-0",
         "member-1",
+        "tensorboard",
         "training.jsonl",
     ]
 

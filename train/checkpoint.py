@@ -33,6 +33,7 @@ FREE_TO_CHANGE = {
     "dataset_config",
     "dataset_train_split",
     "dataset_test_split",
+    "report_to",
 }
 """Settings that a resumed run may change: they do not touch the numbers (the examples have their own digest)."""
 

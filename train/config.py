@@ -7,10 +7,10 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from softspec.errors import ConfigError
 from softspec.manifest import (
@@ -24,6 +24,10 @@ from softspec.manifest import (
 DATA_FIELDS = ("train_file", "eval_file")
 PATH_FIELDS = (*DATA_FIELDS, "output_dir")
 DATA_ENDINGS = (".jsonl", ".json", ".parquet")
+
+
+def _one_or_more(names: Any) -> Any:
+    return (names,) if isinstance(names, str) else names
 
 
 class TrainConfig(BaseModel):
@@ -116,6 +120,9 @@ class TrainConfig(BaseModel):
     logging_steps: int = Field(1, ge=1)
     eval_steps: int | None = Field(None, ge=1)
     save_steps: int | None = Field(None, ge=1)
+    report_to: Annotated[tuple[str, ...], BeforeValidator(_one_or_more)] = Field(
+        (), description="trackers beside TensorBoard, such as wandb"
+    )
 
     @model_validator(mode="after")
     def _members_fit_the_objective(self) -> Self:

@@ -1,4 +1,4 @@
-"""What a run tells while it goes on: `training.jsonl`, progress and warnings. Only the main process tells.
+"""What a run tells while it goes on: `training.jsonl`, curves, progress and warnings. Only the main process tells.
 
 In: what happened in steps and evaluations. Out: files, and lines on stderr. Decides nothing.
 """
@@ -10,15 +10,17 @@ from typing import Any
 from train.checkpoint import TrainingLog
 from train.exploding import Explosions
 from train.progress import Progress
+from train.tracking import Trackers, open_trackers
 from train.training import Training
 
 
 class Report:
     """Of one run, from the step after `finished` on."""
 
-    def __init__(self, training: Training, finished: int, progress: Progress) -> None:
+    def __init__(self, training: Training, finished: int, trackers: Trackers, progress: Progress) -> None:
         self._training = training
         self._log = TrainingLog(training.run.log, finished)
+        self._trackers = trackers
         self._progress = progress
         self._explosions = Explosions(training.config.max_grad_norm)
 
@@ -34,12 +36,16 @@ class Report:
             facts["step"] % self._training.config.logging_steps == 0
             or facts["step"] == self._training.total_steps
         ):
-            self._log.write(facts)
+            self._record(facts)
 
     def evaluation(self, done: int, scores: dict[str, Any]) -> None:
         """Held-out scores after `done` steps."""
-        self._log.write({"step": done, "held_out": scores})
+        self._record({"step": done, "held_out": scores})
         self._progress.say(f"softspec: step {done}: held-out mixture NLL {scores['mixture_nll']:.4f} nats")
+
+    def _record(self, event: dict[str, Any]) -> None:
+        self._log.write(event)
+        self._trackers.log(event)
 
 
 @contextmanager
@@ -48,5 +54,8 @@ def open_report(training: Training, finished: int) -> Iterator[Report | None]:
     if not training.processes.is_main:
         yield None
         return
-    with closing(Progress(training.total_steps, finished)) as progress:
-        yield Report(training, finished, progress)
+    with (
+        open_trackers(training.config, training.run, finished) as trackers,
+        closing(Progress(training.total_steps, finished)) as progress,
+    ):
+        yield Report(training, finished, trackers, progress)

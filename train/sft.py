@@ -40,6 +40,7 @@ from train.sources import read_rows
 from train.starvation import Starvation, patience_of
 from train.step import optimizer_step
 from train.store import Store
+from train.tracking import TENSORBOARD, check_trackers
 from train.training import Training
 
 RELOAD_CHECK_EXAMPLES = 2
@@ -55,6 +56,7 @@ def train_ensemble(config: TrainConfig, resume: bool = False, overwrite: bool = 
         numbers.
     """
     run = open_run(config, resume, overwrite)
+    check_trackers(config)
     examples, held_out = read_data(config)
     spec = check_names(config)
     training = prepare(config, run, spec, examples, held_out)
@@ -229,6 +231,8 @@ def export(training: Training, scores: dict[str, Any]) -> Path:
     ]
     check_reload(staged, members, checked, config.activation)
     shutil.copyfile(training.run.log, staged / LOG_NAME)
+    if (training.run.path / TENSORBOARD).is_dir():  # not if it failed at once
+        shutil.copytree(training.run.path / TENSORBOARD, staged / TENSORBOARD)
     return staged
 
 
