@@ -33,7 +33,10 @@ def train_with_two_processes(config_file: Path) -> subprocess.CompletedProcess[s
 @pytest.mark.parametrize(
     ("data", "settings"),
     [
-        ([{**row, "source": "x"} for row in chat_rows()], {"eval_steps": 2, "responsibility_floor": 0.1}),
+        (
+            [{**row, "source": "x"} for row in chat_rows()],
+            {"eval_steps": 2, "early_stopping_patience": 1, "responsibility_floor": 0.1},
+        ),
         (
             [{**row, "group": number % 3} for number, row in enumerate(preference_rows())],
             {"objective": "dpo", "granularity": "group", "beta": 1.0, "learning_rate": 0.002},

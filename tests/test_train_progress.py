@@ -1,12 +1,15 @@
 """What a run shows on stderr, on a terminal and in a log file."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.tiny_training import write_config
 from train.exploding import Explosions
 from train.progress import Progress
+from train.sft import train_ensemble
 
 FACTS = {"loss": 1.25, "mixture_nll": 1.0, "routing_perplexity": 1.5, "load": [0.256, 0.744]}
 
@@ -67,6 +70,18 @@ def test_a_terminal_gets_a_bar_and_no_lines(
     assert [line for line in re.split("[\r\n]", shown) if line.strip() and "|" not in line] == [
         "softspec: something"
     ]
+
+
+def test_evaluations_and_the_end_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train_ensemble(
+        write_config(tmp_path, eval_file="train.jsonl", eval_steps=2, early_stopping_patience=5, max_steps=2)
+    )
+
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("softspec:")]
+    assert re.fullmatch(r"softspec: step 2: held-out mixture NLL \d+\.\d{4} nats", told[0])
+    assert re.fullmatch(
+        r"softspec: ended after step 2; kept are the members of step 2, .* the best: \d.* nats", told[1]
+    )
 
 
 def warned_at(norms: list[Any], max_grad_norm: float = 1.0) -> list[int]:

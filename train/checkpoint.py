@@ -36,6 +36,8 @@ FREE_TO_CHANGE = {
     "report_to",
 }
 """Settings that a resumed run may change: they do not touch the numbers (the examples have their own digest)."""
+EVALUATION = {"eval_file", "eval_steps", "dataset_config", "dataset_test_split"}
+"""These decide, after all, when early stopping ends a run."""
 
 
 @dataclass(frozen=True)
@@ -177,4 +179,5 @@ def stop_on_signals() -> Iterator[StopRequest]:
 
 def _binding(config: TrainConfig) -> dict[str, Any]:
     """The settings that decide the numbers, as plain JSON types."""
-    return config.model_dump(mode="json", exclude=FREE_TO_CHANGE)
+    free = FREE_TO_CHANGE - EVALUATION if config.early_stopping_patience else FREE_TO_CHANGE
+    return config.model_dump(mode="json", exclude=free)

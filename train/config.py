@@ -120,6 +120,10 @@ class TrainConfig(BaseModel):
     logging_steps: int = Field(1, ge=1)
     eval_steps: int | None = Field(None, ge=1)
     save_steps: int | None = Field(None, ge=1)
+    early_stopping_patience: int | None = Field(
+        None, ge=1, description="evaluations without a better held-out mixture NLL that end the run"
+    )
+    early_stopping_threshold: float = Field(0.0, ge=0, description="nats; a smaller gain is none")
     report_to: Annotated[tuple[str, ...], BeforeValidator(_one_or_more)] = Field(
         (), description="trackers beside TensorBoard, such as wandb"
     )
@@ -134,6 +138,10 @@ class TrainConfig(BaseModel):
             )
         if self.eval_steps and not self.eval_file:
             raise ValueError("eval_steps needs an eval_file")
+        if self.early_stopping_patience and not self.eval_steps:
+            raise ValueError("early_stopping_patience needs an eval_file and eval_steps")
+        if self.early_stopping_threshold and not self.early_stopping_patience:
+            raise ValueError("early_stopping_threshold needs early_stopping_patience")
         if self.routes_by_length and (self.granularity == "token" or self.objective == "dpo"):
             raise ValueError(
                 "length_exponent and length_weighting are about whole completions: expected granularity sequence or "

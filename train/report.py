@@ -43,6 +43,13 @@ class Report:
         self._record({"step": done, "held_out": scores})
         self._progress.say(f"softspec: step {done}: held-out mixture NLL {scores['mixture_nll']:.4f} nats")
 
+    def end(self, done: int) -> None:
+        """What early stopping has come to, if it is on."""
+        stopping = self._training.early_stopping
+        if stopping.is_on:
+            self._record({"step": done, "early_stopping": stopping.facts()})
+            self._progress.say(stopping.verdict(done))
+
     def _record(self, event: dict[str, Any]) -> None:
         self._log.write(event)
         self._trackers.log(event)

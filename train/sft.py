@@ -26,6 +26,7 @@ from train.checkpoint import (
     stop_on_signals,
 )
 from train.config import TrainConfig
+from train.early_stopping import EarlyStopping
 from train.errors import TrainingInterrupted
 from train.export import check_reload, publish, write_ensemble
 from train.members import LoraSpec, Members, resolve_spec
@@ -61,10 +62,10 @@ def train_ensemble(config: TrainConfig, resume: bool = False, overwrite: bool = 
     spec = check_names(config)
     training = prepare(config, run, spec, examples, held_out)
     finished = start_or_resume(training, resume)
-    run_steps(training, finished)
+    steps = run_steps(training, finished)
     scores = held_out_scores(training)
     if training.processes.is_main:
-        staged = export(training, scores)
+        staged = export(training, steps, scores)
         publish(staged, config.output_dir)
         run.remove()
     training.processes.wait()
@@ -141,6 +142,7 @@ def prepare(
         log_weights=uniform_log_weights(config.num_members).to(model.device),
         active_members=float(config.num_members),
         starvation=Starvation(config.num_members, patience_of(total_steps(config, order.steps_per_epoch))),
+        early_stopping=EarlyStopping(config),
     )
 
 
@@ -156,27 +158,38 @@ def start_or_resume(training: Training, resume: bool) -> int:
     return step
 
 
-def run_steps(training: Training, finished: int) -> None:
-    """All remaining steps, with report, held-out scores and checkpoints."""
-    config, total = training.config, training.total_steps
+def run_steps(training: Training, finished: int) -> int:
+    """All remaining steps, with report, held-out scores and checkpoints; returns how many the run has had.
+
+    With early stopping it leaves the members of the best evaluation.
+    """
+    config, total, stopping = training.config, training.total_steps, training.early_stopping
+    done = finished
     with open_report(training, finished) as report, stop_on_signals() as stop:
-        for step in range(finished, total):
-            facts = optimizer_step(training, step)
-            done = step + 1
+        while done < total and not stopping.is_over:
+            facts = optimizer_step(training, done)
+            done += 1
             if report:
                 report.step(facts)
-            if _is_due(config.eval_steps, done):
+            if _is_due(config.eval_steps, done) or (stopping.is_on and done == total):
                 scores = held_out_scores(training)
+                stopping.observe(done, scores["mixture_nll"], training.members_state)
                 if report:
                     report.evaluation(done, scores)
+            ended = done == total or stopping.is_over
+            if report and ended:
+                report.end(done)
             signal_number = training.processes.largest(stop.signal_number or 0)
-            if signal_number or _is_due(config.save_steps, done) or done == total:
+            if signal_number or _is_due(config.save_steps, done) or ended:
                 save(training, done)
             if signal_number:
                 raise TrainingInterrupted(
                     f"stopped after step {done} of {total}; go on with: softspec train CONFIG.yaml --resume",
                     exit_code=128 + signal_number,
                 )
+    if stopping.best_members:
+        training.load_members(stopping.best_members)
+    return done
 
 
 def save(training: Training, done: int) -> None:
@@ -195,7 +208,7 @@ def held_out_scores(training: Training) -> dict[str, Any]:
     )
 
 
-def export(training: Training, scores: dict[str, Any]) -> Path:
+def export(training: Training, steps: int, scores: dict[str, Any]) -> Path:
     """Write the ensemble beside its destination and check it through stock PEFT; returns the written folder."""
     config, members = training.config, training.members
     staged = training.run.staged
@@ -217,7 +230,8 @@ def export(training: Training, scores: dict[str, Any]) -> Path:
         training={
             "examples": len(training.examples),
             "examples_sha256": training.examples_digest,
-            "steps": training.total_steps,
+            "steps": steps,
+            **training.early_stopping.facts(),
             "settings": config.model_dump(
                 mode="json", exclude={"base_model", "train_file", "eval_file", "output_dir"}
             ),

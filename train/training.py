@@ -12,6 +12,7 @@ from torch import Tensor
 
 from train.checkpoint import RunFolder
 from train.config import TrainConfig
+from train.early_stopping import EarlyStopping
 from train.members import Members
 from train.objective import Objective
 from train.order import ExampleOrder
@@ -22,7 +23,7 @@ from train.starvation import Starvation
 
 @dataclass
 class Training:
-    """What every step of one run needs. A step changes the members, the optimizer and the last three fields.
+    """What every step of one run needs. A step changes the members, the optimizer and the last fields.
 
     `log_weights` (K,) are those of the mixture; `active_members` is how many members an example of the last micro-batch
     had gone to.
@@ -43,6 +44,7 @@ class Training:
     log_weights: Tensor
     active_members: float
     starvation: Starvation
+    early_stopping: EarlyStopping
 
     @property
     def total_steps(self) -> int:
@@ -52,19 +54,29 @@ class Training:
     def state_dict(self) -> dict[str, Any]:
         """All that later steps depend on, as torch's own state dicts."""
         return {
-            "weights": [weight.detach().cpu() for weight in self.members.parameters()],
+            **self.members_state(),
             "optimizer": self.optimizer.state_dict(),
-            "log_weights": self.log_weights.cpu(),
             "active_members": self.active_members,
             "starved_for": self.starvation.starved_for,
+            "early_stopping": self.early_stopping.state,
         }
 
-    @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
-        for weight, saved in zip(self.members.parameters(), state["weights"], strict=True):
-            weight.copy_(saved)
+        self.load_members(state)
         self.optimizer.load_state_dict(state["optimizer"])
-        self.log_weights = state["log_weights"].to(self.log_weights)
         self.active_members = state["active_members"]
         self.starvation.starved_for = state["starved_for"]
+        self.early_stopping.state = state["early_stopping"]
+
+    def members_state(self) -> dict[str, Any]:
+        """What is exported: a copy of the adapters and of the mixture weights."""
+        weights = [weight.detach().to("cpu", copy=True) for weight in self.members.parameters()]
+        return {"weights": weights, "log_weights": self.log_weights.cpu()}
+
+    @torch.no_grad()
+    def load_members(self, state: dict[str, Any]) -> None:
+        """The inverse of `members_state`."""
+        for weight, saved in zip(self.members.parameters(), state["weights"], strict=True):
+            weight.copy_(saved)
+        self.log_weights = state["log_weights"].to(self.log_weights)
