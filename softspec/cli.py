@@ -43,7 +43,9 @@ def build_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("train", help="train an ensemble from a YAML file")
     command.add_argument("config", type=Path, help="YAML file; relative paths in it are relative to it")
     command.add_argument(
-        "--resume", action="store_true", help="go on from the checkpoint of an interrupted run"
+        "--resume",
+        action="store_true",
+        help="go on from the checkpoint of an interrupted run, with the --set it began with",
     )
     command.add_argument("--overwrite", action="store_true", help="replace the ensemble in output_dir")
     command.add_argument(
@@ -146,14 +148,18 @@ def _add_bench_serve(benchmarks: "argparse._SubParsersAction[argparse.ArgumentPa
 
 def train(options: argparse.Namespace, _: Sequence[str]) -> None:
     _hide_foreign_progress()
-    from train.config import dump_config, load_config
+    from train.checkpoint import run_folder
+    from train.config import dump_config, load_config, pinned
     from train.processes import is_main_process
     from train.sft import train_ensemble
 
     config = load_config(options.config, options.set)
+    if options.resume:
+        config = load_config(options.config, [*run_folder(config).overrides, *options.set])
     if is_main_process():
         print(dump_config(config), file=sys.stderr)
-    output = train_ensemble(config, options.resume, options.overwrite)
+    overrides = [pinned(override) for override in options.set]
+    output = train_ensemble(config, options.resume, options.overwrite, overrides)
     if is_main_process():
         print(f"wrote {output}; serve it with: softspec serve {output}")
 

@@ -15,8 +15,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+import train.sft
+from softspec.cli import main
 from softspec.errors import ConfigError
-from softspec.manifest import member_dir
+from softspec.manifest import load_manifest, member_dir
 from tests.tiny_training import chat_rows, preference_rows, write_config, write_rows
 from train.config import TrainConfig
 from train.errors import TrainingInterrupted
@@ -199,3 +201,35 @@ def test_resuming_with_other_examples_is_refused(tmp_path: Path, rows: list[dict
 def test_resuming_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nothing to resume: no checkpoint in '.*ensemble\.partial'"):
         train_ensemble(write_config(tmp_path), resume=True)
+
+
+@pytest.fixture
+def begun_with_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The configuration file of a run that was begun with `--set` in another folder, and killed."""
+    write_config(tmp_path)
+    monkeypatch.chdir(tmp_path / "base")
+    settings = ["num_members=3", "eval_file=../train.jsonl", "learning_rate=2e-3", "save_steps=1"]
+    arguments = [argument for setting in settings for argument in ("--set", setting)]
+    with monkeypatch.context() as patch:
+        patch.setattr("train.sft.optimizer_step", dying_at(3, train.sft.optimizer_step))
+        with pytest.raises(Killed):
+            main(["train", str(tmp_path / "config.yaml"), *arguments])
+    monkeypatch.chdir(tmp_path)
+    return str(tmp_path / "config.yaml")
+
+
+def test_resuming_repeats_what_the_run_began_with(begun_with_set: str) -> None:
+    assert main(["train", begun_with_set, "--resume"]) == 0
+
+    manifest = load_manifest(Path(begun_with_set).with_name("ensemble"))
+    assert manifest.num_members == 3
+    assert manifest.held_out
+    assert manifest.training["settings"]["learning_rate"] == 2e-3
+
+
+def test_what_is_set_when_resuming_comes_last(
+    begun_with_set: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", begun_with_set, "--resume", "--set", "num_members=4"]) == 2
+
+    assert "cannot resume: num_members is 4, but the run began with 3" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from softspec.manifest import MANIFEST_NAME
 from train.config import TrainConfig
 
 LOG_NAME = "training.jsonl"
+OVERRIDES_NAME = "overrides.json"
 FREE_TO_CHANGE = {
     "output_dir",
     "name",
@@ -61,14 +62,26 @@ class RunFolder:
         """The finished ensemble before it moves into place."""
         return self.path / "ensemble"
 
-    def clear(self) -> None:
+    @property
+    def overrides(self) -> list[str]:
+        """What `--set` said when the run began, each KEY=VALUE."""
+        file = self.path / OVERRIDES_NAME
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+
+    def clear(self, overrides: Sequence[str] = ()) -> None:
         """Begin anew: drop whatever an earlier run left here."""
         self.remove()
         self.path.mkdir(parents=True)
+        (self.path / OVERRIDES_NAME).write_text(json.dumps(overrides), encoding="utf-8")
 
     def remove(self) -> None:
         """Delete the folder and all that is in it."""
         shutil.rmtree(self.path, ignore_errors=True)
+
+
+def run_folder(config: TrainConfig) -> RunFolder:
+    """The one beside the output."""
+    return RunFolder(config.output_dir.with_name(config.output_dir.name + ".partial"))
 
 
 def open_run(config: TrainConfig, resume: bool, overwrite: bool) -> RunFolder:
@@ -78,10 +91,7 @@ def open_run(config: TrainConfig, resume: bool, overwrite: bool) -> RunFolder:
         ConfigError: the output exists, an unfinished run exists and neither flag says what to do, or there is
             nothing to resume.
     """
-    output, run = (
-        config.output_dir,
-        RunFolder(config.output_dir.with_name(config.output_dir.name + ".partial")),
-    )
+    output, run = config.output_dir, run_folder(config)
     if output.exists() and not overwrite:
         raise ConfigError(f"'{output}' exists; choose another output_dir or replace it with --overwrite")
     if output.exists() and not (output / MANIFEST_NAME).is_file():

@@ -4,6 +4,7 @@ In: a path. Out: a checked `TrainConfig` whose relative paths are resolved. Load
 """
 
 import difflib
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -199,7 +200,14 @@ def dump_config(config: TrainConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def _override(content: dict[str, Any], override: str) -> None:
+def pinned(override: str) -> str:
+    """The same KEY=VALUE for any working directory."""
+    key, value = _key_and_value(override)
+    return f"{key}={json.dumps(value)}"
+
+
+def _key_and_value(override: str) -> tuple[str, Any]:
+    """What an override says; a path in it is made absolute."""
     key, sign, text = override.partition("=")
     if not key or not sign:
         raise ConfigError(f"--set is '{override}': expected KEY=VALUE, for instance renyi_alpha=0.5")
@@ -207,10 +215,15 @@ def _override(content: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {override}: the value is not YAML") from error
+    is_path = key in PATH_FIELDS and isinstance(value, str)
+    return key, _resolve(Path.cwd(), key, value) if is_path else value
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    key, value = _key_and_value(override)
     field, *inner = key.split(".")
     if not inner:
-        is_path = field in PATH_FIELDS and isinstance(value, str)
-        content[field] = _resolve(Path.cwd(), field, value) if is_path else value
+        content[field] = value
         return
     target = content.setdefault(field, _default(field))
     for name in inner[:-1]:

@@ -47,9 +47,13 @@ from train.training import Training
 RELOAD_CHECK_EXAMPLES = 2
 
 
-def train_ensemble(config: TrainConfig, resume: bool = False, overwrite: bool = False) -> Path:
+def train_ensemble(
+    config: TrainConfig, resume: bool = False, overwrite: bool = False, overrides: Sequence[str] = ()
+) -> Path:
     """Train K members jointly and write them as one ensemble directory; returns its path.
 
+    Args:
+        overrides: what `--set` said, which a resumed run is told again.
     Raises:
         UserError: settings, files or names that do not fit; found before the base model's weights are loaded.
         TrainingInterrupted: SIGINT or SIGTERM arrived; a checkpoint was written and `resume` continues from
@@ -61,7 +65,7 @@ def train_ensemble(config: TrainConfig, resume: bool = False, overwrite: bool = 
     examples, held_out = read_data(config)
     spec = check_names(config)
     training = prepare(config, run, spec, examples, held_out)
-    finished = start_or_resume(training, resume)
+    finished = start_or_resume(training, resume, overrides)
     steps = run_steps(training, finished)
     scores = held_out_scores(training)
     if training.processes.is_main:
@@ -146,12 +150,12 @@ def prepare(
     )
 
 
-def start_or_resume(training: Training, resume: bool) -> int:
+def start_or_resume(training: Training, resume: bool, overrides: Sequence[str]) -> int:
     """A fresh run folder, or the state of the checkpoint in it; returns the number of finished steps."""
     training.processes.wait()  # until all have seen the folder as it was
     if not resume:
         if training.processes.is_main:
-            training.run.clear()
+            training.run.clear(overrides)
         return 0
     step, state = load_checkpoint(training.run, training.config, training.examples_digest)
     training.load_state_dict(state)
