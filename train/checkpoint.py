@@ -113,7 +113,10 @@ def save_checkpoint(
     """Store everything that later steps depend on; a crash while writing leaves the older checkpoint."""
     content = {"step": step, "state": state, "config": _binding(config), "examples": digest}
     temporary = run.checkpoint.with_suffix(".new")
-    torch.save(content, temporary)
+    with temporary.open("wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())  # or a machine that dies may have renamed the file without its data
     os.replace(temporary, run.checkpoint)
 
 
@@ -143,9 +146,12 @@ class TrainingLog:
     def __init__(self, path: Path, finished_steps: int) -> None:
         kept = []
         if path.exists():
-            lines = path.read_text(encoding="utf-8").splitlines()
+            # After the last line end there is nothing, or what a killed process had of its last line.
+            *lines, _ = path.read_text(encoding="utf-8").split("\n")
             kept = [line for line in lines if json.loads(line)["step"] <= finished_steps]
-        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        temporary = path.with_suffix(".new")
+        temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        os.replace(temporary, path)
         self._path = path
 
     def write(self, event: dict[str, Any]) -> None:
