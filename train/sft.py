@@ -4,17 +4,14 @@ In: a `TrainConfig`. Out: an ensemble directory. Read `train_ensemble` first; th
 verbs.
 """
 
-import hashlib
-import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from softspec.errors import DataError
 from softspec.manifest import BaseModelRef, Manifest
 from softspec.mixture import uniform_log_weights
 from train.checkpoint import (
@@ -31,7 +28,7 @@ from train.errors import TrainingInterrupted
 from train.export import check_reload, publish, write_ensemble
 from train.members import LoraSpec, Members, resolve_spec
 from train.model import end_of_turn_ids, fingerprint, load_base, load_skeleton, load_tokenizer
-from train.objective import Objective, objective_of
+from train.objective import objective_of
 from train.order import ExampleOrder
 from train.prior import prior_mean
 from train.processes import Processes, is_main_process
@@ -41,6 +38,7 @@ from train.sources import read_rows
 from train.starvation import Starvation, patience_of
 from train.step import optimizer_step
 from train.store import Store
+from train.survey import survey
 from train.tracking import TENSORBOARD, check_trackers
 from train.training import Training
 
@@ -89,20 +87,7 @@ def read_data(config: TrainConfig) -> tuple[Sequence[Any], Sequence[Any]]:
         return Store(bar, config.output_dir.parent)
 
     examples = read(config.train_file, config.dataset_train_split)
-    if config.granularity == "group":
-        require_groups(examples, config.train_file)
     return examples, read(config.eval_file, config.dataset_test_split) if config.eval_file else []
-
-
-def require_groups(units: Sequence[Any], data: str) -> None:
-    """Every example must say with which others it is routed.
-
-    Raises:
-        DataError: one does not.
-    """
-    for number, unit in enumerate(units, start=1):
-        if unit.group is None:
-            raise DataError(f"{data}: example {number} has no 'group', expected one for granularity group")
 
 
 def check_names(config: TrainConfig) -> LoraSpec:
@@ -118,6 +103,7 @@ def prepare(
 ) -> Training:
     """Load the base, install the members and their optimizer."""
     objective, processes = objective_of(config), Processes()
+    known = survey(config, objective, examples)
     model = load_base(config.base_model, config.model_revision, config.dtype, processes.device)
     members = Members(
         model, spec, config.num_members, config.seed, config.b_init_std, config.gradient_checkpointing
@@ -125,11 +111,7 @@ def prepare(
     optimizer = torch.optim.AdamW(
         members.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )
-    order = ExampleOrder(
-        config,
-        len(examples),
-        [unit.group for unit in examples] if config.granularity == "group" else None,
-    )
+    order = ExampleOrder(config, len(examples), known.groups)
     return Training(
         config=config,
         objective=objective,
@@ -140,9 +122,9 @@ def prepare(
         examples=objective.with_reference(members, examples, processes),
         held_out=objective.with_reference(members, held_out, processes),
         order=order,
-        mean_length=mean_completion_length(objective, examples),
+        mean_length=known.mean_length,
         prior_mean=prior_mean(config, members),
-        examples_digest=digest_of(objective, examples),
+        examples_digest=known.digest,
         log_weights=uniform_log_weights(config.num_members).to(model.device),
         active_members=float(config.num_members),
         starvation=Starvation(config.num_members, patience_of(total_steps(config, order.steps_per_epoch))),
@@ -252,21 +234,6 @@ def export(training: Training, steps: int, scores: dict[str, Any]) -> Path:
     if (training.run.path / TENSORBOARD).is_dir():  # not if it failed at once
         shutil.copytree(training.run.path / TENSORBOARD, staged / TENSORBOARD)
     return staged
-
-
-def digest_of(objective: Objective, units: Iterable[Any]) -> str:
-    """Tells whether two runs saw the same tokens, groups and weights in the same order."""
-    digest = hashlib.sha256()
-    for unit in units:
-        tokens = [[example.prompt_ids, example.completion_ids] for example in objective.completions(unit)]
-        digest.update(json.dumps([tokens, unit.group, unit.weight]).encode())
-    return digest.hexdigest()
-
-
-def mean_completion_length(objective: Objective, units: Sequence[Any]) -> float:
-    """Completion tokens of a unit, the mean over all."""
-    completions = (example for unit in units for example in objective.completions(unit))
-    return sum(len(example.completion_ids) for example in completions) / len(units)
 
 
 def _is_due(every: int | None, done: int) -> bool:
