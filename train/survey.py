@@ -16,8 +16,8 @@ from train.objective import Objective
 
 @dataclass(frozen=True)
 class Survey:
-    """`digest` tells whether two runs saw the same tokens, groups and weights in the same order; `mean_length` is that of
-    a unit's completion, in tokens; `groups` those of all units, None unless they matter.
+    """`digest` tells whether two runs saw the same tokens, groups and weights in the same order; `mean_length` is
+    that of a unit's completion, in tokens; `groups` those of all units, None unless they matter.
     """
 
     digest: str
