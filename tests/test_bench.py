@@ -14,12 +14,14 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from server.bench.measure import Results, Way, measure_all
+from server.bench.measure import Way, measure_all
 from server.bench.outside import SteppingClient, TopTokens, mix_top
 from server.bench.plan import WAYS, BenchSettings, Cell
 from server.bench.random_ensemble import first_members
 from server.bench.report import format_report
-from server.bench.spread import Sample, Spread, paired_ratios, summarise, time_per_token
+from server.bench.sample import SUMMARY, Sample, time_per_token
+from softspec.bench.results import Results
+from softspec.bench.spread import Spread, paired_ratios
 from softspec.cli import main
 from softspec.manifest import BaseModelRef, BlockActivation, Manifest, load_manifest
 from softspec.mixture import mixture_logprobs, update_log_weights
@@ -70,7 +72,7 @@ def test_ratios_are_taken_within_each_repeat() -> None:
 
 
 def test_repeats_without_a_pace_are_left_out_of_its_spread_and_ratios() -> None:
-    found = summarise(
+    found = SUMMARY.of(
         {"ensemble": [sample(0, tpot_s=None), sample(1, tpot_s=3.0)], "member": [sample(0), sample(1)]}
     )
 
@@ -204,7 +206,7 @@ def measure(path: Path, settings: BenchSettings, answers_before_ctrl_c: int) -> 
         return [float(token) for token in range(num_tokens)]
 
     ways = {name: Way(answer, "scripted") for name in settings.ways}
-    results = Results(path, {"machine": {"cpu": "scripted"}}, settings)
+    results = Results(path, {"machine": {"cpu": "scripted"}}, SUMMARY)
     with tqdm(disable=True) as bar:
         asyncio.run(measure_all(ways, settings, 300, results, bar))
     return json.loads(path.read_text())  # type: ignore[no-any-return]

@@ -1,25 +1,21 @@
 """The measuring loop: every way in every repeat of every cell, in turn, results on disk after every repeat.
 
-In: ways and settings. Out: a document of plain JSON types. Knows no engine.
+In: ways and settings. Out: samples, in a document. Knows no engine.
 """
 
 import asyncio
-import json
-import os
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from tqdm import tqdm
 
-from server.bench.plan import WAYS, BenchSettings, Cell
-from server.bench.spread import Sample, summarise
+from server.bench.plan import BenchSettings, Cell
+from server.bench.sample import Sample
+from softspec.bench.results import Results
 
-SCHEMA_VERSION = 1
 _IDLE_S = 1.1
 """An engine goes on polling for a second after its last step, on a core that the next one needs."""
 
@@ -34,46 +30,6 @@ class Way:
     answer: Callable[[Sequence[int], int], Awaitable[list[float]]]
     engine: str
     prepare: Callable[[], Awaitable[None]] | None = None
-
-
-class Results:
-    """The document that is being written; `path` always holds a readable one."""
-
-    def __init__(self, path: Path, facts: Mapping[str, Any], settings: BenchSettings) -> None:
-        """`facts` describe the machine, the engine and the model; keys of the document."""
-        self._path = path
-        self._settings = settings
-        self._samples: dict[Cell, dict[str, list[Sample]]] = {}
-        self.document: dict[str, Any] = {
-            "schema_version": SCHEMA_VERSION,
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
-            "complete": False,
-            **facts,
-            "settings": asdict(settings),
-            "ways": {way: WAYS[way] for way in settings.ways},
-            "left_out": settings.left_out,
-            "cells": [],
-        }
-        self.write()
-
-    def add(self, cell: Cell, way: str, sample: Sample) -> None:
-        ways = self._settings.ways_of(cell)
-        self._samples.setdefault(cell, {name: [] for name in ways})[way].append(sample)
-
-    def write(self, complete: bool = False) -> None:
-        """Replace the file by what is known now; readers see the old one or the new one."""
-        self.document["complete"] = complete
-        self.document["cells"] = [
-            {
-                **asdict(cell),
-                **summarise(samples),
-                "samples": {way: [asdict(sample) for sample in found] for way, found in samples.items()},
-            }
-            for cell, samples in self._samples.items()
-        ]
-        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(self.document, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, self._path)
 
 
 async def measure_all(
@@ -98,6 +54,7 @@ async def measure_all(
     tqdm.write(f"at most about {bar.total / 60:.0f} minutes to go", file=sys.stderr)
     for cell in settings.cells:
         bar.set_description(str(cell))
+        results.begin(cell, settings.ways_of(cell))
         for repeat in range(settings.repeats):
             for place, way in enumerate(settings.order(cell, repeat)):
                 prompts = settings.prompts(cell, repeat, way, vocab_size)

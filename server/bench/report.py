@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from server.bench.plan import Cell
+from softspec.bench.spread import shown
 
 
 def format_report(document: Mapping[str, Any]) -> str:
@@ -18,20 +19,13 @@ def format_report(document: Mapping[str, Any]) -> str:
         title = f"{Cell(cell['concurrency'], cell['prompt_tokens'])}, median (min to max)"
         lines += ["", f"{title:45}{'first token, ms':>26}{'next tokens, ms':>26}{'tokens per s':>26}"]
         for way, measures in cell["spreads"].items():
-            times = _shown(measures["ttft_s"], 1e3, 1) + _shown(measures["tpot_s"], 1e3, 1)
-            lines.append(f"  {way:43}{times}{_shown(measures['tokens_per_s'], 1, 1)}")
+            times = shown(measures["ttft_s"], 1e3, 1) + shown(measures["tpot_s"], 1e3, 1)
+            lines.append(f"  {way:43}{times}{shown(measures['tokens_per_s'], 1, 1)}")
         for pair, measures in cell["ratios"].items():
-            times = _shown(measures["ttft_s"], 1, 2) + _shown(measures["tpot_s"], 1, 2)
+            times = shown(measures["ttft_s"], 1, 2) + shown(measures["tpot_s"], 1, 2)
             lines.append(f"  {pair.replace('/', ' / '):43}{times}")
     if document["left_out"]:
         lines += ["", "left out: " + "; ".join(document["left_out"])]
     if not document["complete"]:
         lines += ["", "not complete: it was interrupted"]
     return "\n".join(lines)
-
-
-def _shown(spread: Mapping[str, float] | None, factor: float, digits: int) -> str:
-    if spread is None:
-        return f"{'-':>26}"
-    median, low, high = (spread[key] * factor for key in ("median", "min", "max"))
-    return f"{f'{median:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})':>26}"

@@ -9,17 +9,21 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from server.bench import describe
-from server.bench.measure import Results, measure_all
+from server.bench.describe import model as describe_model
+from server.bench.measure import measure_all
 from server.bench.outside import SteppingClient, open_session, stock_server
-from server.bench.plan import BenchSettings
+from server.bench.plan import WAYS, BenchSettings
+from server.bench.sample import SUMMARY
 from server.bench.ways import client_way, local_ways, reference_way
+from softspec.bench import describe
+from softspec.bench.results import Results
 from softspec.engine.local import open_engine
 from softspec.engine.registry import load_ensembles
 from softspec.manifest import Manifest
@@ -42,7 +46,7 @@ async def run(
         stock_environment: variables of the unmodified server.
     """
     base, (rows, tokens_per_row) = arguments[0], settings.room(manifest)
-    model = describe.model(base, directory, manifest)
+    model = describe_model(base, directory, manifest)
     ensembles = load_ensembles([directory])
     async with AsyncExitStack() as stack:
         engine = await stack.enter_async_context(open_engine(arguments, ensembles, rows, tokens_per_row))
@@ -64,8 +68,11 @@ async def run(
             "machine": describe.machine(),
             "engine": facts,
             "model": model,
+            "settings": asdict(settings),
+            "ways": {way: WAYS[way] for way in settings.ways},
+            "left_out": settings.left_out,
         }
-        results = Results(output, description, settings)
+        results = Results(output, description, SUMMARY)
         # As vLLM's server does once it has started: no pauses for what stays anyway.
         gc.freeze()
         with tqdm(bar_format="{desc}{percentage:3.0f}%|{bar}| {elapsed}<{remaining}", file=sys.stderr) as bar:

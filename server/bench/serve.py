@@ -7,11 +7,9 @@ repeat. Checks what can be checked before an engine is started.
 import asyncio
 import gc
 import os
-import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,16 +21,11 @@ from server.bench.random_ensemble import first_members, random_adapters
 from server.launch import server_arguments, server_environment
 from server.settings import Settings
 from softspec.base_model import local_base
-from softspec.errors import ConfigError, SoftspecError
+from softspec.bench.results import check_output, interruptible
+from softspec.errors import ConfigError
 from softspec.manifest import DEFAULT_BLOCK_SIZE, BlockActivation, Manifest, load_manifest
 
 _RANDOM_RANK = 16
-
-
-class BenchInterrupted(SoftspecError):
-    """Ctrl-C; what was measured, if anything, is on disk. `exit_code` is the shell's 128 + signal number."""
-
-    exit_code = 130
 
 
 def bench_serve(
@@ -66,8 +59,7 @@ def bench_serve(
         raise ConfigError(
             "--members is for an ensemble directory: give --random-adapters as many as you want"
         )
-    if not output.parent.is_dir():
-        raise ConfigError(f"--json is '{output}' but there is no directory '{output.parent}': make it first")
+    check_output(output)
     if torch.cuda.is_available():
         settings = replace(settings, ways=tuple(way for way in settings.ways if way != "reference"))
     with tempfile.TemporaryDirectory(prefix="softspec-bench-") as scratch:
@@ -84,13 +76,11 @@ def bench_serve(
         _print_plan(manifest, settings)
         stock_environment = _prepare_environment(directory)
         try:
-            with _raise_on_signals():
+            with interruptible(output):
                 # Imported here: takes many seconds, and must see the environment.
                 from server.bench.run import run
 
                 return asyncio.run(run(directory, manifest, arguments, stock_environment, output, settings))
-        except KeyboardInterrupt as error:
-            raise BenchInterrupted(f"interrupted; what was measured is in '{output}'") from error
         finally:
             # The engine's finaliser would fail at exit, when the modules that it needs are being taken apart.
             gc.unfreeze()
@@ -105,21 +95,6 @@ def _prepare_environment(directory: Path) -> dict[str, str]:
     os.environ.update(server_environment(settings, os.environ))
     ours = {*settings.to_environment(), "VLLM_PLUGINS"}
     return {name: value for name, value in os.environ.items() if name not in ours}
-
-
-@contextmanager
-def _raise_on_signals() -> Iterator[None]:
-    """SIGINT and SIGTERM raise KeyboardInterrupt at once, while engines start too; so nothing is left running."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _random_ensemble(num_members: int, base: str | None, directory: Path) -> tuple[Path, str]:
