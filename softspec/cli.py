@@ -97,7 +97,9 @@ def build_parser() -> argparse.ArgumentParser:
     command.set_defaults(command=demo)
 
     benchmarks = commands.add_parser("bench", help="measure on this machine")
-    _add_bench_serve(benchmarks.add_subparsers(required=True, metavar="WHAT"))
+    subjects = benchmarks.add_subparsers(required=True, metavar="WHAT")
+    _add_bench_serve(subjects)
+    _add_bench_train(subjects)
     return parser
 
 
@@ -144,6 +146,58 @@ def _add_bench_serve(benchmarks: "argparse._SubParsersAction[argparse.ArgumentPa
     for flag, value in numbers.items():
         command.add_argument(flag, type=int, default=value, metavar="N", help="default: %(default)s")
     command.set_defaults(command=bench_serve)
+
+
+def _add_bench_train(benchmarks: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    from train.bench.plan import REGIMES, WAYS, BenchSettings
+
+    defaults = BenchSettings()
+    command = benchmarks.add_parser(
+        "train",
+        help="a training step of K members beside other ways to it: seconds, memory, tokens per second",
+        description="Ways: " + "; ".join(f"{way}: {what}" for way, what in WAYS.items()) + ".",
+    )
+    command.add_argument(
+        "--base",
+        help="directory or hub id; a directory without weights gets random ones (default: SmolLM2-135M-Instruct)",
+    )
+    command.add_argument("--json", type=Path, required=True, metavar="FILE", help="where the results go")
+    command.add_argument("--ways", nargs="+", default=defaults.ways, metavar="WAY", help="default: all")
+    command.add_argument(
+        "--regimes",
+        nargs="+",
+        default=defaults.regimes,
+        metavar="REGIME",
+        help=f"default: {' '.join(REGIMES)}",
+    )
+    command.add_argument(
+        "--lengths",
+        nargs="+",
+        default=["/".join(map(str, pair)) for pair in defaults.lengths],
+        metavar="PROMPT/COMPLETION",
+        help="tokens of an example (default: 256/32 32/8)",
+    )
+    command.add_argument(
+        "--members", nargs="+", type=int, default=defaults.members, metavar="K", help="default: 4 8"
+    )
+    numbers = {
+        "--batch": (defaults.batch, "examples of a micro-batch, two of which are a step"),
+        "--rank": (defaults.rank, "of every adapter"),
+        "--repeats": (defaults.repeats, "in each of which every way has a turn"),
+        "--steps": (defaults.steps, "of a turn"),
+        "--seed": (defaults.seed, "of data and adapters"),
+    }
+    for flag, (value, what) in numbers.items():
+        command.add_argument(
+            flag, type=int, default=value, metavar="N", help=f"{what} (default: %(default)s)"
+        )
+    command.add_argument(
+        "--alpha",
+        type=float,
+        default=defaults.renyi_alpha,
+        help="order of the objective (default: %(default)s)",
+    )
+    command.set_defaults(command=bench_train)
 
 
 def train(options: argparse.Namespace, _: Sequence[str]) -> None:
@@ -227,6 +281,28 @@ def bench_serve(options: argparse.Namespace, vllm_args: Sequence[str]) -> None:
         vllm_args,
     )
     print(format_report(document))
+
+
+def bench_train(options: argparse.Namespace, _: Sequence[str]) -> None:
+    from train.bench.plan import BenchSettings, parse_lengths
+
+    settings = BenchSettings(
+        ways=tuple(options.ways),
+        lengths=parse_lengths(options.lengths),
+        members=tuple(options.members),
+        regimes=tuple(options.regimes),
+        batch=options.batch,
+        rank=options.rank,
+        renyi_alpha=options.alpha,
+        repeats=options.repeats,
+        steps=options.steps,
+        seed=options.seed,
+    )
+    _hide_foreign_progress()
+    from train.bench.report import format_report
+    from train.bench.run import bench_train as run
+
+    print(format_report(run(options.base, options.json, settings)))
 
 
 def _hide_foreign_progress() -> None:

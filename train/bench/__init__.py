@@ -1,0 +1,1 @@
+"""`softspec bench train`: what a training step of K members costs, beside the other ways to train them."""

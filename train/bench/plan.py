@@ -1,0 +1,123 @@
+"""What `softspec bench train` measures: the ways to a training step, the cells, their order.
+
+Holds every setting and its default. Knows no model, and imports none: every command line reads it.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+
+from softspec.errors import ConfigError
+
+WAYS = {
+    "softspec": "`softspec train`: K members in one step, adapters off for the whole blocks of the prompt",
+    "softspec-always": "the same with adapters on everywhere, which is what the other ways compute",
+    "peft-switching": "one PEFT model: K forward passes whose graphs are kept, the same loss, one backward pass",
+    "peft-mixed": "one PEFT model: K x B rows in one pass with adapter_names, the same loss",
+    "peft-separate": "K independent PEFT runs, one after another, each with its own mean NLL",
+    "trl": "the same K runs in TRL's SFTTrainer",
+}
+JOINT = ("softspec", "softspec-always", "peft-switching", "peft-mixed")
+"""The ways with one loss over all members: their gradients must agree."""
+REGIMES = {
+    "start": "B = 0: all members equal",
+    "specialised": "random A and B: members differ by tens of nats",
+}
+MICRO_BATCHES = 2
+"""In one optimizer step."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Examples of so many tokens, for so many members, in one regime."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    members: int
+    regime: str
+
+    def __str__(self) -> str:
+        return f"{self.prompt_tokens}/{self.completion_tokens} tokens, K = {self.members}, {self.regime}"
+
+
+@dataclass(frozen=True)
+class BenchSettings:
+    """`lengths` are prompt and completion tokens; `batch` is the examples of a micro-batch, two of which are a step."""
+
+    ways: tuple[str, ...] = tuple(WAYS)
+    lengths: tuple[tuple[int, int], ...] = ((256, 32), (32, 8))
+    members: tuple[int, ...] = (4, 8)
+    regimes: tuple[str, ...] = tuple(REGIMES)
+    batch: int = 4
+    rank: int = 16
+    renyi_alpha: float = 0.8
+    repeats: int = 5
+    steps: int = 2
+    seed: int = 0
+    has_trl: bool = field(default_factory=lambda: find_spec("trl") is not None)
+
+    def __post_init__(self) -> None:
+        for flag, names, known in (("--ways", self.ways, WAYS), ("--regimes", self.regimes, REGIMES)):
+            unknown = [name for name in names if name not in known]
+            if unknown:
+                raise ConfigError(f"{flag} has '{unknown[0]}': expected some of {', '.join(known)}")
+        least = {
+            "--lengths": (min(min(pair) for pair in self.lengths), 1),
+            "--members": (min(self.members), 1),
+            "--batch": (self.batch, 1),
+            "--rank": (self.rank, 1),
+            "--repeats": (self.repeats, 1),
+            "--steps": (self.steps, 1),
+        }
+        for flag, (found, allowed) in least.items():
+            if found < allowed:
+                raise ConfigError(f"{flag} is {found}: expected at least {allowed}")
+        if not 0 <= self.renyi_alpha <= 1:
+            raise ConfigError(f"--alpha is {self.renyi_alpha:g}: expected 0 to 1")
+
+    @property
+    def cells(self) -> list[Cell]:
+        """Small ones first."""
+        return [
+            Cell(prompt, completion, members, regime)
+            for prompt, completion in sorted(set(self.lengths), key=sum)
+            for members in sorted(set(self.members))
+            for regime in REGIMES
+            if regime in self.regimes
+        ]
+
+    @property
+    def measured_ways(self) -> list[str]:
+        return [way for way in WAYS if way in self.ways and (way != "trl" or self.has_trl)]
+
+    @property
+    def left_out(self) -> list[str]:
+        """What a reader might miss, and why it is not there."""
+        missing = [f"{way}: not among --ways" for way in WAYS if way not in self.ways]
+        return missing + ["trl: not installed"] * ("trl" in self.ways and not self.has_trl)
+
+    @property
+    def examples_per_step(self) -> int:
+        return MICRO_BATCHES * self.batch
+
+    def order(self, cell: Cell, repeat: int) -> list[str]:
+        """The ways, shuffled anew for every repeat."""
+        ways = self.measured_ways
+        random.Random(f"{self.seed} order {cell} {repeat}").shuffle(ways)
+        return ways
+
+
+def parse_lengths(texts: Sequence[str]) -> tuple[tuple[int, int], ...]:
+    """`PROMPT/COMPLETION`, in tokens.
+
+    Raises:
+        ConfigError: something else.
+    """
+    pairs = []
+    for text in texts:
+        prompt, _, completion = text.partition("/")
+        if not (prompt.isdecimal() and completion.isdecimal()):
+            raise ConfigError(f"--lengths has '{text}': expected PROMPT/COMPLETION in tokens, such as 256/32")
+        pairs.append((int(prompt), int(completion)))
+    return tuple(pairs)
