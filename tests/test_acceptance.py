@@ -18,6 +18,8 @@ from tests.pilot_facts import FactsOutcome, train_on_statements, write_statement
 from tests.pilot_tastes import TasteOutcome, train_on_judgements, write_judgements
 from train.facts import invent_things
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass(frozen=True)
 class Size:

@@ -51,6 +51,7 @@ def log_lines(folder: Path) -> list[str]:
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.slow
 def test_a_run_that_was_killed_twice_ends_as_one_that_was_not(tmp_path: Path) -> None:
     """The second time while it goes on from the first."""
     whole = write_config(tmp_path, output_dir="whole", **SETTINGS)

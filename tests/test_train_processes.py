@@ -15,6 +15,8 @@ from tests.tiny_training import chat_rows, preference_rows, write_config, write_
 from train.checkpoint import LOG_NAME
 from train.sft import train_ensemble
 
+pytestmark = pytest.mark.slow
+
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
