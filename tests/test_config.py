@@ -181,6 +181,7 @@ def test_two_ways_to_pull_weights_back_are_refused(tmp_path: Path) -> None:
         ),
         (["objective=dpo", "length_weighting=own_length"], "length_exponent and length_weighting are about"),
         (["objective=dpo", "granularity=token"], "granularity token has no meaning for preferences"),
+        (["num_members=4", "skip_responsibility=0.25"], "skip_responsibility must be below 1 / num_members"),
     ],
     ids=str,
 )

@@ -148,6 +148,10 @@ class TrainConfig(BaseModel):
                 "length_exponent and length_weighting are about whole completions: expected granularity sequence or "
                 "group, and objective sft"
             )
+        if self.skip_responsibility * self.num_members >= 1:
+            raise ValueError(
+                "skip_responsibility must be below 1 / num_members, or no member may learn an example"
+            )
         if self.objective == "dpo" and self.granularity == "token":
             raise ValueError("granularity token has no meaning for preferences: expected sequence or group")
         return self
