@@ -61,7 +61,7 @@ def contradictions(request: pytest.FixtureRequest, base_of: Any, tmp_path_factor
 @pytest.fixture(scope="module", params=SIZES)
 def agreement(request: pytest.FixtureRequest, base_of: Any, tmp_path_factory: Any) -> Facts:
     """48 things on which two sources agree: nothing to specialise on."""
-    size = replace(request.param, alphas=(0.0, 0.8), single=False)
+    size = replace(request.param, alphas=(0.0, 0.8))
     results = learn_facts(size, base_of, tmp_path_factory, agreed=48, conflict=0)
     print_table("Two sources that agree", results)
     return results
