@@ -36,7 +36,7 @@ test: setup lint $(TRITON)/.installed
 	$(BIN)/python -m pytest
 
 test-fast: setup
-	$(BIN)/python -m pytest -m "not vllm and not model and not gpu and not pilot"
+	$(BIN)/python -m pytest -m "not vllm and not model and not slow and not gpu and not pilot"
 
 lint: setup
 	$(BIN)/ruff check $(CODE)
