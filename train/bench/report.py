@@ -23,7 +23,7 @@ def format_report(document: Mapping[str, Any]) -> str:
             f"{title:54}{'s a step':>26}{'tokens per s':>26}{'peak GiB':>26}{'above base, GiB':>26}",
         ]
         for way, measures in cell["spreads"].items():
-            columns = shown(measures["step_s"], 1, 3) + shown(measures["tokens_per_s"], 1, 1)
+            columns = shown(measures["step_s"], 1, 3) + shown(measures["tokens_per_s"], 1, 0)
             lines.append(f"  {way:52}{columns}{_memory(measures, 2**-30)}")
         for pair, measures in cell["ratios"].items():
             columns = shown(measures["step_s"], 1, 2) + " " * 26
