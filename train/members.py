@@ -167,8 +167,8 @@ class Members:
         One by one, because a global norm would let a member that learns much slow the others down.
         """
         gradients = [weight.grad for weight in self.parameters() if weight.grad is not None]
-        squares = torch.stack([gradient.square().flatten(1).sum(1) for gradient in gradients])
-        norms = squares.sum(0).sqrt()
+        parts = torch.stack([torch.linalg.vector_norm(each.flatten(1), dim=1) for each in gradients])
+        norms = torch.linalg.vector_norm(parts, dim=0)
         if max_norm > 0:
             factors = (max_norm / (norms + 1e-6)).clamp_max(1)
             for gradient in gradients:

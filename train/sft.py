@@ -109,7 +109,7 @@ def prepare(
         model, spec, config.num_members, config.seed, config.b_init_std, config.gradient_checkpointing
     )
     optimizer = torch.optim.AdamW(
-        members.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        members.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
     )
     order = ExampleOrder(config, len(examples), known.groups)
     return Training(

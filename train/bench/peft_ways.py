@@ -33,7 +33,7 @@ class PeftWay(SteppingWay):
             for name in self.names
         }
         weights = [weight for own in self.weights.values() for weight in own]
-        self.optimizer = torch.optim.AdamW(weights, lr=LEARNING_RATE, weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(weights, lr=LEARNING_RATE, weight_decay=0.0, fused=True)
         self.members = cell.members
         self.renyi_alpha = settings.renyi_alpha
         self.micro_batch_size = settings.batch
