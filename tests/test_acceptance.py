@@ -31,7 +31,7 @@ class Size:
     single: bool
 
 
-QUICK = Size(seeds=(0,), alphas=(0.0, 0.8), steps=300, single=False)
+QUICK = Size(seeds=(0,), alphas=(0.0, 0.8), steps=200, single=False)
 FULL = Size(seeds=(0, 1, 2), alphas=(0.0, 0.3, 0.5, 0.8, 1.0), steps=1200, single=True)
 SIZES = [
     pytest.param(QUICK, id="quick"),
