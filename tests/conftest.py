@@ -1,6 +1,13 @@
 """Fixtures that are too dear to make twice: the tiny checkpoint and the engines."""
 
 import os
+
+# Libraries read these when they are imported.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,11 +19,6 @@ from tests.tiny import random_adapters, tiny_llama
 
 if TYPE_CHECKING:
     from tests.engine_harness import EngineHarness
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 
 MEMBER_COUNTS = (1, 2, 4)
 
