@@ -177,6 +177,7 @@ def test_a_way_whose_process_is_killed_is_left_out(tiny_base: Path) -> None:
     assert "40/5 tokens, K = 3, start: softspec: killed" in document["left_out"][-1]
 
 
+@pytest.mark.slow
 def test_all_ways_are_measured_side_by_side(
     tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
