@@ -15,6 +15,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
 from softspec.cli import main
+from tests.test_cli import only_line_of_a_mistake
 from tests.tiny import tiny_config
 from train.bench.material import base_with_weights, random_adapters, random_examples
 from train.bench.plan import JOINT, BenchSettings, Cell, parse_lengths
@@ -237,9 +238,6 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(
 ) -> None:
     monkeypatch.chdir(tmp_path)
 
-    code = main(["bench", "train", *flags, *([] if "--json" in flags else ["--json", "bench.json"])])
+    arguments = ["bench", "train", *flags, *([] if "--json" in flags else ["--json", "bench.json"])]
 
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert code == 2
-    assert len(lines) == 1
-    assert message in lines[0]
+    assert message in only_line_of_a_mistake(arguments, capsys)

@@ -30,6 +30,16 @@ def test_inspect_says_what_there_is(
     assert "2 of LoRA rank 4" in capsys.readouterr().out
 
 
+def only_line_of_a_mistake(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """What the command line says to these arguments, in one line, before it ends with exit code 2."""
+    code = main(arguments)
+
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert code == 2
+    assert len(lines) == 1
+    return lines[0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -50,12 +60,9 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(
 ) -> None:
     monkeypatch.chdir(tmp_path)
 
-    code = main(arguments)
+    line = only_line_of_a_mistake(arguments, capsys)
 
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert code == 2
-    assert len(lines) == 1
-    assert message in lines[0]
+    assert message in line
 
 
 def test_unknown_flags_are_refused_except_for_vllm(capsys: pytest.CaptureFixture[str]) -> None:

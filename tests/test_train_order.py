@@ -1,22 +1,15 @@
 """The order of the data: every example once an epoch, and groups in pieces that meet in a step."""
 
-from pathlib import Path
+from typing import Any
 
+from tests.tiny_training import config_of_no_files
 from train.config import TrainConfig
 from train.order import ExampleOrder
 
 
-def settings(**changes: object) -> TrainConfig:
+def settings(**changes: Any) -> TrainConfig:
     """A configuration with four examples a step."""
-    content = {
-        "base_model": "x/y",
-        "train_file": "t",
-        "output_dir": Path("o"),
-        "micro_batch_size": 2,
-        "gradient_accumulation_steps": 2,
-        **changes,
-    }
-    return TrainConfig.model_validate(content)
+    return config_of_no_files(gradient_accumulation_steps=2, **changes)
 
 
 def epochs(order: ExampleOrder, count: int) -> list[list[int]]:

@@ -1,30 +1,15 @@
 """The schedule: rates that warm up and decay, nothing to remember between steps."""
 
-from pathlib import Path
-
 import pytest
 
-from train.config import TrainConfig
+from tests.tiny_training import config_of_no_files
 from train.schedule import learning_rate, renyi_alpha, total_steps
 
 
-def schedule(**settings: object) -> TrainConfig:
-    """A configuration with two examples a step."""
-    content = {
-        "base_model": "x/y",
-        "train_file": "t",
-        "output_dir": Path("o"),
-        "micro_batch_size": 2,
-        "gradient_accumulation_steps": 1,
-        **settings,
-    }
-    return TrainConfig.model_validate(content)
-
-
 def test_max_steps_overrides_epochs() -> None:
-    assert total_steps(schedule(num_epochs=3), steps_per_epoch=4) == 12
-    assert total_steps(schedule(num_epochs=0.5), steps_per_epoch=4) == 2
-    assert total_steps(schedule(num_epochs=3, max_steps=5), steps_per_epoch=4) == 5
+    assert total_steps(config_of_no_files(num_epochs=3), steps_per_epoch=4) == 12
+    assert total_steps(config_of_no_files(num_epochs=0.5), steps_per_epoch=4) == 2
+    assert total_steps(config_of_no_files(num_epochs=3, max_steps=5), steps_per_epoch=4) == 5
 
 
 @pytest.mark.parametrize(
@@ -34,7 +19,7 @@ def test_max_steps_overrides_epochs() -> None:
 )
 def test_rates_warm_up_from_above_zero_and_decay_to_above_zero(kind: str, last: float) -> None:
     """A first step at rate zero would leave every member where it was."""
-    config = schedule(learning_rate=1.0, lr_scheduler_type=kind, warmup_ratio=0.1)
+    config = config_of_no_files(learning_rate=1.0, lr_scheduler_type=kind, warmup_ratio=0.1)
 
     rates = [learning_rate(config, step, 10) for step in range(10)]
 
@@ -44,13 +29,13 @@ def test_rates_warm_up_from_above_zero_and_decay_to_above_zero(kind: str, last: 
 
 
 def test_a_longer_warm_up_is_linear() -> None:
-    config = schedule(learning_rate=1.0, lr_scheduler_type="constant", warmup_ratio=0.4)
+    config = config_of_no_files(learning_rate=1.0, lr_scheduler_type="constant", warmup_ratio=0.4)
 
     assert [learning_rate(config, step, 10) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
 
 
 def test_alpha_rises_from_zero_and_stays() -> None:
-    config = schedule(renyi_alpha=0.8, alpha_warmup_ratio=0.4)
+    config = config_of_no_files(renyi_alpha=0.8, alpha_warmup_ratio=0.4)
 
     assert [renyi_alpha(config, step, 10) for step in range(6)] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 0.8])
-    assert renyi_alpha(schedule(renyi_alpha=0.8), 0, 10) == 0.8
+    assert renyi_alpha(config_of_no_files(renyi_alpha=0.8), 0, 10) == 0.8

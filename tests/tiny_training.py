@@ -75,6 +75,19 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
+def config_of_no_files(**settings: Any) -> TrainConfig:
+    """A configuration that names files without any being there: two examples a step."""
+    content = {
+        "base_model": "x/y",
+        "train_file": "t",
+        "output_dir": Path("o"),
+        "micro_batch_size": 2,
+        "gradient_accumulation_steps": 1,
+        **settings,
+    }
+    return TrainConfig.model_validate(content)
+
+
 def write_config(directory: Path, **settings: Any) -> TrainConfig:
     """A complete run in `directory`: base, data and a configuration file with these settings changed."""
     if not (directory / "base").exists():

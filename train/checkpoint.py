@@ -1,7 +1,7 @@
 """A run that can stop and go on: its folder next to the output, its checkpoint, its log, and the signals that end it.
 
-In: the state after a step. Out: the same state later. Knows nothing of the
-objective. The data order and the learning rate follow from the step number, so they need no state.
+In: the state after a step. Out: the same state later. Knows nothing of the objective. The data order and the learning
+rate follow from the step number, so they need no state.
 """
 
 import json

@@ -124,7 +124,7 @@ class Preferences(Objective):
     def score(
         self, members: Members, units: Sequence[Preference], log_weights: Tensor, processes: Processes
     ) -> dict[str, Any]:
-        part = processes.deal(units)[processes.index]
+        part = [units[index] for index in processes.own_indices(len(units))]
         gaps = processes.gather_columns(score_margins(members, part, self.config))
         return summarise_margins(gaps, log_weights, self.config)
 

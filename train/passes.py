@@ -52,13 +52,12 @@ def add_gradients(training: Training, units: Sequence[Any], alpha: float) -> Pas
         else:
             passes = [_own_passes(training, batch, alpha, scale) for batch in batches]
     processes.sum_gradients(training.members.parameters())
-    nothing = training.log_weights.new_zeros(config.num_members, 0)
     counts = torch.tensor([[done.active for done in passes], [done.skipped for done in passes]])
     active, skipped = processes.gather_columns(counts).sum(1).tolist()
     return Pass(
         together,
-        processes.gather_columns(torch.cat([nothing, *(done.loglik for done in passes)], 1)),
-        processes.gather_columns(torch.cat([nothing, *(done.margins for done in passes)], 1)),
+        processes.gather_columns(_joined(training, [done.loglik for done in passes])),
+        processes.gather_columns(_joined(training, [done.margins for done in passes])),
         round(active),
         skipped,
     )
@@ -70,25 +69,23 @@ def _own_passes(training: Training, units: Sequence[Any], alpha: float, scale: f
     A backward pass costs about as much as a forward pass: two passes pay while less than half of the rows are active,
     as the micro-batch before this one tells.
     """
-    members, log_weights = training.members, training.log_weights
-    likelihood = training.objective.likelihood(members, units)
+    config, log_weights = training.config, training.log_weights
+    likelihood = training.objective.likelihood(training.members, units)
     routing = _routing(training, units, alpha)
-    if training.config.granularity == "token" or training.active_members > members.num_members / 2:
+    one_pass = config.granularity == "token" or training.active_members > config.num_members / 2
+    with torch.set_grad_enabled(one_pass):
         loglik, margins = _table(training, likelihood, len(units))
+    if one_pass:
         (scale * routing.loss(loglik, log_weights)).backward()
-        done = Pass(routing, loglik.detach(), margins.detach(), members.num_members * len(units), 0.0)
-    else:
-        with torch.no_grad():
-            loglik, margins = _table(training, likelihood, len(units))
-        shares = routing.responsibilities(loglik, log_weights)
-        active, skipped = _backward(
-            training, likelihood, routing.of_items(shares), scale * routing.pull(shares)
-        )
-        done = Pass(routing, loglik, margins, active, skipped)
-    shares = routing.of_items(routing.responsibilities(done.loglik, log_weights))
-    counted = shares >= training.config.skip_responsibility
-    training.active_members = counted.sum().item() / counted.shape[1]
-    return done
+        loglik, margins = loglik.detach(), margins.detach()
+    shares = routing.responsibilities(loglik, log_weights)
+    of_items = routing.of_items(shares)
+    training.active_members = (of_items >= config.skip_responsibility).sum().item() / of_items.shape[1]
+    if one_pass:
+        return Pass(routing, loglik, margins, config.num_members * len(units), 0.0)
+    return Pass(
+        routing, loglik, margins, *_backward(training, likelihood, of_items, scale * routing.pull(shares))
+    )
 
 
 def _coupled_passes(
@@ -100,12 +97,10 @@ def _coupled_passes(
             _table(training, training.objective.likelihood(training.members, batch), len(batch))
             for batch in batches
         ]
-    nothing = training.log_weights.new_zeros(training.config.num_members, 0)
-    mine = torch.cat([nothing, *(loglik for loglik, _ in tables)], 1)
-    everyones = training.processes.gather_columns(mine)
+    everyones = training.processes.gather_columns(_joined(training, [loglik for loglik, _ in tables]))
     shares = routing.responsibilities(everyones, training.log_weights)
     sizes = [len(batch) for batch in batches]
-    own = training.processes.own_columns(everyones.shape[1], mine.shape[1])
+    own = training.processes.own_columns(everyones.shape[1])
     passes = []
     for batch, table, share, pull in zip(
         batches,
@@ -124,8 +119,13 @@ def _table(training: Training, likelihood: Likelihood, count: int) -> tuple[Tens
     """Every member on every unit: log-likelihoods of their items, (K, N), and margins, (K, B) or (K, 0)."""
     num_members = training.config.num_members
     loglik, margins = likelihood(Rows.all_pairs(num_members, count, training.members.model.device))
-    nothing = loglik.new_zeros(num_members, 0)
-    return loglik.view(num_members, -1), nothing if margins is None else margins.view(num_members, -1)
+    known = [] if margins is None else [margins.view(num_members, -1)]
+    return loglik.view(num_members, -1), _joined(training, known)
+
+
+def _joined(training: Training, tables: Sequence[Tensor]) -> Tensor:
+    """Columns side by side, (K, N); of no tables, (K, 0)."""
+    return torch.cat([training.log_weights.new_zeros(training.config.num_members, 0), *tables], 1)
 
 
 def _backward(training: Training, likelihood: Likelihood, shares: Tensor, pull: Tensor) -> tuple[int, float]:

@@ -72,11 +72,11 @@ class Processes:
         gathered[order] = self.gather_columns(numbers)[0]
         return gathered.tolist()
 
-    def own_columns(self, total: int, mine: int) -> slice:
-        """Where this one's columns are in a gathered table of `total`."""
-        before = sum(gather_object([mine])[: self.index])
-        assert before + mine <= total
-        return slice(before, before + mine)
+    def own_columns(self, total: int) -> slice:
+        """Where this one's columns are in a gathered table of `total` dealt items."""
+        sizes = [len(part) for part in self.deal(range(total))]
+        before = sum(sizes[: self.index])
+        return slice(before, before + sizes[self.index])
 
     def sum_gradients(self, weights: Sequence[nn.Parameter]) -> None:
         """Give every process the sum of all gradients."""

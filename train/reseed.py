@@ -4,8 +4,8 @@ In: a `Training`, the log-likelihoods of a step and the starved member. Out: cha
 """
 
 import torch
-from torch import Tensor
 
+from softspec.mixture import sequence_loglik
 from train.passes import Pass
 from train.training import Training
 
@@ -36,6 +36,6 @@ def reseed(training: Training, done: Pass, member: int, step: int) -> int:
 def server_of_the_worst(training: Training, done: Pass) -> int:
     """The member with the most responsibility for the units that the mixture explains worst."""
     shares = done.routing.responsibilities(done.loglik, training.log_weights)
-    explained: Tensor = (training.log_weights[:, None] + done.routing.units(done.loglik)).logsumexp(0)
+    explained = sequence_loglik(training.log_weights, done.routing.units(done.loglik))
     worst = explained.topk(max(1, int(WORST_SHARE * len(explained))), largest=False).indices
     return int(shares[:, worst].sum(1).argmax())

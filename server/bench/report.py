@@ -1,19 +1,23 @@
-"""The benchmark's document as a table for the terminal."""
+"""The benchmark's document as a table for the terminal.
+
+In: the document. Out: text. Measures nothing.
+"""
 
 from collections.abc import Mapping
 from typing import Any
 
 from server.bench.plan import Cell
+from softspec.bench.report import closing_lines, machine_line
 from softspec.bench.spread import shown
 
 
 def format_report(document: Mapping[str, Any]) -> str:
     """Medians with minimum and maximum over the repeats; ratios are taken within each repeat."""
-    model, machine, engine = document["model"], document["machine"], document["engine"]
+    model, engine = document["model"], document["engine"]
     lines = [
         f"{model['base']}, {model['members']} members of rank {model['rank']}; vLLM {engine['vllm']}, "
         f"{engine['dtype']}, compilation {engine['compilation']}, {engine['threads']} threads",
-        f"{machine['gpu'] or machine['cpu']}, {machine['logical_cores']} cores, load {machine['load_1m']} at the start",
+        machine_line(document),
     ]
     for cell in document["cells"]:
         title = f"{Cell(cell['concurrency'], cell['prompt_tokens'])}, median (min to max)"
@@ -24,8 +28,4 @@ def format_report(document: Mapping[str, Any]) -> str:
         for pair, measures in cell["ratios"].items():
             times = shown(measures["ttft_s"], 1, 2) + shown(measures["tpot_s"], 1, 2)
             lines.append(f"  {pair.replace('/', ' / '):43}{times}")
-    if document["left_out"]:
-        lines += ["", "left out: " + "; ".join(document["left_out"])]
-    if not document["complete"]:
-        lines += ["", "not complete: it was interrupted"]
-    return "\n".join(lines)
+    return "\n".join([*lines, *closing_lines(document)])

@@ -1,4 +1,7 @@
-"""What was measured on what: versions, the machine, the base; plain JSON types."""
+"""What was measured on what: versions, the machine, the base.
+
+In: nothing, or a base. Out: plain JSON types. Loads no weights.
+"""
 
 import os
 import platform

@@ -1,4 +1,7 @@
-"""From samples to medians, spreads and paired ratios. Pure arithmetic; a sample is a dataclass with a `repeat`."""
+"""From samples to medians, spreads and paired ratios.
+
+In: samples, dataclasses with a `repeat`. Out: plain JSON types, and columns of a table. Pure arithmetic.
+"""
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence

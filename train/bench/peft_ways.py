@@ -1,4 +1,8 @@
-"""Three ways to train K adapters with a stock PEFT model."""
+"""Three ways to train K adapters with a stock PEFT model.
+
+In: a base, a cell and settings. Out: ways that take optimizer steps; two of them have gradients to compare.
+Of this project's trainer it knows the loss alone.
+"""
 
 from abc import abstractmethod
 from collections.abc import Sequence

@@ -1,19 +1,23 @@
-"""The benchmark's document as a table for the terminal."""
+"""The benchmark's document as a table for the terminal.
+
+In: the document. Out: text. Measures nothing.
+"""
 
 from collections.abc import Mapping
 from typing import Any
 
+from softspec.bench.report import closing_lines, machine_line
 from softspec.bench.spread import shown
 from train.bench.plan import Cell
 
 
 def format_report(document: Mapping[str, Any]) -> str:
     """Medians with minimum and maximum over the repeats; ratios are taken within each repeat."""
-    model, machine, settings = document["model"], document["machine"], document["settings"]
+    model, settings = document["model"], document["settings"]
     lines = [
         f"{model['base']} ({model['weights']} weights, {document['dtype']}), rank {settings['rank']}, "
         f"{settings['batch']} examples a micro-batch, alpha {settings['renyi_alpha']:g}; {document['threads']} threads",
-        f"{machine['gpu'] or machine['cpu']}, {machine['logical_cores']} cores, load {machine['load_1m']} at the start",
+        machine_line(document),
     ]
     for cell in document["cells"]:
         size = Cell(cell["prompt_tokens"], cell["completion_tokens"], cell["members"], cell["regime"])
@@ -34,11 +38,7 @@ def format_report(document: Mapping[str, Any]) -> str:
                 lines.append(f"  {way}: {facts}")
         differences = (f"{pair} {value:.1e}" for pair, value in cell["gradient_differences"].items())
         lines.append(f"  gradients differ by: {', '.join(differences) or 'not compared'}")
-    if document["left_out"]:
-        lines += ["", "left out: " + "; ".join(document["left_out"])]
-    if not document["complete"]:
-        lines += ["", "not complete: it was interrupted"]
-    return "\n".join(lines)
+    return "\n".join([*lines, *closing_lines(document)])
 
 
 def _memory(measures: Mapping[str, Any], factor: float) -> str:

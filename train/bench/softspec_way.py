@@ -1,4 +1,8 @@
-"""This project's trainer as a way to a training step."""
+"""This project's trainer as a way to a training step.
+
+In: a base, a cell and settings. Out: a way that takes optimizer steps and has gradients to compare. Trains by the
+functions of `softspec train`, and by no others.
+"""
 
 from dataclasses import replace
 from pathlib import Path

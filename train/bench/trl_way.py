@@ -1,5 +1,6 @@
 """The K independent runs in TRL's SFTTrainer; TRL must be installed.
 
+In: a base, a cell and settings. Out: a way that takes optimizer steps.
 One run is timed, between the callbacks at the beginning and the end of each optimizer step, and counted K times. No
 gradient checkpointing, which TRL has on by default and no other way has; else TRL's defaults.
 """
