@@ -174,6 +174,20 @@ class Server:
     def get(self, path: str) -> Any:
         return self._runner.run(self.http.get(path))
 
+    def wait_until_ready(self) -> None:
+        """The canaries tokenize in a thread, which may take longer than any number of questions.
+
+        Raises:
+            TimeoutError: the server did not become ready within a minute.
+        """
+
+        async def poll() -> None:
+            async with asyncio.timeout(60):
+                while (await self.http.get("/ready")).status_code != 200:
+                    await asyncio.sleep(0.01)
+
+        self._runner.run(poll())
+
 
 @contextmanager
 def serving(ensemble: Path, *flags: str, **environment: str) -> Iterator[Server]:

@@ -112,7 +112,7 @@ def test_loaded_ensemble_answers_without_a_restart(server: Server, folder: Path)
     ]
     assert len(server.chat(model=OTHER).choices[0].uncertainty["member_weights"]) == 1
     assert server.chat(model=f"{OTHER}/member-0").choices[0].message.content
-    assert server.get("/ready").status_code == 200
+    server.wait_until_ready()
 
 
 def test_weights_are_in_the_engine_before_the_name_is_served(server: Server, folder: Path) -> None:
@@ -194,7 +194,7 @@ def test_unloaded_ensemble_finishes_what_it_began_and_leaves(server: Server) -> 
     asked = server.post("/v1/chat/completions", {"model": NAME, "messages": HELLO})
     assert (asked.status_code, asked.json()["error"]["type"]) == (404, "NotFoundError")
     assert server.chat(model="tiny-base").choices[0].message.content
-    assert server.get("/ready").status_code == 200
+    server.wait_until_ready()
 
 
 def test_member_keeps_its_ensemble_in_the_engine(server: Server) -> None:
