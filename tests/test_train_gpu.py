@@ -45,7 +45,7 @@ def on_the_cpu(training: Training) -> Training:
     return training
 
 
-@pytest.mark.parametrize("active_members", [3.0, 1.0], ids=["one pass", "two passes"])
+@pytest.mark.parametrize("active_members", [3.0, 0.0], ids=["one pass", "two passes"])
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
 def test_gradients_are_those_of_the_cpu(tmp_path: Path, active_members: float, checkpointing: bool) -> None:
     training = prepared(tmp_path, dtype="float32", gradient_checkpointing=checkpointing, **SETTINGS)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from tests.tiny_training import chat_rows, preference_rows, prepared, write_conf
 from train.likelihood import collate, completion_logprobs, member_loglik
 from train.members import decoder_layers
 from train.passes import Pass, add_gradients
+from train.rows import Rows
 from train.step import moved_log_weights, optimizer_step
 from train.training import Training
 
@@ -46,7 +48,7 @@ def grouped(folder: Path, **settings: Any) -> Training:
 
 
 def gradients(training: Training, active_members: float = 3.0) -> tuple[list[Tensor], Pass]:
-    """Of one step with all examples; fewer active members than half lead to two passes."""
+    """Of one step with all examples; few active members lead to two passes."""
     training.optimizer.zero_grad()
     training.active_members = active_members
     done = add_gradients(training, training.examples, ALPHA)
@@ -75,9 +77,9 @@ def test_one_pass_and_two_passes_and_parts_give_one_gradient(
     parts = build(tmp_path, micro_batch_size=5, activation=activation)
 
     one_pass, done = gradients(whole)
-    two_passes, done_twice = gradients(whole, active_members=1.0)
+    two_passes, done_twice = gradients(whole, active_members=0.0)
     in_parts, done_in_parts = gradients(parts)
-    in_parts_twice, _ = gradients(parts, active_members=1.0)
+    in_parts_twice, _ = gradients(parts, active_members=0.0)
 
     assert max(gradient.abs().max() for gradient in one_pass) > 0.01
     assert_equal(two_passes, one_pass)
@@ -96,7 +98,7 @@ def test_two_passes_run_backward_only_where_a_member_counts(tmp_path: Path) -> N
         lambda layer, args, output: rows.append(len(output))
     )
 
-    skipping, skipped = gradients(training, active_members=1.0)
+    skipping, skipped = gradients(training, active_members=0.0)
 
     shares = responsibilities(done.loglik, training.log_weights, ALPHA)
     counted = shares >= 0.05
@@ -109,6 +111,26 @@ def test_two_passes_run_backward_only_where_a_member_counts(tmp_path: Path) -> N
         assert (one - other).norm() < 0.2 * other.norm()
 
 
+@pytest.mark.parametrize("build", [exact, preferring, grouped], ids=["completions", "preferences", "groups"])
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
+def test_one_pass_leaves_the_same_rows_out_of_its_backward(
+    tmp_path: Path, build: Callable[..., Training], checkpointing: bool
+) -> None:
+    settings = {"skip_responsibility": 0.25, "b_init_std": 1.0, "gradient_checkpointing": checkpointing}
+    training = build(tmp_path, micro_batch_size=12, **settings)
+    expected, done_twice = gradients(training, active_members=0.0)
+
+    with patch.object(Rows, "only", autospec=True, side_effect=Rows.only) as only:
+        found, done = gradients(training)
+
+    assert_equal(found, expected)
+    assert (done.active, done.skipped) == (done_twice.active, pytest.approx(done_twice.skipped))
+    assert 12 <= done.active < 36
+    completions_per_row = len(training.objective.completions(training.examples[0]))
+    assert {len(call.args[1]) for call in only.call_args_list} == {completions_per_row * done.active}
+    assert len(only.call_args_list) == len(training.members.linears)
+
+
 def test_a_member_that_counts_nowhere_gets_no_gradient(tmp_path: Path) -> None:
     training = exact(tmp_path, micro_batch_size=12, skip_responsibility=0.3)
     training.log_weights = torch.tensor([0.98, 0.019, 0.001], dtype=torch.float64).log()
@@ -116,7 +138,7 @@ def test_a_member_that_counts_nowhere_gets_no_gradient(tmp_path: Path) -> None:
         for weight in training.members.parameters():
             weight[1:] = weight[:1]
 
-    found, done = gradients(training, active_members=1.0)
+    found, done = gradients(training, active_members=0.0)
 
     assert done.active == 12
     assert done.skipped == pytest.approx(12 * 0.02, rel=1e-6)

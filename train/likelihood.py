@@ -8,13 +8,13 @@ and their keys and values are shared by all members: the rule the serving engine
 """
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.utils.hooks import RemovableHandle
 from transformers import Cache
 
 from softspec.manifest import AlwaysActivation, BlockActivation, shared_prompt_tokens
@@ -158,14 +158,9 @@ def _extendable(trunk: Cache | None, trunk_of: Tensor) -> Cache | None:
     return extendable
 
 
-@contextmanager
-def _only_at(positions: Tensor, head: nn.Module) -> Iterator[None]:
+def _only_at(positions: Tensor, head: nn.Module) -> RemovableHandle:
     """Compute the output head only where a logit is needed: (R, S, hidden) becomes (1, M, hidden)."""
-    handle = head.register_forward_pre_hook(lambda _, args: (args[0][positions][None],))
-    try:
-        yield
-    finally:
-        handle.remove()
+    return head.register_forward_pre_hook(lambda _, args: (args[0][positions][None],))
 
 
 def _of_rows(per_example: Tensor, rows: Rows | None) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from softspec.errors import ConfigError
+from train.linear import MemberLinear, Run, Selection
 from train.recompute import recomputed
 from train.rows import Rows, expanded_from
 
@@ -75,49 +76,6 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     return layers
 
 
-class MemberLinear(nn.Module):
-    """A frozen linear layer and K low-rank updates; row i of the input goes through that of its member."""
-
-    def __init__(self, base: nn.Linear, num_members: int, spec: LoraSpec, selection: "Selection") -> None:
-        super().__init__()
-        self.base = base
-        self.scaling = spec.lora_alpha / spec.rank
-        device = base.weight.device
-        self.lora_a = nn.Parameter(torch.zeros(num_members, spec.rank, base.in_features, device=device))
-        self.lora_b = nn.Parameter(torch.zeros(num_members, base.out_features, spec.rank, device=device))
-        self._selection = selection
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """(R, ..., in) to (R, ..., out); the base alone while no rows are selected."""
-        outputs = self.base(inputs)
-        rows = self._selection.rows
-        if rows is None:
-            return outputs
-        # In the precision of the base, as mixed precision does; the weights themselves stay float32.
-        down, up = self.lora_a.to(inputs.dtype), self.lora_b.to(inputs.dtype)
-        if not rows.is_every_pair:
-            # index_select: its backward adds up in a fixed order on the CPU, that of plain indexing does not.
-            down, up = down.index_select(0, rows.members), up.index_select(0, rows.members)
-        update = (self.scaling * (inputs.reshape(len(down), -1, inputs.shape[-1]) @ down.mT)) @ up.mT
-        return outputs + update.reshape(outputs.shape)
-
-
-@dataclass
-class Selection:
-    """The rows of the running forward pass; None switches adapters off."""
-
-    rows: Rows | None = None
-
-    @contextmanager
-    def of(self, rows: Rows) -> Iterator[None]:
-        """Select these for as long as the context is open."""
-        before, self.rows = self.rows, rows
-        try:
-            yield
-        finally:
-            self.rows = before
-
-
 class Members:
     """K adapters in one frozen model. Adapters are off except inside `running`."""
 
@@ -136,7 +94,7 @@ class Members:
         self.gradient_checkpointing = gradient_checkpointing
         self._selection = Selection()
         self.linears = {
-            name: MemberLinear(linear, num_members, spec, self._selection)
+            name: MemberLinear(linear, num_members, spec.rank, spec.lora_alpha / spec.rank, self._selection)
             for name, linear in _targets(model, spec)
         }
         self._install(self.linears)
@@ -153,12 +111,13 @@ class Members:
         if rows is None:
             yield
             return
-        layers, first = decoder_layers(self.model), self.spec.layers[0]
+        layers, first, run = decoder_layers(self.model), self.spec.layers[0], Run(rows)
         with ExitStack() as stack:
-            stack.enter_context(self._selection.of(rows))
+            stack.enter_context(self._selection.of(run))
             stack.enter_context(expanded_from(layers, first, rows))
+            stack.enter_context(layers[-1].register_forward_hook(lambda _, args, states: run.watch(states)))
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                stack.enter_context(recomputed(layers, first, lambda: self._selection.of(rows)))
+                stack.enter_context(recomputed(layers, first, lambda: self._selection.of(run)))
             yield
 
     def clip_gradients(self, max_norm: float) -> Tensor:

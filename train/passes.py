@@ -1,9 +1,9 @@
-"""From the examples of a step to gradients: one pass over every row, or two that skip what does not count.
+"""From the examples of a step to gradients: one pass, or two, over (unit, member) rows; what does not count is skipped.
 
 In: a `Training` and the units of one optimizer step. Out: gradients in the members, and what the units came to. One
-pass runs every (unit, member) row forward and backward. Two passes run all rows forward, and then forward and backward
-only those with a responsibility: less work once members have specialised, and the only way where rows of different
-micro-batches are routed together. Both give the gradient of the same objective.
+pass runs every row forward, and backward without the products of rows that hardly count. Two passes run all rows
+forward, and then only those that count, forward and backward: less work and memory once members have specialised, and
+the only way where rows of different micro-batches are routed together. Both give the same gradient.
 """
 
 from collections.abc import Sequence
@@ -19,19 +19,22 @@ from train.routing import Routing, routing_of
 from train.rows import Rows
 from train.training import Training
 
+ONE_PASS_FROM = 0.3
+"""The share of active rows: below it two passes are faster, and above it one."""
+
 
 @dataclass(frozen=True)
 class Pass:
     """What units came to, under which routing: `loglik` (K, N) of their items, nats, without gradients.
 
-    `margins`: (K, B) of preferences, (K, 0) else. `active`: how many (unit, member) rows ran backward; `skipped`: the
+    `margins`: (K, B) of preferences, (K, 0) else. `active`: how many (unit, member) rows count; `skipped`: the
     responsibility of the others, summed.
     """
 
     routing: Routing
     loglik: Tensor
     margins: Tensor
-    active: int
+    active: float
     skipped: float
 
 
@@ -58,7 +61,7 @@ def add_gradients(training: Training, units: Sequence[Any], alpha: float) -> Pas
         together,
         processes.gather_columns(_joined(training, [done.loglik for done in passes])),
         processes.gather_columns(_joined(training, [done.margins for done in passes])),
-        round(active),
+        active,
         skipped,
     )
 
@@ -66,26 +69,26 @@ def add_gradients(training: Training, units: Sequence[Any], alpha: float) -> Pas
 def _own_passes(training: Training, units: Sequence[Any], alpha: float, scale: float) -> Pass:
     """Of a micro-batch that is routed by itself, in whichever way promises to be faster.
 
-    A backward pass costs about as much as a forward pass: two passes pay while less than half of the rows are active,
-    as the micro-batch before this one tells.
+    Two passes do more for the rows that count and less for the others: they pay while few rows are active, as the
+    micro-batch before this one tells.
     """
-    config, log_weights = training.config, training.log_weights
+    config = training.config
     likelihood = training.objective.likelihood(training.members, units)
     routing = _routing(training, units, alpha)
-    one_pass = config.granularity == "token" or training.active_members > config.num_members / 2
+    one_pass = config.granularity == "token" or training.active_members > ONE_PASS_FROM * config.num_members
     with torch.set_grad_enabled(one_pass):
         loglik, margins = _table(training, likelihood, len(units))
+    known = loglik.detach()
+    shares = routing.responsibilities(known, training.log_weights)
+    of_items, pull = routing.of_items(shares), scale * routing.pull(shares)
+    counted = of_items >= config.skip_responsibility
+    training.active_members = counted.sum().item() / counted.shape[1]
     if one_pass:
-        (scale * routing.loss(loglik, log_weights)).backward()
-        loglik, margins = loglik.detach(), margins.detach()
-    shares = routing.responsibilities(loglik, log_weights)
-    of_items = routing.of_items(shares)
-    training.active_members = (of_items >= config.skip_responsibility).sum().item() / of_items.shape[1]
-    if one_pass:
-        return Pass(routing, loglik, margins, config.num_members * len(units), 0.0)
-    return Pass(
-        routing, loglik, margins, *_backward(training, likelihood, of_items, scale * routing.pull(shares))
-    )
+        # Where no pull remains the gradients are zero, and the members' layers do not compute them.
+        (-pull * counted * loglik).sum().backward()
+    else:
+        _second_pass(likelihood, counted, pull)
+    return Pass(routing, known, margins.detach(), *_counts(counted, of_items, len(units)))
 
 
 def _coupled_passes(
@@ -102,7 +105,7 @@ def _coupled_passes(
     sizes = [len(batch) for batch in batches]
     own = training.processes.own_columns(everyones.shape[1])
     passes = []
-    for batch, table, share, pull in zip(
+    for batch, table, of_items, pull in zip(
         batches,
         tables,
         routing.of_items(shares)[:, own].split(sizes, 1),
@@ -110,8 +113,9 @@ def _coupled_passes(
         strict=True,
     ):
         # The prompts run again: keeping them for the whole step could need much memory.
-        likelihood = training.objective.likelihood(training.members, batch)
-        passes.append(Pass(routing, *table, *_backward(training, likelihood, share, pull)))
+        counted = of_items >= training.config.skip_responsibility
+        _second_pass(training.objective.likelihood(training.members, batch), counted, pull)
+        passes.append(Pass(routing, *table, *_counts(counted, of_items, len(batch))))
     return passes
 
 
@@ -128,13 +132,17 @@ def _joined(training: Training, tables: Sequence[Tensor]) -> Tensor:
     return torch.cat([training.log_weights.new_zeros(training.config.num_members, 0), *tables], 1)
 
 
-def _backward(training: Training, likelihood: Likelihood, shares: Tensor, pull: Tensor) -> tuple[int, float]:
-    """Gradients of the rows whose responsibility counts; returns how many these are, and what the others had."""
-    active = shares >= training.config.skip_responsibility
-    member, unit = active.nonzero(as_tuple=True)
-    loglik, _ = likelihood(Rows(unit, member, shares.shape[1]))
-    (-pull[active] * loglik).sum().backward()
-    return len(unit), shares[~active].sum().item()
+def _second_pass(likelihood: Likelihood, counted: Tensor, pull: Tensor) -> None:
+    """Forward and backward for the (member, unit) rows that count, (K, B) bool."""
+    member, unit = counted.nonzero(as_tuple=True)
+    loglik, _ = likelihood(Rows(unit, member, counted.shape[1]))
+    (-pull[counted] * loglik).sum().backward()
+
+
+def _counts(counted: Tensor, of_items: Tensor, units: int) -> tuple[float, float]:
+    """How many (unit, member) rows count, and the responsibility of the others; tokens are parts of a unit."""
+    items_per_unit = counted.shape[1] / units
+    return counted.sum().item() / items_per_unit, of_items[~counted].sum().item() / items_per_unit
 
 
 def _routing(training: Training, units: Sequence[Any], alpha: float) -> Routing:

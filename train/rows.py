@@ -37,6 +37,21 @@ class Rows:
             is_every_pair=True,
         )
 
+    def only(self, chosen: Tensor) -> "Rows":
+        """The rows with these numbers."""
+        return Rows(self.examples[chosen], self.members[chosen], self.num_examples)
+
+    def of_members(self, stacked: Tensor) -> Tensor:
+        """(K, ...) to (M, ...): what M equal parts of the rows need, in their order; M is K or R."""
+        return stacked if self.is_every_pair else stacked.index_select(0, self.members)
+
+    def sum_by_member(self, parts: Tensor, num_members: int) -> Tensor:
+        """(M, ...) to (K, ...)."""
+        if self.is_every_pair:
+            return parts
+        # index_add: in a fixed order on the CPU.
+        return parts.new_zeros(num_members, *parts.shape[1:]).index_add_(0, self.members, parts)
+
 
 @contextmanager
 def expanded_from(layers: nn.ModuleList, first: int, rows: Rows) -> Iterator[None]:
@@ -50,7 +65,7 @@ def expanded_from(layers: nn.ModuleList, first: int, rows: Rows) -> Iterator[Non
     with ExitStack() as hooks:
         for index in range(first, len(layers)):
             hook = expander.hook(index, expands_states=index == first)
-            hooks.enter_context(_removing(layers[index].register_forward_pre_hook(hook, with_kwargs=True)))
+            hooks.enter_context(layers[index].register_forward_pre_hook(hook, with_kwargs=True))
         yield
 
 
@@ -89,11 +104,3 @@ class _Expander:
         if id(value) not in self._seen:
             self._seen[id(value)] = (value, value.index_select(0, self._rows.examples))
         return self._seen[id(value)][1]
-
-
-@contextmanager
-def _removing(handle: torch.utils.hooks.RemovableHandle) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        handle.remove()
