@@ -1,5 +1,6 @@
 """Members: K adapters that start apart, are clipped apart, and never disturb the base."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -143,3 +144,12 @@ def test_a_module_that_is_no_decoder_linear_is_refused(base: Path, name: str) ->
 def test_a_layer_out_of_range_is_refused(base: Path, layers: tuple[int, ...]) -> None:
     with pytest.raises(ConfigError, match="expected numbers from 0 to 5"):
         resolve_spec(load_skeleton(str(base)), 4, 8, "all-linear", layers)
+
+
+def test_a_quantised_base_is_refused_before_its_weights_are_loaded(base: Path) -> None:
+    config = json.loads((base / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8"}
+    (base / "config.json").write_text(json.dumps(config))
+
+    with pytest.raises(ConfigError, match=r"is quantised \(fp8\): train on the same model without"):
+        load_skeleton(str(base))

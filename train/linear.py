@@ -22,7 +22,7 @@ from train.rows import Rows
 
 @dataclass
 class Run:
-    """A forward pass of these rows; `pulling` are those with a gradient, None before that is known, or if all have."""
+    """A forward pass of these rows. `pulling` are those with a gradient; None while that is open, or if all have."""
 
     rows: Rows
     pulling: Tensor | None = None
@@ -34,7 +34,7 @@ class Run:
 
     def _note(self, gradient: Tensor) -> None:
         pulling = gradient.flatten(1).any(1).nonzero()[:, 0]
-        self.pulling = None if len(pulling) == len(gradient) else pulling
+        self.pulling = pulling if 0 < len(pulling) < len(gradient) else None
 
 
 @dataclass

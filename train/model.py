@@ -47,13 +47,25 @@ def end_of_turn_ids(tokenizer: PreTrainedTokenizerBase, base_model: str, revisio
 
 
 def load_skeleton(base_model: str, revision: str | None = None) -> nn.Module:
-    """The base's modules without weights: cheap, to check names before the real thing is loaded."""
+    """The base's modules without weights: cheap, to check names before the real thing is loaded.
+
+    Raises:
+        ConfigError: no model there, or one with quantised weights.
+    """
     try:
         config = AutoConfig.from_pretrained(base_model, revision=revision)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config)
+            skeleton = AutoModelForCausalLM.from_config(config)
     except (OSError, ValueError) as error:
         raise _unusable(base_model, error) from error
+    quantisation = getattr(config, "quantization_config", None)
+    if quantisation is not None:
+        # The members' layers multiply with the plain weights themselves.
+        raise ConfigError(
+            f"base_model '{base_model}' is quantised ({quantisation.get('quant_method', 'unknown method')}): train on "
+            "the same model without quantisation"
+        )
+    return skeleton
 
 
 def load_base(
