@@ -78,6 +78,7 @@ def interrupted(folder: Path, number: int = signal.SIGTERM, **settings: Any) -> 
     return config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, number: int) -> None:
     whole = write_config(tmp_path, max_steps=STEPS, output_dir="whole")
@@ -100,6 +101,7 @@ def logged_losses(path: Path) -> list[float]:
     return [event["loss"] for event in events if "loss" in event]
 
 
+@pytest.mark.slow
 def test_preferences_priors_and_schedules_resume_to_the_same_numbers(tmp_path: Path) -> None:
     write_rows(tmp_path / "pairs.jsonl", preference_rows())
     settings: dict[str, Any] = {

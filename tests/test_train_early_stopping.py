@@ -115,6 +115,7 @@ def test_the_last_step_is_evaluated_too(tmp_path: Path) -> None:
     assert load_manifest(config.output_dir).training["best_step"] == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("verb", "call"), [("optimizer_step", 12), ("export", 1)], ids=["while it waits", "when it is over"]
 )
