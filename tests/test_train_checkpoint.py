@@ -4,11 +4,11 @@ import itertools
 import json
 import os
 import signal
-import threading
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -23,6 +23,7 @@ from tests.tiny_training import chat_rows, preference_rows, write_config, write_
 from train.config import TrainConfig
 from train.errors import TrainingInterrupted
 from train.sft import train_ensemble
+from train.step import optimizer_step
 
 STEPS = 40
 
@@ -51,29 +52,25 @@ def dying_at(call: int, function: Callable[..., Any]) -> Callable[..., Any]:
     return dying
 
 
-def interrupt_after(config: TrainConfig, steps: int, number: int) -> threading.Thread:
-    """Send this process a signal as soon as the log has that many lines."""
-    log = config.output_dir.with_name(config.output_dir.name + ".partial") / "training.jsonl"
+@contextmanager
+def signal_in_step(step: int, number: int) -> Iterator[None]:
+    """This process gets the signal while that step is running."""
+    steps = itertools.count(1)
 
-    def watch() -> None:
-        for _ in range(10_000):
-            if log.exists() and len(log.read_text().splitlines()) >= steps:
-                os.kill(os.getpid(), number)
-                return
-            time.sleep(0.002)
+    def step_with_signal(*arguments: Any) -> Any:
+        if next(steps) == step:
+            os.kill(os.getpid(), number)
+        return optimizer_step(*arguments)
 
-    thread = threading.Thread(target=watch)
-    thread.start()
-    return thread
+    with patch.object(train.sft, "optimizer_step", step_with_signal):
+        yield
 
 
 def interrupted(folder: Path, number: int = signal.SIGTERM, **settings: Any) -> TrainConfig:
     """A run that a signal stopped early."""
     config = write_config(folder, max_steps=STEPS, **settings)
-    thread = interrupt_after(config, 3, number)
-    with pytest.raises(TrainingInterrupted) as stop:
+    with signal_in_step(3, number), pytest.raises(TrainingInterrupted) as stop:
         train_ensemble(config)
-    thread.join()
     assert stop.value.exit_code == 128 + number
     return config
 
@@ -131,14 +128,12 @@ def test_stopping_leaves_a_checkpoint_and_no_ensemble(tmp_path: Path) -> None:
 
 def test_the_message_says_how_to_go_on(tmp_path: Path) -> None:
     config = write_config(tmp_path, max_steps=STEPS)
-    thread = interrupt_after(config, 1, signal.SIGINT)
 
-    with pytest.raises(
-        TrainingInterrupted, match=rf"stopped after step \d+ of {STEPS}; go on with: .*--resume"
+    with (
+        signal_in_step(2, signal.SIGINT),
+        pytest.raises(TrainingInterrupted, match=rf"stopped after step 2 of {STEPS}; go on with: .*--resume"),
     ):
         train_ensemble(config)
-
-    thread.join()
 
 
 def test_the_process_handles_signals_as_before_afterwards(tmp_path: Path) -> None:
