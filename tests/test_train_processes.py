@@ -41,7 +41,7 @@ def train_with_two_processes(config_file: Path) -> subprocess.CompletedProcess[s
         ),
         (
             [{**row, "group": number % 3} for number, row in enumerate(preference_rows())],
-            {"objective": "dpo", "granularity": "group", "beta": 1.0, "learning_rate": 0.002},
+            {"objective": "dpo", "granularity": "group", "beta": 1.0, "learning_rate": 0.0005},
         ),
     ],
     ids=["completions", "groups of preferences"],
@@ -77,4 +77,4 @@ def test_two_processes_equal_one(
     for name, value in scores[0].items():
         assert scores[1][name] == pytest.approx(value, abs=1e-4), name
     losses = [logged_losses(tmp_path / run / LOG_NAME) for run in ("alone", "together")]
-    assert losses[1] == pytest.approx(losses[0], rel=1e-5, abs=1e-6)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
