@@ -84,7 +84,7 @@ class TrainConfig(BaseModel):
         "sum", description="what an example's loss is divided by: 1, its own or the mean number of tokens"
     )
     skip_responsibility: float = Field(
-        1e-4, ge=0, lt=1, description="no backward pass for a member's part of an example below this"
+        1e-4, ge=0, lt=1, description="no gradient for a member's part of an example below this"
     )
     weights_learning_rate: float = Field(
         0.0,
