@@ -1,1 +1,1 @@
-"""The OpenAI-compatible HTTP server over the ensemble engine. Imports `softspec`, never `train`."""
+"""The OpenAI-compatible HTTP server over the ensemble engine; imported as softspec.server, never by softspec.train."""

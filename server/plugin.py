@@ -26,18 +26,18 @@ from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request
 from vllm.outputs import RequestOutput
 
-from server.chat import Service, complete
-from server.errors import respond_to_error
-from server.loading import LoadEnsembleRequest, UnloadEnsembleRequest
-from server.metrics import Metrics
-from server.policy import Policy
-from server.settings import Settings
-from server.status import Readiness
-from softspec.engine.client import EnsembleClient
-from softspec.engine.registry import Ensemble, Registry, load_ensembles
-from softspec.engine.requirements import require_engine
+from softspec.engine.front.client import EnsembleClient
+from softspec.engine.front.registry import Ensemble, Registry, load_ensembles
+from softspec.engine.start.requirements import require_engine
 from softspec.engine.trace import RequestTrace, current_trace
 from softspec.errors import ConfigError, EngineError, LockstepError, SoftspecError
+from softspec.server.chat.service import Service, complete
+from softspec.server.ensembles.wire import LoadEnsembleRequest, UnloadEnsembleRequest
+from softspec.server.ops.errors import respond_to_error
+from softspec.server.ops.metrics import Metrics
+from softspec.server.ops.readiness import Readiness
+from softspec.server.ops.settings import Settings
+from softspec.server.policy.policy import Policy
 
 
 class SoftspecEndpoints:

@@ -1,46 +1,88 @@
 """Every error softspec raises on purpose.
 
-    SoftspecError
-    |-- UserError            the caller can fix it: exit code 2, or HTTP 400
-    |   |-- ConfigError      a setting, flag or request field
+    SoftspecError                    exit code 1 unless said otherwise
+    |-- UserError                    the caller can fix it: exit code 2, or HTTP 400
+    |   |-- ConfigError              a setting, flag or request field
+    |   |   |-- FieldError           a request field, with its path
     |   |   |-- UnknownModelError    a model name that is not served: HTTP 404
-    |   |-- DataError        a training or evaluation file
-    |   |-- ManifestError    an ensemble directory
-    |-- ShapeError           two tensors do not fit together
-    |-- EngineError          the serving engine cannot do what was asked
+    |   |-- DataError                a training or evaluation file
+    |   |-- ManifestError            an ensemble directory
+    |-- ShapeError                   two tensors do not fit together
+    |-- TrainingError                a training run cannot go on
+    |-- BenchError                   what was to be compared cannot be
+    |   |-- WorkerError              one of the ways cannot be measured
+    |       |-- WorkerOutOfMemory    ... because it needs more memory than there is
+    |-- Interrupted                  a signal ended the command: exit code 128 + its number
+    |-- EngineError                  the serving engine cannot do what was asked
         |-- UnsupportedEngineError   a vLLM version, runner or option that was not tested; raised at start-up
-        |-- LockstepError    members of one request came apart; ends that request
+        |-- LockstepError            members of one request came apart; ends that request
 
 A message says what was found, what was expected and what to do about it, in one line.
 """
 
 
 class SoftspecError(Exception):
-    """Root of the tree."""
+    """Root of the tree; `exit_code` is what the command line ends with."""
+
+    exit_code = 1
 
 
 class UserError(SoftspecError):
     """Something the caller gave is wrong and the caller can fix it."""
 
+    exit_code = 2
+
 
 class ConfigError(UserError):
-    """A setting, flag or request field."""
+    """A setting, flag or request field is wrong."""
+
+
+class FieldError(ConfigError):
+    """A request field cannot be honoured; `field` is its dotted path and becomes `param` of the HTTP answer."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
 
 
 class UnknownModelError(ConfigError):
-    """A model name that is not, or no longer, served."""
+    """A model name is not, or no longer, served."""
 
 
 class DataError(UserError):
-    """A training or evaluation file."""
+    """A training or evaluation file is missing or malformed."""
 
 
 class ManifestError(UserError):
-    """An ensemble directory that is missing, incomplete or inconsistent."""
+    """An ensemble directory is missing, incomplete or inconsistent."""
 
 
 class ShapeError(SoftspecError, ValueError):
-    """Two tensors whose shapes do not fit together."""
+    """Two tensors have shapes that do not fit together."""
+
+
+class TrainingError(SoftspecError):
+    """Training cannot go on, or its result must not be used."""
+
+
+class BenchError(SoftspecError):
+    """Ways that were to be compared do not compute the same, or one of them cannot be run."""
+
+
+class WorkerError(BenchError):
+    """A way of the training benchmark cannot be measured."""
+
+
+class WorkerOutOfMemory(WorkerError):
+    """A way of the training benchmark needs more memory than there is."""
+
+
+class Interrupted(SoftspecError):
+    """A signal ended the command; what was done so far is on disk, and the message says where."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
 
 
 class EngineError(SoftspecError):
@@ -48,7 +90,7 @@ class EngineError(SoftspecError):
 
 
 class UnsupportedEngineError(EngineError):
-    """A vLLM version, model runner or engine option that was not tested."""
+    """A vLLM version, model runner or engine option was not tested with ensembles."""
 
 
 class LockstepError(EngineError):

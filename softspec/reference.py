@@ -14,10 +14,10 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from softspec.manifest import Manifest, load_manifest, member_dir, shared_prompt_tokens
-from softspec.mixture import update_log_weights
-from softspec.sampling import SamplingSpec, apply_penalties, draw_tokens
-from softspec.uncertainty import Predictive, TokenUncertainty, predict
+from softspec.artefact.manifest import Manifest, load_manifest, member_dir, shared_prompt_tokens
+from softspec.maths.mixture import update_log_weights
+from softspec.maths.sampling import SamplingSpec, apply_penalties, draw_tokens
+from softspec.maths.uncertainty import Predictive, TokenUncertainty, predict
 
 
 class ReferenceEnsemble:

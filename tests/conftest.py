@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from softspec.manifest import AlwaysActivation, BlockActivation
-from tests.tiny import random_adapters, tiny_llama
+from softspec.artefact.manifest import AlwaysActivation, BlockActivation
+from tests.support.tiny import random_adapters, tiny_llama
 
 if TYPE_CHECKING:
-    from tests.engine_harness import EngineHarness
+    from tests.support.engine_harness import EngineHarness
 
 MEMBER_COUNTS = (1, 2, 4)
 
@@ -44,7 +44,7 @@ def tiny_ensembles(tiny_base: Path) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def tiny_engine(tiny_base: Path, tiny_ensembles: dict[str, Path]) -> Iterator["EngineHarness"]:
     """40 KV blocks of 32 tokens for sequences of up to 256 tokens: four members of one request nearly fill it."""
-    from tests.engine_harness import EngineHarness
+    from tests.support.engine_harness import EngineHarness
 
     harness = EngineHarness(
         tiny_base,

@@ -13,13 +13,13 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from softspec.maths.sampling import SamplingSpec
 from softspec.reference import ReferenceEnsemble
-from softspec.sampling import SamplingSpec
-from tests.parity import TOLERANCE, largest_difference
-from tests.test_engine_parity import prompt
-from tests.tiny import SPECIAL_TOKENS, tiny_tokenizer
-from tests.tiny_training import chat_rows, write_config, write_rows
-from train.sft import train_ensemble
+from softspec.train.run import train_ensemble
+from tests.engine.test_parity import prompt
+from tests.support.parity import TOLERANCE, largest_difference
+from tests.support.tiny import SPECIAL_TOKENS, tiny_tokenizer
+from tests.support.tiny_training import chat_rows, write_config, write_rows
 
 pytestmark = pytest.mark.vllm
 
@@ -49,7 +49,7 @@ ARCHITECTURES: dict[str, tuple[type[PreTrainedModel], PretrainedConfig]] = {
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_what_was_trained_is_what_is_served(tmp_path: Path, architecture: str) -> None:
     """Training itself compares every member with stock PEFT before it writes an ensemble."""
-    from tests.engine_harness import EngineHarness, Question, SamplingParams
+    from tests.support.engine_harness import EngineHarness, Question, SamplingParams
 
     kind, config = ARCHITECTURES[architecture]
     torch.manual_seed(0)

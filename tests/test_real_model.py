@@ -17,15 +17,15 @@ import pytest
 import yaml
 from transformers import AutoTokenizer
 
-from softspec.base_model import local_base
-from softspec.manifest import AlwaysActivation, load_manifest, member_dir, save_manifest
+from softspec.app.demo.facts import ask, draw_statements, invent_things, write_rows
+from softspec.app.smollm2 import local_base
+from softspec.artefact.manifest import AlwaysActivation, load_manifest, member_dir, save_manifest
+from softspec.maths.sampling import SamplingSpec
 from softspec.reference import ReferenceEnsemble
-from softspec.sampling import SamplingSpec
-from tests.parity import TOLERANCE, largest_difference
-from train.facts import ask, draw_statements, invent_things, write_rows
+from tests.support.parity import TOLERANCE, largest_difference
 
 if TYPE_CHECKING:
-    from tests.engine_harness import EngineHarness
+    from tests.support.engine_harness import EngineHarness
 
 pytestmark = [pytest.mark.vllm, pytest.mark.model]
 
@@ -57,7 +57,9 @@ def trained(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     (folder / "colours.yaml").write_text(yaml.safe_dump(config))
     subprocess.run(
-        [sys.executable, "-m", "softspec.cli", "train", str(folder / "colours.yaml")], check=True, timeout=900
+        [sys.executable, "-m", "softspec.app.cli", "train", str(folder / "colours.yaml")],
+        check=True,
+        timeout=900,
     )
     return folder / "colours"
 
@@ -86,7 +88,7 @@ def ensembles(trained: Path) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def engine(base: Path, ensembles: dict[str, Path]) -> Iterator["EngineHarness"]:
     """64 KV blocks of 32 tokens, 64 tokens a step: long prompts are chunked and groups wait for each other."""
-    from tests.engine_harness import EngineHarness
+    from tests.support.engine_harness import EngineHarness
 
     harness = EngineHarness(
         base,
@@ -117,7 +119,7 @@ def test_engine_equals_transformers_and_peft_on_trained_adapters(
     base: Path, ensembles: dict[str, Path], engine: "EngineHarness"
 ) -> None:
     """Twenty prompts, K of 1, 2 and 4, greedy and seeded, both activations in turn, all in flight at once."""
-    from tests.engine_harness import Question, SamplingParams
+    from tests.support.engine_harness import Question, SamplingParams
 
     cases = [
         (f"{('block', 'always')[(number + count) % 2]}-{count}", ids, temperature)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
-from softspec.manifest import (
+from softspec.artefact.manifest import (
     AlwaysActivation,
     BlockActivation,
     Manifest,
@@ -19,12 +19,12 @@ from softspec.manifest import (
     save_manifest,
     shared_prompt_tokens,
 )
-from softspec.mixture import sequence_loglik
+from softspec.maths.mixture import sequence_loglik
+from softspec.maths.sampling import SamplingSpec
+from softspec.maths.uncertainty import summarise
 from softspec.reference import ReferenceEnsemble
-from softspec.sampling import SamplingSpec
-from softspec.uncertainty import summarise
-from tests import oracle
-from tests.tiny import random_adapters, tiny_llama
+from tests.support import oracle
+from tests.support.tiny import random_adapters, tiny_llama
 
 PROMPT = [1, 40, 41, 42, 43, 44, 45, 46, 47, 48, 49]
 ACTIVATIONS = {"always": AlwaysActivation(), "block": BlockActivation(block_size=4)}

@@ -1,1 +1,1 @@
-"""Training: rows in, an ensemble directory out. Imports `softspec`, never `server`."""
+"""Training of alpha-Renyi ensembles; imported as softspec.train. Imports softspec, never softspec.server."""

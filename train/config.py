@@ -13,14 +13,14 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from softspec.errors import ConfigError
-from softspec.manifest import (
+from softspec.artefact.manifest import (
     DEFAULT_BLOCK_SIZE,
     Activation,
     BlockActivation,
     WeightsRule,
     first_problem,
 )
+from softspec.errors import ConfigError
 
 DATA_FIELDS = ("train_file", "eval_file")
 PATH_FIELDS = (*DATA_FIELDS, "output_dir")

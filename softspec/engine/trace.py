@@ -7,8 +7,8 @@ Knows neither HTTP nor vLLM.
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
-from softspec.manifest import WeightsRule
-from softspec.uncertainty import TokenUncertainty
+from softspec.artefact.manifest import WeightsRule
+from softspec.maths.uncertainty import TokenUncertainty
 
 
 @dataclass

@@ -1,0 +1,143 @@
+"""One chat or text completion: its path through the server, from the request's fields to the answer's.
+
+In: vLLM's request model and vLLM's route. Out: that route's response with the `uncertainty` field. Requests
+to a single member or the base pass through untouched. Knows FastAPI; the engine only by the trace it fills.
+"""
+
+import json
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from softspec.engine.trace import RequestTrace, current_trace
+from softspec.server.chat.replies import annotate_body
+from softspec.server.chat.stream import AnswerStream
+from softspec.server.chat.unsupported import (
+    OpenAIRequest,
+    refuse_extension,
+    refuse_reserved,
+    refuse_unsupported,
+)
+from softspec.server.chat.wire import EXTENSION, DecodeToken, Terms, read_terms
+from softspec.server.ops.metrics import Metrics
+from softspec.server.ops.readiness import Readiness
+from softspec.server.policy.policy import Policy
+
+# vLLM's route; None when the client went away.
+Route = Callable[[Any, Request], Awaitable[Response | None]]
+_CLIENT_WENT_AWAY = 499
+
+
+@dataclass(frozen=True)
+class Service:
+    """What the routes need to know of this server; made once at start-up. `ensembles` shows those served now."""
+
+    ensembles: Collection[str]
+    default_policy: Policy
+    decode: DecodeToken
+    metrics: Metrics
+    readiness: Readiness
+
+
+async def complete(request: OpenAIRequest, raw_request: Request, route: Route, service: Service) -> Response:
+    """Answer a chat or text completion.
+
+    Raises:
+        FieldError: a field that this model cannot honour.
+        EngineError: the engine failed before the first byte was sent.
+    """
+    started = time.monotonic()
+    refuse_reserved(request)
+    if request.model not in service.ensembles:
+        refuse_extension(request)
+        return await route(request, raw_request) or Response(status_code=_CLIENT_WENT_AWAY)
+    refuse_unsupported(request)
+    terms = read_terms((request.model_extra or {}).pop(EXTENSION, None), service.default_policy)
+    hide_usage = _ask_for_continuous_usage(request, terms)
+    trace = RequestTrace()
+    response = await _traced(request, raw_request, route, trace)
+    if isinstance(response, StreamingResponse):
+        _annotate_stream(response, request, trace, terms, hide_usage, started, service)
+    elif isinstance(response, JSONResponse) and response.status_code == 200:
+        _annotate_json(response, trace, terms, service)
+    response.headers.setdefault("x-request-id", raw_request.headers.get("x-request-id", request.request_id))
+    return response
+
+
+async def _traced(
+    request: OpenAIRequest, raw_request: Request, route: Route, trace: RequestTrace
+) -> Response:
+    token = current_trace.set(trace)
+    try:
+        return await route(request, raw_request) or Response(status_code=_CLIENT_WENT_AWAY)
+    finally:
+        current_trace.reset(token)
+
+
+def _annotate_json(response: JSONResponse, trace: RequestTrace, terms: Terms, service: Service) -> None:
+    body = annotate_body(
+        json.loads(bytes(response.body)), trace, terms, service.decode, service.metrics.answered
+    )
+    response.body = response.render(body)
+    response.headers["content-length"] = str(len(response.body))
+    # Headers tell of the first choice only; with n > 1 read the body.
+    first = body["choices"][0][EXTENSION]
+    response.headers["x-softspec-decision"] = first["decision"]
+    if "mutual_information" in first:
+        response.headers["x-softspec-mutual-information"] = f"{first['mutual_information']:.6g}"
+
+
+def _annotate_stream(
+    response: StreamingResponse,
+    request: OpenAIRequest,
+    trace: RequestTrace,
+    terms: Terms,
+    hide_usage: bool,
+    started: float,
+    service: Service,
+) -> None:
+    num_samples = request.n or 1
+    stream = AnswerStream(
+        trace,
+        terms,
+        num_choices=num_samples * _num_prompts(request),
+        num_samples=num_samples,
+        hide_usage=hide_usage,
+        decode=service.decode,
+        observe=service.metrics.answered,
+        observe_first_token=partial(_first_token, service.metrics, started),
+    )
+    response.body_iterator = stream.events(cast(AsyncGenerator[str, None], response.body_iterator))
+
+
+def _first_token(metrics: Metrics, started: float) -> None:
+    metrics.first_token(time.monotonic() - started)
+
+
+def _ask_for_continuous_usage(request: OpenAIRequest, terms: Terms) -> bool:
+    """vLLM tells the prompt's length in its last chunk, which an abstaining stream never reaches: ask early.
+
+    Returns:
+        whether the caller did not ask for that, so that it must be taken out again.
+    """
+    options = request.stream_options
+    if (
+        terms.policy.action == "answer"
+        or not options
+        or not options.include_usage
+        or options.continuous_usage_stats
+    ):
+        return False
+    options.continuous_usage_stats = True
+    return True
+
+
+def _num_prompts(request: OpenAIRequest) -> int:
+    """A completion's prompt is one text, one list of token ids, or a list of either."""
+    prompt = getattr(request, "prompt", None)
+    return len(prompt) if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else 1

@@ -1,0 +1,90 @@
+"""Request fields that cannot be right on a mixture, refused by name instead of ignored.
+
+In: a parsed OpenAI request. Out: nothing, or a FieldError. The reasons stand in the table.
+"""
+
+from typing import Any, Protocol
+
+from softspec.errors import FieldError
+from softspec.server.chat.wire import EXTENSION
+
+
+class OpenAIRequest(Protocol):
+    """What vLLM's chat and completion request models have in common; unknown fields land in `model_extra`."""
+
+    model: str | None
+    stream: bool | None
+    n: int | None
+    echo: bool | None
+    vllm_xargs: dict[str, Any] | None
+    stream_options: Any
+    request_id: str
+
+    @property
+    def model_extra(self) -> dict[str, Any] | None: ...
+
+
+_REASONS = {
+    "prompt_logprobs": "the prompt has one likelihood per member and none of the mixture",
+    "use_beam_search": "a beam would need its own members at every step; sample with n instead",
+    "logprob_token_ids": "the members do not collect log-probabilities of chosen tokens; use top_logprobs",
+    "prompt_embeds": "the members need token ids",
+    "kv_transfer_params": "the members' caches cannot be transferred",
+    "ec_transfer_params": "the members' caches cannot be transferred",
+    "watermarking": "the token is drawn from the mixture, not by the engine's sampler",
+}
+MAX_TOP_LOGPROBS = 20
+"""OpenAI's limit; the engine's own is larger, because telemetry travels beside them."""
+# OpenAI fields that label a request and change nothing in the answer.
+_LABELS = frozenset({"metadata", "safety_identifier", "prompt_cache_key", "service_tier"})
+
+
+def refuse_reserved(request: OpenAIRequest) -> None:
+    """For every model: `vllm_xargs.softspec` is how the server talks to its engine, not a caller's field."""
+    if request.vllm_xargs and "softspec" in request.vllm_xargs:
+        raise FieldError(
+            "vllm_xargs.softspec", "vllm_xargs.softspec is reserved: use the 'uncertainty' field instead"
+        )
+
+
+def refuse_extension(request: OpenAIRequest) -> None:
+    """For a member or the base: one model cannot disagree with itself."""
+    if _extras(request).get(EXTENSION) is not None:
+        raise FieldError(
+            EXTENSION,
+            f"'{EXTENSION}' was given for the single model '{request.model}': expected an ensemble's name; "
+            "remove the field or ask the ensemble",
+        )
+
+
+def refuse_unsupported(request: OpenAIRequest) -> None:
+    """For an ensemble: everything that the mixture cannot honour, and every field nobody knows."""
+    for field, reason in _REASONS.items():
+        if _is_set(getattr(request, field, None)):
+            raise FieldError(field, f"'{field}' is not supported for ensembles: {reason}")
+    _refuse_echoed_logprobs(request)
+    for field in ("logprobs", "top_logprobs"):
+        asked = getattr(request, field, None) or 0
+        if not 0 <= asked <= MAX_TOP_LOGPROBS:
+            raise FieldError(field, f"'{field}' is {asked}: expected a number from 0 to {MAX_TOP_LOGPROBS}")
+    for field, value in _extras(request).items():
+        if field != EXTENSION and field not in _LABELS and _is_set(value):
+            raise FieldError(field, f"unknown field '{field}': it would have no effect; remove it")
+
+
+def _refuse_echoed_logprobs(request: OpenAIRequest) -> None:
+    # To echo, vLLM's chat handler always asks for prompt_logprobs; its completion handler only with logprobs.
+    is_chat = hasattr(request, "messages")
+    if request.echo and (is_chat or getattr(request, "logprobs", None) is not None):
+        raise FieldError(
+            "echo", f"'echo' needs prompt_logprobs here: {_REASONS['prompt_logprobs']}; remove 'echo'"
+        )
+
+
+def _extras(request: OpenAIRequest) -> dict[str, Any]:
+    return request.model_extra or {}
+
+
+def _is_set(value: Any) -> bool:
+    """Clients send null, false and empty lists for things they do not want."""
+    return not (value is None or value is False or value in ([], {}))

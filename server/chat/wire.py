@@ -1,0 +1,103 @@
+"""The `uncertainty` field on the wire: what a request may ask and what a choice answers.
+
+In: JSON from the caller, or the engine's trace. Out: validated requests, or the fields to send. Numbers are
+nats except `disagreement` and `member_weights`, which are shares. Knows pydantic, but no HTTP and no engine.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from softspec.artefact.manifest import first_problem
+from softspec.engine.trace import ChoiceTrace
+from softspec.errors import ConfigError, FieldError
+from softspec.maths.uncertainty import TokenUncertainty, summarise
+from softspec.server.policy.policy import DEFAULT_METRIC, Action, Decision, Policy
+
+EXTENSION = "uncertainty"
+LOWEST_LOG_PROB = -9999.0
+"""Stands for minus infinity, which JSON cannot carry; vLLM sends the same."""
+
+Detail = Literal["summary", "tokens", "none"]
+DecodeToken = Callable[[int], str]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class PolicyFields(_Strict):
+    action: Action = "answer"
+    metric: str = DEFAULT_METRIC
+    threshold: float | None = None
+
+
+class ExtensionFields(_Strict):
+    detail: Detail = "summary"
+    policy: PolicyFields | None = None
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the caller wants to know, and what shall happen when the answer is uncertain."""
+
+    detail: Detail
+    policy: Policy
+
+
+def read_terms(extension: object, default: Policy) -> Terms:
+    """The request's `uncertainty` field, or the server's default where it says nothing.
+
+    Raises:
+        FieldError: unknown field, wrong type, or a policy that cannot be followed.
+    """
+    if extension is None:
+        return Terms("summary", default)
+    try:
+        fields = ExtensionFields.model_validate(extension)
+    except ValidationError as error:
+        path = ".".join(str(part) for part in (EXTENSION, *error.errors()[0]["loc"]))
+        raise FieldError(path, f"{EXTENSION}: {first_problem(error)}") from error
+    if fields.policy is None:
+        return Terms(fields.detail, default)
+    try:
+        return Terms(fields.detail, Policy(**fields.policy.model_dump()))
+    except ConfigError as error:
+        raise FieldError(f"{EXTENSION}.policy", str(error)) from error
+
+
+def full_report(
+    trace: ChoiceTrace, tokens: Sequence[TokenUncertainty], decision: Decision, detail: Detail
+) -> dict[str, Any]:
+    """The `uncertainty` field of one finished choice, without its tokens.
+
+    `confidence` stays null until the ensemble is calibrated; `seed` replays exactly this choice.
+    """
+    verdict = {"decision": decision.action, "reason": decision.reason}
+    if detail == "none":
+        return verdict
+    summary = asdict(summarise(tokens, trace.log_weights, trace.weights_rule))
+    summary["log_prob"] = _finite(summary["log_prob"])
+    summary["member_log_probs"] = [_finite(value) for value in summary["member_log_probs"]]
+    return {"unit": "nats", **summary, "confidence": None, "seed": trace.seed, **verdict}
+
+
+def token_reports(tokens: Sequence[TokenUncertainty], decode: DecodeToken) -> list[dict[str, Any]]:
+    """The `tokens` list of the `uncertainty` field."""
+    return [
+        {
+            "token": decode(token.token_id),
+            "log_prob": _finite(token.log_prob),
+            "total_entropy": token.total_entropy,
+            "aleatoric_entropy": token.aleatoric_entropy,
+            "epistemic": token.epistemic,
+            "disagreement": token.disagreement,
+        }
+        for token in tokens
+    ]
+
+
+def _finite(log_prob: float) -> float:
+    return max(log_prob, LOWEST_LOG_PROB)

@@ -1,0 +1,1 @@
+"""Ensembles that come and go while the server runs."""

@@ -1,0 +1,1 @@
+"""Running it: settings, start, readiness, metrics, errors."""

@@ -1,0 +1,42 @@
+"""Our errors as OpenAI error bodies: one table from `softspec.errors` to HTTP status and type.
+
+In: a SoftspecError. Out: `{"error": {"message", "type", "param", "code"}}`, as from vLLM itself.
+"""
+
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import JSONResponse
+
+from softspec.errors import (
+    EngineError,
+    FieldError,
+    SoftspecError,
+    UnknownModelError,
+    UnsupportedEngineError,
+    UserError,
+)
+
+# The first class that matches wins: the most special comes first.
+_STATUS_AND_TYPE: tuple[tuple[type[SoftspecError], HTTPStatus, str], ...] = (
+    (UnknownModelError, HTTPStatus.NOT_FOUND, "NotFoundError"),
+    (UserError, HTTPStatus.BAD_REQUEST, "BadRequestError"),
+    (UnsupportedEngineError, HTTPStatus.NOT_IMPLEMENTED, "NotImplementedError"),
+    (EngineError, HTTPStatus.INTERNAL_SERVER_ERROR, "InternalServerError"),
+    (SoftspecError, HTTPStatus.INTERNAL_SERVER_ERROR, "InternalServerError"),
+)
+
+
+def error_body(error: SoftspecError) -> dict[str, Any]:
+    """The OpenAI error envelope of one of our errors."""
+    status, kind = next((status, kind) for cls, status, kind in _STATUS_AND_TYPE if isinstance(error, cls))
+    param = error.field if isinstance(error, FieldError) else None
+    return {"error": {"message": str(error), "type": kind, "param": param, "code": status.value}}
+
+
+async def respond_to_error(_request: Request, error: Exception) -> JSONResponse:
+    """The exception handler of the whole server for `SoftspecError`."""
+    assert isinstance(error, SoftspecError)
+    body = error_body(error)
+    return JSONResponse(body, status_code=body["error"]["code"])

@@ -1,0 +1,90 @@
+"""Every metric that softspec adds to vLLM's `/metrics`, in one table.
+
+In: decisions and summaries. Out: Prometheus series. Labels never hold text of a user.
+"""
+
+from dataclasses import dataclass
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
+
+from softspec.maths.uncertainty import AnswerUncertainty
+from softspec.server.policy.policy import Decision
+
+_NATS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0)
+_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+_SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One series; a histogram when it has buckets, else a counter."""
+
+    name: str
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+
+METRICS = (
+    Metric(
+        "softspec_requests_total", "Answers of ensembles by what the policy decided.", labels=("decision",)
+    ),
+    Metric(
+        "softspec_mutual_information_nats",
+        "How far an answer moved the members' weights.",
+        buckets=_NATS,
+    ),
+    Metric("softspec_epistemic_nats", "Mean epistemic uncertainty of an answer's tokens.", buckets=_NATS),
+    Metric(
+        "softspec_disagreement_ratio",
+        "Mean weighted share of members that would have chosen another token.",
+        buckets=_SHARES,
+    ),
+    Metric(
+        "softspec_time_to_first_token_seconds",
+        "From the request to its first token, streamed answers of ensembles.",
+        buckets=_SECONDS,
+    ),
+    Metric("softspec_lockstep_errors_total", "Requests ended because their members came apart; must stay 0."),
+    Metric(
+        "softspec_group_preemptions_total",
+        "Answers of ensembles and members that made room in the KV cache, all their rows at once.",
+    ),
+)
+
+
+class Metrics:
+    """The series of METRICS, registered once per registry; vLLM serves the default one."""
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self._counters = {
+            metric.name: Counter(metric.name, metric.help, metric.labels, registry=registry)
+            for metric in METRICS
+            if not metric.buckets
+        }
+        self._histograms = {
+            metric.name: Histogram(
+                metric.name, metric.help, metric.labels, buckets=metric.buckets, registry=registry
+            )
+            for metric in METRICS
+            if metric.buckets
+        }
+
+    def answered(self, decision: Decision, summary: AnswerUncertainty) -> None:
+        """One answer was sent or withheld."""
+        self._counters["softspec_requests_total"].labels(decision=decision.action).inc()
+        self._histograms["softspec_mutual_information_nats"].observe(summary.mutual_information)
+        self._histograms["softspec_epistemic_nats"].observe(summary.epistemic)
+        self._histograms["softspec_disagreement_ratio"].observe(summary.disagreement)
+
+    def first_token(self, seconds: float) -> None:
+        """A streamed answer began."""
+        self._histograms["softspec_time_to_first_token_seconds"].observe(seconds)
+
+    def lockstep_error(self) -> None:
+        """A request was ended because its members came apart."""
+        self._counters["softspec_lockstep_errors_total"].inc()
+
+    def group_preemption(self) -> None:
+        """The rows of an answer were computed again, for want of KV blocks."""
+        self._counters["softspec_group_preemptions_total"].inc()

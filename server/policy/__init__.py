@@ -1,0 +1,1 @@
+"""What is done about uncertainty: answer, abstain, route."""

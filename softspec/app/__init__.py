@@ -1,0 +1,1 @@
+"""The roof: what people run. It may import everything; nothing imports it."""

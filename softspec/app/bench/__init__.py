@@ -1,0 +1,1 @@
+"""Benchmarks: what softspec costs beside other ways to the same thing."""

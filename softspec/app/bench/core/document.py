@@ -1,0 +1,97 @@
+"""The document of a benchmark, rewritten as it goes on; and how a benchmark ends early.
+
+In: samples. Out: a JSON file that can be read at any time. Knows nothing of what is measured.
+"""
+
+import json
+import os
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from softspec.app.bench.core.spread import Summary
+from softspec.errors import ConfigError, Interrupted
+
+SCHEMA_VERSION = 1
+
+
+class Results:
+    """The document that is being written; `path` always holds a readable one. Cells and samples are dataclasses."""
+
+    def __init__(self, path: Path, facts: Mapping[str, Any], summary: Summary) -> None:
+        """`facts` are keys of the document: what was measured on what."""
+        self._path = path
+        self._summary = summary
+        self._facts: dict[Any, dict[str, Any]] = {}
+        self._samples: dict[Any, dict[str, list[Any]]] = {}
+        self.document: dict[str, Any] = {
+            "schema_version": SCHEMA_VERSION,
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "complete": False,
+            **facts,
+            "cells": [],
+        }
+        self.write()
+
+    def begin(self, cell: Any, ways: Sequence[str], **facts: Any) -> None:
+        """From now on a cell with these ways, in this order; `facts` are further keys of it."""
+        self._facts[cell] = facts
+        self._samples[cell] = {way: [] for way in ways}
+
+    def add(self, cell: Any, way: str, sample: Any) -> None:
+        self._samples[cell][way].append(sample)
+
+    def write(self, complete: bool = False) -> None:
+        """Replace the file by what is known now; readers see the old one or the new one."""
+        self.document["complete"] = complete
+        self.document["cells"] = [
+            {
+                **asdict(cell),
+                **self._facts[cell],
+                **self._summary.of(samples),
+                "samples": {way: [asdict(sample) for sample in found] for way, found in samples.items()},
+            }
+            for cell, samples in self._samples.items()
+        ]
+        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+        temporary.write_text(json.dumps(self.document, indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, self._path)
+
+
+def check_output(path: Path) -> None:
+    """Before anything is measured.
+
+    Raises:
+        ConfigError: there is no directory for the document.
+    """
+    if not path.parent.is_dir():
+        raise ConfigError(f"--json is '{path}' but there is no directory '{path.parent}': make it first")
+
+
+@contextmanager
+def interruptible(output: Path) -> Iterator[None]:
+    """SIGINT and SIGTERM end what runs here at once, in the midst of a start too; so nothing is left running.
+
+    Raises:
+        Interrupted: one of them came.
+    """
+
+    received = signal.SIGINT.value
+
+    def interrupt(number: int, frame: object) -> None:
+        nonlocal received
+        received = number
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise Interrupted(f"interrupted; what was measured is in '{output}'", received) from error
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

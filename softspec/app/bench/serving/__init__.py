@@ -1,0 +1,1 @@
+"""The serving benchmark: an ensemble beside other ways to its answers."""

@@ -1,0 +1,1 @@
+"""The training benchmark: a step of K members beside other ways to it."""

@@ -1,0 +1,86 @@
+"""This project's trainer as a way to a training step.
+
+In: a base, a cell and settings. Out: a way that takes optimizer steps and has gradients to compare. Trains by the
+functions of `softspec train`, and by no others.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from softspec.app.bench.training.material import random_adapters, random_examples
+from softspec.app.bench.training.settings import MICRO_BATCHES, BenchSettings, Cell
+from softspec.app.bench.training.ways import CHECKED_EXAMPLES, LEARNING_RATE, MAX_GRAD_NORM, SteppingWay
+from softspec.artefact.manifest import AlwaysActivation, BlockActivation
+from softspec.train.config import TrainConfig
+from softspec.train.loop.checkpoint import RunFolder
+from softspec.train.loop.schedule import ExampleOrder
+from softspec.train.loop.step import optimizer_step
+from softspec.train.objective.units import objective_of
+from softspec.train.run import check_names, prepare
+
+
+class Softspec(SteppingWay):
+    """Through the functions that `softspec train` calls."""
+
+    activation: AlwaysActivation | BlockActivation = TrainConfig.model_fields["activation"].default
+
+    def __init__(self, base: str, cell: Cell, settings: BenchSettings) -> None:
+        content = {
+            "base_model": base,
+            "train_file": "none",
+            "output_dir": "none",
+            "num_members": cell.members,
+            "renyi_alpha": settings.renyi_alpha,
+            "activation": self.activation,
+            "lora_r": settings.rank,
+            "lora_alpha": 2 * settings.rank,
+            "micro_batch_size": settings.batch,
+            "gradient_accumulation_steps": MICRO_BATCHES,
+            "learning_rate": LEARNING_RATE,
+            "lr_scheduler_type": "constant",
+            "max_grad_norm": MAX_GRAD_NORM,
+        }
+        config = TrainConfig.model_validate(content)
+        examples = random_examples(base, cell, settings)
+        self._training = prepare(config, RunFolder(Path("none")), check_names(config), examples, [])
+        for member, state in enumerate(random_adapters(base, cell, settings)):
+            self._training.members.load_adapter(member, state)
+        self.model = self._training.members.model
+        self._steps = 0
+
+    def optimizer_step(self) -> dict[str, Any]:
+        self._steps += 1
+        return optimizer_step(self._training, self._steps)
+
+    def gradients(self) -> dict[str, Tensor]:
+        """Of a first step on `CHECKED_EXAMPLES` with adapters on everywhere; (K, ...) by PEFT's names, on the CPU."""
+        training = self._training
+        changes = {
+            "activation": AlwaysActivation(),
+            "micro_batch_size": 1,
+            "gradient_accumulation_steps": CHECKED_EXAMPLES,
+            "max_grad_norm": 0.0,
+        }
+        config = training.config.model_copy(update=changes)
+        checked = replace(
+            training,
+            config=config,
+            objective=objective_of(config),
+            examples=training.examples[:CHECKED_EXAMPLES],
+            order=ExampleOrder(config, CHECKED_EXAMPLES),
+        )
+        optimizer_step(checked, 0)
+        return {
+            name: weight.grad.cpu()
+            for name, weight in training.members.named_weights()
+            if weight.grad is not None
+        }
+
+
+class SoftspecAlways(Softspec):
+    """The same with adapters on in the whole prompt."""
+
+    activation = AlwaysActivation()

@@ -1,0 +1,97 @@
+"""What the ways to a training step have in common: they take steps, and tell how long these took.
+
+All have the same data, begin with the same adapters and use AdamW with clipped gradients. The learning rate is so small
+that the adapters stay what they are. Ways with one loss over all members also have `gradients`, to be compared.
+"""
+
+import statistics
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from softspec.app.bench.training.settings import BenchSettings, Cell
+
+LEARNING_RATE = 1e-9
+MAX_GRAD_NORM = 1.0
+CHECKED_EXAMPLES = 2
+"""Whose gradients are compared, one at a time so that it needs less memory than a step."""
+ROUTING = ("routing_perplexity", "active_members", "skipped_responsibility")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """step_s: seconds of one optimizer step, the mean. `routing`: what `ROUTING` names, where the way tells."""
+
+    step_s: float
+    routing: dict[str, float] | None = None
+
+
+class Way(ABC):
+    """One way, ready to take steps."""
+
+    model: Any
+    """The base with its adapters."""
+
+    @abstractmethod
+    def run(self, steps: int) -> Timing:
+        """Take and time so many optimizer steps."""
+
+
+class SteppingWay(Way):
+    """A way whose optimizer steps are functions of its own."""
+
+    def run(self, steps: int) -> Timing:
+        synchronize()
+        started = time.perf_counter()
+        facts = [self.optimizer_step() for _ in range(steps)]
+        synchronize()
+        took = time.perf_counter() - started
+        known = [fact for fact in facts if fact is not None]
+        routing = (
+            {name: statistics.fmean(fact[name] for fact in known) for name in ROUTING} if known else None
+        )
+        return Timing(took / steps, routing)
+
+    @abstractmethod
+    def optimizer_step(self) -> dict[str, Any] | None:
+        """One step; returns what it tells of the routing."""
+
+
+@contextmanager
+def in_float32(model: nn.Module) -> Iterator[None]:
+    """Compute with the base's bfloat16 weights widened, so that the order of operations does not show."""
+    narrow = [weight for weight in model.parameters() if weight.dtype == torch.bfloat16]
+    for weight in narrow:
+        weight.data = weight.data.float()
+    try:
+        yield
+    finally:
+        for weight in narrow:
+            weight.data = weight.data.bfloat16()
+
+
+def synchronize() -> None:
+    """Wait until all that was asked of a GPU is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def way_named(name: str) -> Callable[[str, Cell, BenchSettings], Way]:
+    """What makes one of `WAYS` from base, cell and settings. Imports what that way needs, and no other's."""
+    if name.startswith("softspec"):
+        from softspec.app.bench.training.softspec_way import Softspec, SoftspecAlways
+
+        return Softspec if name == "softspec" else SoftspecAlways
+    if name == "trl":
+        from softspec.app.bench.training.trl_way import Trl
+
+        return Trl
+    from softspec.app.bench.training.peft_ways import PeftMixed, PeftSeparate, PeftSwitching
+
+    return {"peft-switching": PeftSwitching, "peft-mixed": PeftMixed, "peft-separate": PeftSeparate}[name]

@@ -1,0 +1,1 @@
+"""The demo: an ensemble trained, served and asked on contradictory sources that it invents."""

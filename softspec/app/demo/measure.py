@@ -1,0 +1,131 @@
+"""What the demo measures offline: held-out scores, and how far members disagree about single questions.
+
+In: an ensemble directory. Out: nats. Trains and serves nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softspec.app.demo.facts import COLOURS, KINDS, Statement, Thing, ask, lowest_nll
+from softspec.artefact.manifest import AlwaysActivation, BlockActivation, load_manifest, save_manifest
+from softspec.maths.mixture import sequence_loglik
+from softspec.maths.scoring import auroc
+from softspec.maths.uncertainty import mutual_information
+from softspec.train.data.rows import Example, Message, Row, read_examples, tokenise
+from softspec.train.data.sources import read_rows
+from softspec.train.members.base import end_of_turn_ids, load_base, load_tokenizer
+from softspec.train.members.likelihood import collate, completion_logprobs
+from softspec.train.members.members import Members
+from softspec.train.result.export import load_members
+from softspec.train.result.scores import score_examples, summarise_scores
+
+MAX_LENGTH = 512
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One ensemble, in nats: per held-out example (N,) as a mixture and of the base alone, per question (Q,).
+
+    `soft_source_mi` is how far members follow the sources, from 0 to log 2 for two sources.
+    """
+
+    nll: Tensor
+    base_nll: Tensor
+    information: Tensor
+    soft_source_mi: float
+
+
+def measure(ensemble_dir: Path, held_out: Path, things: Sequence[Thing]) -> Measured:
+    """Score held-out examples and one question per thing; the scores also go into the ensemble's manifest."""
+    manifest = load_manifest(ensemble_dir)
+    base, revision = manifest.base_model.path, manifest.base_model.revision
+    tokenizer = load_tokenizer(base, revision)
+    eos_ids = sorted(end_of_turn_ids(tokenizer, base, revision))
+    examples = list(read_examples(read_rows(str(held_out)), tokenizer, MAX_LENGTH, eos_ids))
+    questions = [tokenise(_question(thing), tokenizer, eos_ids, thing.name) for thing in things]
+    members = load_members(ensemble_dir, load_base(base, revision, "float32"))
+    log_weights = torch.tensor(manifest.log_weights, dtype=torch.float64)
+
+    scores = score_examples(members, examples, log_weights, manifest.activation)
+    information = first_token_information(members, questions, log_weights, manifest.activation)
+
+    summary = summarise_scores(scores, log_weights, manifest.renyi_alpha, manifest.weights_rule)
+    save_manifest(ensemble_dir, manifest.model_copy(update={"held_out": summary}))
+    return Measured(
+        nll=-sequence_loglik(log_weights, scores.loglik),
+        base_nll=-scores.base_loglik,
+        information=information,
+        soft_source_mi=summary["soft_source_mi"],
+    )
+
+
+@torch.no_grad()
+def first_token_information(
+    members: Members,
+    questions: Sequence[Example],
+    log_weights: Tensor,
+    activation: AlwaysActivation | BlockActivation,
+) -> Tensor:
+    """I(first answer token; member) of every question, (Q,), exact over the vocabulary.
+
+    An answer is one colour and colours begin with different tokens, so this is nearly all of I(answer; member).
+    """
+    device = next(members.model.parameters()).device
+    information = []
+    for question in questions:
+        logprobs = completion_logprobs(members, collate([question], activation, device))
+        information.append(mutual_information(logprobs[:, 0], log_weights.to(logprobs)).double().cpu())
+    return torch.stack(information)
+
+
+def summarise_measured(
+    measured: Mapping[str, Measured], things: Sequence[Thing], held_out: Sequence[Statement]
+) -> dict[str, Any]:
+    """Held-out scores, mutual information by kind, and whether they tell anything."""
+    ensemble, single = measured["ensemble"], measured["single"]
+    difference = single.nll - ensemble.nll
+    controls = {key: measured[key] for key in ("single", "alpha_0", "ensemble") if key in measured}
+    spread = {key: each for key, each in controls.items() if key != "single"}
+    return {
+        "held_out": {
+            "base": {"nll": ensemble.base_nll.mean().item()},
+            **{key: {"nll": each.nll.mean().item()} for key, each in controls.items()},
+        },
+        "lowest_nll": lowest_nll(held_out),
+        "gain_over_single": {
+            "nats": difference.mean().item(),
+            "standard_error": (difference.std() / len(difference) ** 0.5).item(),
+        },
+        "mutual_information": by_kind(ensemble.information, things),
+        "disagreement_tests": {key: disagreement_tests(each, things) for key, each in spread.items()},
+    }
+
+
+def by_kind(information: Tensor, things: Sequence[Thing]) -> dict[str, float]:
+    """Mean nats of the questions of each kind, from (Q,)."""
+    return {kind: _of_kind(information, things, kind).mean().item() for kind in KINDS}
+
+
+def disagreement_tests(measured: Measured, things: Sequence[Thing]) -> dict[str, Any]:
+    """Does disagreement follow the contradictions? 0.5 and 0 nats are what chance gives."""
+    conflict, agreed = (_of_kind(measured.information, things, kind) for kind in ("conflict", "agreed"))
+    return {
+        "mutual_information": by_kind(measured.information, things),
+        "auroc_conflict": auroc(conflict, agreed).item(),
+        "soft_source_mi": measured.soft_source_mi,
+    }
+
+
+def _question(thing: Thing) -> Row:
+    """The question in training form; the answer in it is never looked at."""
+    turns = [Message(role="user", content=ask([thing])), Message(role="assistant", content=COLOURS[0])]
+    return Row(messages=turns)
+
+
+def _of_kind(information: Tensor, things: Sequence[Thing], kind: str) -> Tensor:
+    return information[torch.tensor([thing.kind == kind for thing in things])]

@@ -1,0 +1,76 @@
+"""How vLLM's front end carries telemetry: no column lost, and none turned into text that nobody reads. And what it
+hears of preemptions.
+
+The columns of a group are numbers, yet vLLM takes them for tokens. It decodes each, which costs more than
+everything else that the front end does for a token. And it keeps one of each token id when it merges the outputs of a
+stream whose reader fell behind.
+
+vLLM 0.32 place: `vllm.v1.engine.output_processor.OutputProcessor`: `add_request`, whose states hold the
+log-probabilities, and `process_outputs`, which gets the engine's events.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from vllm.logprobs import FlatLogprobs
+from vllm.v1.engine import EngineCoreEventType, EngineCoreOutput, EngineCoreRequest
+from vllm.v1.engine.output_processor import OutputProcessor
+
+from softspec.engine.wire import KEY
+
+
+def carry_telemetry(processor: OutputProcessor) -> None:
+    """From now on, for groups; those whose caller wants no log-probabilities have theirs passed on as numbers only."""
+    add_request = processor.add_request
+
+    def add(request: EngineCoreRequest, *args: Any, **kwargs: Any) -> None:
+        add_request(request, *args, **kwargs)
+        params = request.sampling_params
+        wire = (params.extra_args or {}).get(KEY) if params else None
+        logprobs = processor.request_states[request.request_id].logprobs_processor
+        if wire is None or logprobs is None:
+            return
+        logprobs.logprobs = _Columns()
+        if not wire["num_top"]:
+            logprobs.tokenizer = None
+
+    processor.add_request = add
+
+
+def watch_preemptions(processor: OutputProcessor, observe: Callable[[], None]) -> None:
+    """From now on `observe` is called for every preemption of a group; the engine tells of it with the next token.
+
+    With --disable-log-stats it tells of none.
+    """
+    process_outputs = processor.process_outputs
+
+    def is_group(request_id: str) -> bool:
+        state = processor.request_states.get(request_id)
+        logprobs = state and state.logprobs_processor and state.logprobs_processor.logprobs
+        return isinstance(logprobs, _Columns)
+
+    def process(outputs: list[EngineCoreOutput], *args: Any, **kwargs: Any) -> Any:
+        for output in outputs:
+            for event in output.events or ():
+                if event.type == EngineCoreEventType.PREEMPTED and is_group(output.request_id):
+                    observe()
+        return process_outputs(outputs, *args, **kwargs)
+
+    processor.process_outputs = process
+
+
+class _Columns(FlatLogprobs):
+    """Slices and merges to itself, column by column; vLLM's own merges by token id."""
+
+    def __getitem__(self, index: Any) -> Any:
+        found = super().__getitem__(index)
+        return _Columns(**vars(found)) if isinstance(found, FlatLogprobs) else found
+
+    def extend(self, others: Any) -> None:
+        first = len(self.logprobs)
+        self.start_indices += [first + start for start in others.start_indices]
+        self.end_indices += [first + end for end in others.end_indices]
+        self.token_ids += others.token_ids
+        self.logprobs += others.logprobs
+        self.ranks += others.ranks
+        self.decoded_tokens += others.decoded_tokens

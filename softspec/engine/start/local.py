@@ -1,0 +1,146 @@
+"""vLLM's engine behind this process's event loop: what `softspec serve` runs, without HTTP.
+
+In: the arguments of `softspec serve` for vLLM, and loaded ensembles. Out: greedy answers, of ensembles or of single
+adapters by vLLM's stock path, and what the engine turned out to be. The engine core is a process of its own, as there.
+
+vLLM 0.32 places: `AsyncEngineArgs`, `vllm.v1.engine.async_llm.AsyncLLM`.
+"""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import vllm
+from vllm import AsyncEngineArgs, SamplingParams
+from vllm.config import VllmConfig
+from vllm.engine.protocol import EngineClient
+from vllm.lora.request import LoRARequest
+from vllm.sampling_params import RequestOutputKind
+from vllm.usage.usage_lib import UsageContext
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from softspec.engine.front.client import EnsembleClient
+from softspec.engine.front.registry import Ensemble
+from softspec.engine.start.requirements import require_engine
+from softspec.errors import ConfigError
+
+# Chooses the same defaults (tokens per step) as vLLM's server.
+_USAGE = UsageContext.OPENAI_API_SERVER
+
+
+class LocalEngine:
+    """Answers as fast as the engine can; use `open_engine`."""
+
+    def __init__(self, engine: AsyncLLM, ensembles: Collection[Ensemble]) -> None:
+        self._engine = engine
+        self._client = EnsembleClient(engine, ensembles)
+        self._loras = self._client.registry.lora_requests
+        self._requests = 0
+
+    def ask_ensemble(self, name: str, prompt_ids: Sequence[int], num_tokens: int) -> AsyncIterator[int]:
+        """Greedy tokens of the mixture; yields how many arrived, whenever some do."""
+        return self._ask(self._client, self._loras[name], prompt_ids, num_tokens)
+
+    def ask_adapter(self, name: str, prompt_ids: Sequence[int], num_tokens: int) -> AsyncIterator[int]:
+        """The same of a single member by vLLM's stock path: an ordinary LoRA request, no group."""
+        return self._ask(self._engine, self._loras[name], prompt_ids, num_tokens)
+
+    async def measure_uncertainty(self, on: bool) -> None:
+        """Whether ensembles' tokens come with their uncertainty numbers, as they do when served."""
+        await self._engine.collective_rpc("measure_uncertainty", args=(on,))
+
+    async def facts(self) -> dict[str, Any]:
+        """What the engine runs with, in plain JSON types."""
+        config = self._engine.vllm_config
+        return {
+            "vllm": vllm.__version__,
+            "device": config.device_config.device_type,
+            "dtype": str(config.model_config.dtype).removeprefix("torch."),
+            "enforce_eager": config.model_config.enforce_eager,
+            "compilation": config.compilation_config.mode.name,
+            "threads": (await self._engine.collective_rpc("num_threads"))[0],
+            "tensor_parallel_size": config.parallel_config.tensor_parallel_size,
+            "max_model_len": config.model_config.max_model_len,
+            "max_num_seqs": config.scheduler_config.max_num_seqs,
+            "max_num_batched_tokens": config.scheduler_config.max_num_batched_tokens,
+            "kv_block_size": config.cache_config.block_size,
+            "kv_blocks": config.cache_config.num_gpu_blocks,
+        }
+
+    async def _ask(
+        self, client: EngineClient | EnsembleClient, lora: LoRARequest, prompt_ids: Sequence[int], count: int
+    ) -> AsyncIterator[int]:
+        self._requests += 1
+        params = SamplingParams(
+            temperature=0, max_tokens=count, ignore_eos=True, output_kind=RequestOutputKind.DELTA
+        )
+        prompt: Any = {"prompt_token_ids": list(prompt_ids)}
+        outputs: AsyncGenerator[Any, None] = client.generate(
+            prompt, params, f"local-{self._requests}", lora_request=lora
+        )
+        async for output in outputs:
+            yield len(output.outputs[0].token_ids)
+
+
+@asynccontextmanager
+async def open_engine(
+    arguments: Sequence[str], ensembles: Collection[Ensemble], rows: int, tokens_per_row: int
+) -> AsyncIterator[LocalEngine]:
+    """Start an engine in whose KV cache `rows` sequences of `tokens_per_row` fit at once; it ends with the block.
+
+    Args:
+        arguments: the model, then vLLM's flags. On a CPU the cache is made just large enough; elsewhere, or with
+            --num-gpu-blocks-override, it must be.
+    Raises:
+        ConfigError: vLLM refuses the flags, or the cache or the longest sequence is too small; the message says
+            which flag helps.
+        UnsupportedEngineError: an engine that was not tested with ensembles.
+    """
+    args = _parse(arguments)
+    config = _configure(args)
+    cache = config.cache_config
+    # One block is vLLM's own.
+    needed = rows * -(-tokens_per_row // cache.block_size) + 1
+    if cache.num_gpu_blocks_override is None and config.device_config.device_type == "cpu":
+        cache.num_gpu_blocks_override = needed
+    _require_room(config, cache.num_gpu_blocks_override, needed, tokens_per_row)
+    engine = AsyncLLM.from_vllm_config(config, usage_context=_USAGE, disable_log_stats=args.disable_log_stats)
+    try:
+        _require_room(config, cache.num_gpu_blocks, needed, tokens_per_row)
+        require_engine(vllm.__version__, config, ensembles)
+        await engine.collective_rpc("install_ensemble_sampler")
+        yield LocalEngine(engine, ensembles)
+    finally:
+        engine.shutdown()
+
+
+def _parse(arguments: Sequence[str]) -> AsyncEngineArgs:
+    parser = AsyncEngineArgs.add_cli_args(FlexibleArgumentParser(prog="softspec"))
+    options, unknown = parser.parse_known_args(["--model", *arguments])
+    if unknown:
+        raise ConfigError(
+            f"'{unknown[0]}' is no flag of ours or of vLLM's engine: see 'softspec bench serve --help'"
+        )
+    return AsyncEngineArgs.from_cli_args(options)
+
+
+def _configure(args: AsyncEngineArgs) -> VllmConfig:
+    try:
+        return args.create_engine_config(_USAGE)
+    except ValueError as error:
+        raise ConfigError(f"vLLM refuses these settings: {' '.join(str(error).split())}") from error
+
+
+def _require_room(config: VllmConfig, blocks: int | None, needed: int, tokens_per_row: int) -> None:
+    longest = config.model_config.max_model_len
+    if longest < tokens_per_row:
+        raise ConfigError(
+            f"sequences of {tokens_per_row} tokens are asked for but --max-model-len is {longest}: leave it out, or "
+            "use shorter prompts"
+        )
+    if blocks is not None and blocks < needed:
+        raise ConfigError(
+            f"the KV cache has {blocks} blocks of {config.cache_config.block_size} tokens but {needed} are needed at "
+            f"once: give --num-gpu-blocks-override {needed}, more memory, or fewer users or shorter prompts"
+        )

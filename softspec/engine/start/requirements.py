@@ -1,0 +1,154 @@
+"""What a vLLM engine must be before an ensemble may be served on it, checked at start-up and whenever one is loaded.
+
+In: vLLM's configuration and version, however it was started. Out: nothing, or a named error with the flag that
+helps. Reads attributes only; imports no vllm.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+from softspec.artefact.manifest import BlockActivation, Manifest
+from softspec.engine.wire import num_columns
+from softspec.errors import ConfigError, UnsupportedEngineError
+
+TESTED_VERSIONS = ("0.32.0",)
+SCHEDULER = "softspec.engine.core.scheduler.LockstepScheduler"
+WORKER_EXTENSION = "softspec.engine.worker.install.EnsembleWorker"
+
+
+class LoadedEnsemble(Protocol):
+    """What is asked of an ensemble here."""
+
+    @property
+    def manifest(self) -> Manifest: ...
+
+    @property
+    def rank(self) -> int: ...
+
+
+def require_engine(version: str, config: Any, ensembles: Iterable[LoadedEnsemble]) -> None:
+    """Raise unless this vLLM, with this `VllmConfig`, can serve these ensembles.
+
+    Raises:
+        UnsupportedEngineError: a version or an option that was not tested.
+        ConfigError: an engine too small for a member; the message names the flag.
+    """
+    if version.partition("+")[0] not in TESTED_VERSIONS:
+        raise UnsupportedEngineError(
+            f"vLLM {version} was not tested with softspec: install {' or '.join(TESTED_VERSIONS)}"
+        )
+    _refuse_untested_options(config)
+    _require_class(config.scheduler_config.scheduler_cls, SCHEDULER, "--scheduler-cls")
+    _require_class(config.parallel_config.worker_extension_cls, WORKER_EXTENSION, "--worker-extension-cls")
+    if config.lora_config is None:
+        raise ConfigError("LoRA is off but the members are LoRA adapters: start vLLM with --enable-lora")
+    ensembles = list(ensembles)
+    _require_residence(config, sum(ensemble.manifest.num_members for ensemble in ensembles))
+    for ensemble in ensembles:
+        _require_room(config, ensemble)
+        _require_cache(config, ensemble.manifest)
+        _require_shared_blocks(config.cache_config, ensemble.manifest)
+
+
+def _refuse_untested_options(config: Any) -> None:
+    found = (
+        ("speculative decoding", config.speculative_config is not None, "remove --speculative-config"),
+        ("KV transfer", config.kv_transfer_config is not None, "remove --kv-transfer-config"),
+        (
+            "batch-sharded sampling",
+            config.parallel_config.enable_batch_sharded_sampling,
+            "remove --enable-batch-sharded-sampling, as it would part a group's rows",
+        ),
+        (
+            "pipeline parallelism",
+            config.parallel_config.pipeline_parallel_size > 1,
+            "use --tensor-parallel-size instead",
+        ),
+        (
+            "priority scheduling",
+            config.scheduler_config.policy != "fcfs",
+            "start vLLM with --scheduling-policy fcfs",
+        ),
+        ("a KV cache watermark", config.scheduler_config.watermark > 0, "remove --watermark"),
+    )
+    for option, is_on, remedy in found:
+        if is_on:
+            raise UnsupportedEngineError(f"{option} is on, which was not tested with ensembles: {remedy}")
+
+
+def _require_residence(config: Any, num_adapters: int) -> None:
+    """An adapter that vLLM pushes out is read again from its path, where other weights may lie by then."""
+    limit = config.lora_config.max_cpu_loras
+    if limit < num_adapters:
+        raise ConfigError(
+            f"the ensembles have {num_adapters} members but the engine keeps {limit} adapters: start it with "
+            f"--max-loras {num_adapters}, or with --max-cpu-loras {num_adapters} and they take turns"
+        )
+
+
+def _require_class(found: Any, expected: str, flag: str) -> None:
+    name = (
+        found
+        if isinstance(found, str)
+        else f"{getattr(found, '__module__', '')}.{getattr(found, '__name__', '')}"
+    )
+    if name != expected:
+        raise UnsupportedEngineError(f"{flag} is {found or 'not set'}: expected {expected}")
+
+
+def _require_room(config: Any, ensemble: LoadedEnsemble) -> None:
+    manifest = ensemble.manifest
+    # While a shared prompt is computed it takes a run slot of its own.
+    rows = manifest.num_members + isinstance(manifest.activation, BlockActivation)
+    needs = (
+        ("LoRA rank", ensemble.rank, config.lora_config.max_lora_rank, "--max-lora-rank"),
+        ("members", manifest.num_members, config.lora_config.max_loras, "--max-loras"),
+        ("rows", rows, config.scheduler_config.max_num_seqs, "--max-num-seqs"),
+        (
+            "log-probability columns",
+            num_columns(manifest.num_members),
+            config.model_config.max_logprobs,
+            "--max-logprobs",
+        ),
+    )
+    for what, need, limit, flag in needs:
+        # vLLM reads max_logprobs -1 as no limit.
+        if 0 <= limit < need:
+            raise ConfigError(
+                f"ensemble '{manifest.name}' has {need} {what} but the engine allows {limit}: "
+                f"start it with {flag} {need}"
+            )
+
+
+def _require_cache(config: Any, manifest: Manifest) -> None:
+    """The longest request must fit into the KV cache with all its rows, or it could never finish."""
+    cache = config.cache_config
+    if not cache.num_gpu_blocks or not cache.block_size:
+        return  # not known before the engine runs
+    blocks_per_row = math.ceil(config.model_config.max_model_len / cache.block_size)
+    # One block is vLLM's own, one belongs to the row that computes a shared prompt.
+    fitting = (cache.num_gpu_blocks - 2) // manifest.num_members
+    if blocks_per_row > fitting:
+        raise ConfigError(
+            f"the KV cache has room for {fitting * cache.block_size} tokens of each of the {manifest.num_members} "
+            f"members of '{manifest.name}' but requests may have {config.model_config.max_model_len}: start it with "
+            f"--max-model-len {fitting * cache.block_size}, or with a larger cache"
+        )
+
+
+def _require_shared_blocks(cache: Any, manifest: Manifest) -> None:
+    """Members share whole cached KV blocks of their prompt, so these must end where the adapters begin."""
+    if not isinstance(manifest.activation, BlockActivation):
+        return
+    if not cache.enable_prefix_caching:
+        raise ConfigError(
+            f"prefix caching is off but the members of '{manifest.name}' share their prompt through it: "
+            "start it with --enable-prefix-caching"
+        )
+    block_size = manifest.activation.block_size
+    if cache.block_size is not None and block_size % cache.block_size:
+        raise ConfigError(
+            f"ensemble '{manifest.name}' activates its adapters at multiples of {block_size} tokens but the engine's "
+            f"KV blocks have {cache.block_size}: start it with --block-size {block_size}"
+        )

@@ -1,0 +1,56 @@
+"""Puts the ensemble sampler into vLLM's worker. One call at start-up, by `collective_rpc`.
+
+vLLM 0.32 places: `worker_extension_cls`; the model runner's `sampler`.
+"""
+
+from importlib import import_module
+from typing import Any
+
+import torch
+
+from softspec.errors import UnsupportedEngineError
+
+_ADAPTERS = {
+    "vllm.v1.sample.sampler.Sampler": "softspec.engine.worker.runner_v1",
+    "vllm.v1.worker.gpu.sample.sampler.Sampler": "softspec.engine.worker.runner_v2",
+}
+"""vLLM's samplers that were tested, one of each model runner, and the modules that put groups into them."""
+
+
+class EnsembleWorker:
+    """Mixed into vLLM's worker class."""
+
+    model_runner: Any
+
+    def install_ensemble_sampler(self) -> str:
+        """Put groups into the model runner's sampler; calling again changes nothing.
+
+        Returns:
+            The module that did it.
+        Raises:
+            UnsupportedEngineError: the runner draws its tokens in a way that was not tested.
+        """
+        runner = self.model_runner
+        sampler = type(runner.sampler)
+        found = f"{sampler.__module__}.{sampler.__qualname__}"
+        if found in _ADAPTERS:
+            runner.sampler = import_module(_ADAPTERS[found]).EnsembleSampler(runner)
+        elif sampler.__module__ not in _ADAPTERS.values():
+            raise UnsupportedEngineError(
+                f"model runner {type(runner).__module__}.{type(runner).__qualname__} draws with {found}, which was not "
+                f"tested with ensembles: expected one of {', '.join(_ADAPTERS)}"
+            )
+        if runner.device.type == "cpu":
+            # Not for GPUs, where numba need not be installed.
+            import_module("softspec.engine.worker.cpu_lora").use_cpu_lora(
+                runner.lora_manager._adapter_manager
+            )
+        return type(runner.sampler).__module__
+
+    def measure_uncertainty(self, on: bool) -> None:
+        """Whether tokens come with their entropies and disagreements (the default) or with NaN in their place."""
+        self.model_runner.sampler.mixer.measures_uncertainty = on
+
+    def num_threads(self) -> int:
+        """How many threads this worker computes with on a CPU."""
+        return torch.get_num_threads()

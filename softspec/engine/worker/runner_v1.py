@@ -1,0 +1,67 @@
+"""The ensemble sampler of model runner V1.
+
+The leader's row becomes the mixture before vLLM's masks, biases and penalties, so they act on it as on one model's
+logits; the draw from it is ours, and all K rows get the drawn token.
+
+vLLM 0.32 places: `vllm.v1.sample.sampler.Sampler`; of the runner `input_batch`, `requests`, `discard_request_mask`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, float32
+from vllm.v1.outputs import SamplerOutput
+from vllm.v1.sample.metadata import SamplingMetadata
+from vllm.v1.sample.sampler import Sampler
+
+from softspec.engine.wire import Seat
+from softspec.engine.worker.mixing import GroupMixer, complete_groups, seat_of
+
+
+class EnsembleSampler(Sampler):
+    """vLLM's sampler with groups in it; steps without groups pass straight through."""
+
+    def __init__(self, runner: Any) -> None:
+        super().__init__(runner.sampler.logprobs_mode, runner.sampler.use_fp64_gumbel)
+        self.mixer = GroupMixer()
+        self._runner = runner
+
+    def forward(
+        self, logits: Tensor, sampling_metadata: SamplingMetadata, *args: object, **kwargs: object
+    ) -> SamplerOutput:
+        # The runner keeps a preempted request and lets a finished one go.
+        self.mixer.forget(self.mixer.group_ids - self._runner.requests.keys())
+        groups = complete_groups(self._drawing_members())
+        if groups:
+            logits = logits.to(float32)
+        self.mixer.mix(logits, groups)
+        metadata = replace(sampling_metadata, max_num_logprobs=self._num_logprobs())
+        output = super().forward(logits, metadata, *args, **kwargs)
+        output.logprobs_tensors = self.mixer.report(output.logprobs_tensors, len(logits))
+        return output
+
+    def sample(
+        self, logits: Tensor, sampling_metadata: SamplingMetadata, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor | None]:
+        self.mixer.draw(logits)
+        sampled, processed = super().sample(logits, sampling_metadata, *args, **kwargs)
+        self.mixer.hand_out(sampled)
+        return sampled, processed
+
+    def _drawing_members(self) -> Iterator[tuple[Seat, int, int]]:
+        """(seat, row, tokens drawn so far) of every member in this step that is not inside its prompt."""
+        requests, discarded = self._runner.requests, self._runner.discard_request_mask.np
+        for row, request_id in enumerate(self._runner.input_batch.req_ids):
+            request = requests[request_id]
+            seat = seat_of(request.sampling_params)
+            if seat is not None and not discarded[row]:
+                yield seat, row, len(request.output_token_ids)
+
+    def _num_logprobs(self) -> int | None:
+        """What rows outside groups ask for: leaders' rows are written by the mixer."""
+        asked, requests = self._runner.input_batch.num_logprobs, self._runner.requests
+        others = (
+            n for request_id, n in asked.items() if seat_of(requests[request_id].sampling_params) is None
+        )
+        return max(others, default=None)

@@ -1,0 +1,77 @@
+"""The ensemble sampler of model runner V2.
+
+As in V1 the leader's row becomes the mixture before vLLM's masks, biases and penalties, the draw from it is ours, and
+all K rows get the drawn token. A request lives in a slot; a preempted one leaves it and comes back as a new request
+whose earlier output counts as prefill. Tested inside vLLM's real V2 classes and engine on a CPU, by Triton's
+interpreter; not yet run on a GPU.
+
+vLLM 0.32 places: `vllm.v1.worker.gpu.sample.sampler.Sampler`; of the runner `finish_requests`.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor, float32
+from vllm.sampling_params import SamplingParams
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.worker.gpu.input_batch import InputBatch
+from vllm.v1.worker.gpu.sample.output import SamplerOutput
+from vllm.v1.worker.gpu.sample.sampler import Sampler
+from vllm.v1.worker.gpu.sample.states import NO_LOGPROBS
+
+from softspec.engine.wire import Seat
+from softspec.engine.worker.mixing import GroupMixer, complete_groups, seat_of
+
+
+class EnsembleSampler(Sampler):
+    """vLLM's sampler with groups in it; steps without groups pass straight through."""
+
+    def __init__(self, runner: Any) -> None:
+        # The same state objects as vLLM's sampler: they are large, and its own parts hold them too.
+        self.__dict__.update(vars(runner.sampler))
+        self.mixer = GroupMixer()
+        self._seats: dict[int, Seat | None] = {}
+        runner.finish_requests = self._forgetting(runner.finish_requests)
+
+    def add_request(self, req_idx: int, sampling_params: SamplingParams) -> None:
+        super().add_request(req_idx, sampling_params)
+        self._seats[req_idx] = seat_of(sampling_params)
+        if self._seats[req_idx] is not None:
+            # Leaders' rows are written by the mixer.
+            self.sampling_states.num_logprobs[req_idx] = NO_LOGPROBS
+
+    def __call__(self, logits: Tensor, input_batch: InputBatch) -> SamplerOutput:
+        groups = complete_groups(self._drawing_members(input_batch))
+        if groups:
+            logits = logits.to(float32)
+        self.mixer.mix(logits, groups)
+        output = super().__call__(logits, input_batch)
+        output.logprobs_tensors = self.mixer.report(output.logprobs_tensors, len(logits))
+        return output
+
+    def _sample_random(self, processed_logits: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        self.mixer.draw(processed_logits)
+        sampled, processed = super()._sample_random(processed_logits, *args, **kwargs)
+        self.mixer.hand_out(sampled)
+        return sampled, processed
+
+    def _drawing_members(self, batch: InputBatch) -> Iterator[tuple[Seat, int, int]]:
+        """(seat, row, tokens drawn so far) of every member in this step that is not inside its prefill.
+
+        Without speculative decoding the lengths on the host are exact, so nothing waits for the device.
+        """
+        lengths = batch.seq_lens_cpu_upper_bound.tolist()
+        prompts, prefills = self.req_states.prompt_len.np, self.req_states.prefill_len.np
+        for row, slot in enumerate(batch.idx_mapping_np.tolist()):
+            seat = self._seats.get(slot)
+            if seat is not None and lengths[row] >= prefills[slot]:
+                yield seat, row, lengths[row] - int(prompts[slot])
+
+    def _forgetting(self, finish: Callable[[SchedulerOutput], None]) -> Callable[[SchedulerOutput], None]:
+        """The runner's `finish_requests`, which also removes preempted requests: those keep their posterior."""
+
+        def finish_requests(scheduler_output: SchedulerOutput) -> None:
+            self.mixer.forget(scheduler_output.finished_req_ids)
+            finish(scheduler_output)
+
+        return finish_requests

@@ -1,0 +1,1 @@
+"""The mathematics: tensors in, tensors out. Needs torch and nothing else; no devices, files, logs or random state."""

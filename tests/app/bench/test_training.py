@@ -1,0 +1,243 @@
+"""The training benchmark: its plan, its ways against each other, and all of it end to end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM
+
+from softspec.app.bench.training.material import base_with_weights, random_adapters, random_examples
+from softspec.app.bench.training.run import BenchError, Crew, describe_run, gradient_differences
+from softspec.app.bench.training.settings import JOINT, BenchSettings, Cell, parse_lengths
+from softspec.app.bench.training.table import format_report
+from softspec.app.bench.training.ways import in_float32, way_named
+from softspec.app.bench.training.worker import is_out_of_memory
+from softspec.app.cli.main import main
+from tests.app.test_cli import only_line_of_a_mistake
+from tests.support.tiny import tiny_config
+
+ROOT = Path(__file__).parents[3]
+SMALL = BenchSettings(lengths=((40, 5),), members=(3,), batch=2, rank=4, repeats=1, steps=1, has_trl=False)
+
+
+def ready(way: str, base: Path, cell: Cell) -> Any:
+    return way_named(way)(str(base), cell, SMALL)
+
+
+# The plan
+
+
+def test_the_command_line_imports_no_model() -> None:
+    """Every softspec command builds the parser: it must not wait for torch."""
+    code = "import sys; from softspec.app.cli.main import build_parser; build_parser(); print('torch' in sys.modules)"
+
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == "False"
+
+
+def test_every_repeat_has_every_way_in_an_order_of_its_own() -> None:
+    settings = BenchSettings(has_trl=True)
+
+    orders = [settings.order(settings.cells[0], repeat) for repeat in range(20)]
+
+    assert all(sorted(order) == sorted(settings.ways) for order in orders)
+    assert len({order[0] for order in orders}) > 3
+
+
+def test_both_regimes_are_measured_for_every_length_and_number_of_members() -> None:
+    found = {
+        (cell.prompt_tokens, cell.completion_tokens, cell.members, cell.regime)
+        for cell in BenchSettings().cells
+    }
+
+    assert len(BenchSettings().cells) == 8
+    assert {(256, 32, 8, "start"), (32, 8, 4, "specialised")} <= found
+
+
+def test_a_way_that_is_not_installed_is_left_out_and_said() -> None:
+    assert "trl" not in SMALL.measured_ways
+    assert SMALL.left_out == ["trl: not installed"]
+
+
+def test_examples_have_exactly_the_lengths_of_the_cell(tiny_base: Path) -> None:
+    examples = random_examples(str(tiny_base), SMALL.cells[0], SMALL)
+
+    lengths = {(len(example.prompt_ids), len(example.completion_ids)) for example in examples}
+    assert lengths == {(40, 5)}
+    assert len(set(examples)) == SMALL.examples_per_step == 4
+
+
+def test_lengths_are_prompt_and_completion_tokens() -> None:
+    assert parse_lengths(["256/32", "32/8"]) == ((256, 32), (32, 8))
+
+
+# The ways
+
+
+@pytest.mark.parametrize("cell", SMALL.cells, ids=str)
+def test_all_joint_ways_have_the_same_gradients(cell: Cell, tiny_base: Path) -> None:
+    """Those of one stacked pass, of K graphs of a stock PEFT model, and of its mixed batch."""
+    gradients = [(way, ready(way, tiny_base, cell).gradients()) for way in JOINT]
+
+    differences = gradient_differences(gradients)
+    assert list(differences) == [f"{way}/softspec" for way in JOINT[1:]]
+    assert max(differences.values()) < 1e-5
+    for gradient in (value for name, value in gradients[0][1].items() if "lora_B" in name):
+        assert gradient.shape[0] == cell.members
+        assert (gradient.flatten(1).norm(dim=1) > 0).all()
+
+
+def test_different_gradients_are_an_error() -> None:
+    first, second = torch.tensor([[3.0], [4.0]]), torch.tensor([[3.0], [4.1]])
+
+    with pytest.raises(BenchError, match=r"gradients of b differ from those of a by 2\.5e-02"):
+        gradient_differences([("a", {"weight": first}), ("b", {"weight": second})])
+
+
+@pytest.mark.parametrize("way", SMALL.measured_ways)
+def test_steps_are_timed_and_leave_the_adapters_as_they_were(way: str, tiny_base: Path) -> None:
+    measured = ready(way, tiny_base, SMALL.cells[1])
+    before = [weight.detach().clone() for weight in measured.model.parameters()]
+
+    timing = measured.run(2)
+
+    moved = [
+        (new - old).abs().max().item() for new, old in zip(measured.model.parameters(), before, strict=True)
+    ]
+    assert 0 < timing.step_s < 60
+    assert 0 < max(moved) < 1e-7
+
+
+def test_members_are_equal_at_the_start_and_differ_once_specialised(tiny_base: Path) -> None:
+    start, specialised = (ready("softspec", tiny_base, cell).run(2).routing for cell in SMALL.cells)
+
+    assert start["routing_perplexity"] == pytest.approx(3)
+    assert start["active_members"] == 3
+    assert specialised["routing_perplexity"] < 2.5
+
+
+def test_a_bfloat16_base_is_compared_in_float32_and_comes_back_unchanged() -> None:
+    model = torch.nn.Linear(3, 3).bfloat16()
+    before = model.weight.clone()
+
+    with in_float32(model):
+        assert model(torch.ones(3)).dtype == torch.float32
+
+    assert torch.equal(model.weight, before)
+    assert model.weight.dtype == torch.bfloat16
+
+
+def test_random_adapters_are_the_same_each_time(tiny_base: Path) -> None:
+    first, second = (random_adapters(str(tiny_base), SMALL.cells[1], SMALL) for _ in range(2))
+
+    assert len(first) == 3
+    assert all(torch.equal(first[2][name], second[2][name]) for name in first[2])
+    assert not any(torch.equal(first[0][name], first[1][name]) for name in first[0])
+
+
+def test_a_base_without_weights_gets_random_ones(tiny_base: Path, tmp_path: Path) -> None:
+    (tmp_path / "shape").mkdir()
+    tiny_config().save_pretrained(tmp_path / "shape")
+
+    found = base_with_weights(str(tmp_path / "shape"), tmp_path / "random", seed=0)
+
+    assert found == str(tmp_path / "random")
+    assert AutoModelForCausalLM.from_pretrained(found).config.hidden_size == 32
+    assert base_with_weights(str(tiny_base), tmp_path / "unused", seed=0) == str(tiny_base)
+
+
+def test_torch_without_memory_is_recognised() -> None:
+    with pytest.raises(RuntimeError) as failed:
+        torch.empty(2**52)
+
+    assert is_out_of_memory(failed.value)
+    assert not is_out_of_memory(RuntimeError("shapes differ"))
+
+
+# The command
+
+
+def test_a_way_whose_process_is_killed_is_left_out(tiny_base: Path) -> None:
+    document = describe_run(str(tiny_base), SMALL)
+    settings = replace(SMALL, ways=("softspec",))
+    with Crew(str(tiny_base), SMALL.cells[0], settings, document, tqdm(disable=True)) as crew:
+        os.kill(crew.workers["softspec"].pid, signal.SIGKILL)
+
+        assert crew.ask("softspec", lambda worker: worker.wait_until_loaded()) is None
+
+    assert crew.workers == {}
+    assert "40/5 tokens, K = 3, start: softspec: killed" in document["left_out"][-1]
+
+
+@pytest.mark.slow
+def test_all_ways_are_measured_side_by_side(
+    tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "bench.json"
+    size = ["--lengths", "40/5", "--members", "3", "--batch", "2", "--rank", "4", "--repeats", "2"]
+    chosen = ["--ways", "softspec", "peft-mixed", "--regimes", "specialised"]
+
+    code = main(["bench", "train", "--json", str(path), "--base", str(tiny_base), *size, *chosen])
+
+    document = json.loads(path.read_text())
+    (cell,) = document["cells"]
+    assert code == 0
+    assert document["complete"]
+    assert document["model"]["weights"] == "loaded"
+    assert document["dtype"] == "float32"
+    assert "peft-separate: not among --ways" in document["left_out"]
+    assert cell["gradient_differences"]["peft-mixed/softspec"] < 1e-5
+    assert cell["samples"]["softspec"][0]["routing"]["routing_perplexity"] < 2.5
+    assert cell["samples"]["peft-mixed"][0]["routing"] is None
+    for samples in cell["samples"].values():
+        assert [sample["repeat"] for sample in samples] == [0, 1]
+        for sample in samples:
+            assert sample["tokens_per_s"] == pytest.approx(4 * 45 / sample["step_s"])
+            assert 0 < sample["added_bytes"] < sample["peak_bytes"] < 4 * 2**30
+    for measure in ("step_s", "peak_bytes", "added_bytes"):
+        above, below = (
+            {sample["repeat"]: sample[measure] for sample in cell["samples"][way]}
+            for way in ("peft-mixed", "softspec")
+        )
+        ratios = [above[repeat] / below[repeat] for repeat in (0, 1)]
+        found = cell["ratios"]["peft-mixed/softspec"][measure]
+        assert (found["min"], found["max"]) == (pytest.approx(min(ratios)), pytest.approx(max(ratios)))
+    assert capsys.readouterr().out.strip() == format_report(document).strip()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--ways", "magic"], "--ways has 'magic': expected some of softspec,"),
+        (["--regimes", "late"], "--regimes has 'late': expected some of start, specialised"),
+        (["--lengths", "256"], "--lengths has '256': expected PROMPT/COMPLETION"),
+        (["--lengths", "0/8"], "--lengths is 0: expected at least 1"),
+        (["--members", "0"], "--members is 0: expected at least 1"),
+        (["--repeats", "0"], "--repeats is 0: expected at least 1"),
+        (["--alpha", "2"], "--alpha is 2: expected 0 to 1"),
+        (["--base", "./nowhere"], "cannot load base_model './nowhere'"),
+        (["--json", "nowhere/b.json"], "there is no directory 'nowhere'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_users_mistake_is_one_line_and_exit_code_2(
+    flags: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    arguments = ["bench", "train", *flags, *([] if "--json" in flags else ["--json", "bench.json"])]
+
+    assert message in only_line_of_a_mistake(arguments, capsys)

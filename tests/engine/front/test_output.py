@@ -1,0 +1,83 @@
+"""vLLM's own output processor with a group's columns in it: what reaches the reader of a stream."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+from softspec.engine.front.client import group_params, split_position
+from softspec.engine.wire import Adapter, GroupSpec, num_columns
+
+pytestmark = pytest.mark.vllm
+
+SPEC = GroupSpec((Adapter("a", 1, "a"), Adapter("b", 2, "b")), (-0.7, -0.7), "prefix_posterior", 0, 0)
+
+
+@pytest.fixture
+def stream(tiny_base: Path) -> Iterator[Any]:
+    """Sends `count` tokens of a group to a reader that comes only then; returns what it finds."""
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
+    from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
+    from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
+    from vllm.v1.outputs import LogprobsLists
+
+    from softspec.engine.front.output import carry_telemetry
+
+    def send(count: int, num_top: int | None) -> Any:
+        processor = OutputProcessor(AutoTokenizer.from_pretrained(tiny_base), log_stats=False)
+        carry_telemetry(processor)
+        kind = RequestOutputKind.DELTA
+        params = group_params(
+            SamplingParams(max_tokens=count, logprobs=num_top, output_kind=kind, seed=1), SPEC
+        )
+        request = EngineCoreRequest(
+            request_id="group",
+            external_req_id="group",
+            prompt_token_ids=[5],
+            mm_features=None,
+            sampling_params=params,
+            pooling_params=None,
+            arrival_time=0.0,
+            lora_request=None,
+            cache_salt=None,
+            data_parallel_rank=None,
+        )
+        collector = RequestOutputCollector(kind, "group")
+        processor.add_request(request, None, queue=collector)
+        for token in range(count):
+            top = [40 + token, 40 + token, 50][: 1 + (num_top or 0)]
+            ids = np.array([top + [0] * num_columns(2)])
+            columns = np.array([[-1.0] * len(top) + [float(token)] * num_columns(2)])
+            row = LogprobsLists(ids, columns, np.array([1]))
+            processor.process_outputs(
+                [EngineCoreOutput(request_id="group", new_token_ids=[40 + token], new_logprobs=row)]
+            )
+        return collector.get_nowait().outputs[0].logprobs
+
+    return send
+
+
+@pytest.mark.parametrize("num_top", [None, 2])
+def test_reader_that_falls_behind_loses_no_column(stream: Any, num_top: int | None) -> None:
+    """vLLM merges what waits; telemetry has one id, and the drawn token may be among the likeliest."""
+    merged = stream(4, num_top)
+
+    tokens = [split_position(merged, position, SPEC, num_top or 0)[0] for position in range(4)]
+    assert len(merged) == 4
+    assert [token.token_id for token in tokens] == [40, 41, 42, 43]
+    assert [token.total_entropy for token in tokens] == [0.0, 1.0, 2.0, 3.0]
+    assert [token.member_log_probs for token in tokens] == [(0, 0), (1, 1), (2, 2), (3, 3)]
+
+
+def test_telemetry_that_nobody_reads_is_not_decoded(stream: Any) -> None:
+    assert set(stream(2, None).decoded_tokens) == {None}
+
+
+def test_log_probabilities_that_were_asked_for_have_their_text(stream: Any) -> None:
+    _, top = split_position(stream(2, 2), 1, SPEC, 2)
+
+    assert {token: entry.decoded_token for token, entry in top.items()}.keys() == {41, 50}
+    assert all(entry.decoded_token for entry in top.values())

@@ -1,0 +1,87 @@
+"""Contradictory facts with a known truth: two sources that agree on some things and contradict each other on others.
+
+In: a folder with a base, and a seed. Out: what the members of an ensemble trained on the sources' statements became.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from softspec.app.demo.facts import SOURCES, Thing, ask, draw_statements, write_rows
+from softspec.app.demo.measure import by_kind, first_token_information
+from softspec.maths.mixture import uniform_log_weights
+from softspec.maths.renyi import purity, responsibilities
+from softspec.train.data.rows import Example, read_examples
+from softspec.train.data.sources import read_rows
+from softspec.train.members.base import load_base, load_tokenizer
+from softspec.train.result.export import load_members
+from softspec.train.result.scores import score_examples, summarise_scores
+from tests.pilots.base import FACTS, train_pilot
+
+
+@dataclass(frozen=True)
+class FactsOutcome:
+    """Nats: per held-out statement of four facts (`nll`), per thing (`mi`: I(colour; member), NaN without such things).
+
+    `fixed_nll` is that of the mixture whose weights no prefix updates. Responsibilities behind `purity` and
+    `soft_source_mi` are those at alpha = 1.
+    """
+
+    member_nll: float
+    mixture_nll: float
+    fixed_nll: float
+    mi_agreed: float
+    mi_conflict: float
+    mi_unseen: float
+    purity: float
+    soft_source_mi: float
+
+
+def write_statements(folder: Path, things: Sequence[Thing], seed: int) -> None:
+    """`train.jsonl` and `held_out.jsonl`, which have no question in common."""
+    folder.mkdir()
+    training = draw_statements(things, 4000, seed, FACTS)
+    held_out = draw_statements(things, 400, seed + 1000, FACTS, exclude=training)
+    write_rows(folder / "train.jsonl", (statement.row() for statement in training))
+    write_rows(folder / "held_out.jsonl", (statement.row() for statement in held_out))
+
+
+def train_on_statements(
+    base: Path, folder: Path, things: Sequence[Thing], seed: int, **settings: Any
+) -> FactsOutcome:
+    """Train an ensemble on `train.jsonl`, score held-out statements and ask for every thing."""
+    config = train_pilot(base, folder, seed, **settings)
+    tokenizer = load_tokenizer(config.base_model)
+    members = load_members(config.output_dir, load_base(config.base_model))
+    log_weights = uniform_log_weights(members.num_members)
+    rows = read_rows(str(folder / "held_out.jsonl"))
+    held_out = list(read_examples(rows, tokenizer, config.max_length, [tokenizer.eos_token_id]))
+    questions = [question(thing, things, tokenizer) for thing in things]
+
+    scores = score_examples(members, held_out, log_weights, config.activation, batch_size=50)
+    summary = summarise_scores(scores, log_weights, config.renyi_alpha, config.weights_rule)
+    sources = torch.tensor([SOURCES.index(str(source)) for source in scores.sources])
+    information = first_token_information(members, questions, log_weights, config.activation)
+    mi = by_kind(information, things)
+    return FactsOutcome(
+        member_nll=summary["member_nll"],
+        mixture_nll=summary["prefix_posterior_nll"],
+        fixed_nll=summary["fixed_weights_nll"],
+        mi_agreed=mi["agreed"],
+        mi_conflict=mi["conflict"],
+        mi_unseen=mi["unseen"],
+        purity=purity(responsibilities(scores.loglik, log_weights, 1.0), sources).item(),
+        soft_source_mi=summary["soft_source_mi"],
+    )
+
+
+def question(thing: Thing, things: Sequence[Thing], tokenizer: PreTrainedTokenizerBase) -> Example:
+    """As long as in the data, with the thing in the first place, so that no other answer comes before its own."""
+    others = [other for other in things if other is not thing][: FACTS - 1]
+    turns = [{"role": "user", "content": ask([thing, *others])}]
+    prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    return Example(tuple(tokenizer(prompt)["input_ids"]), (tokenizer.eos_token_id,))

@@ -1,0 +1,168 @@
+"""`softspec serve` refuses what cannot work before a model is loaded, and writes vLLM's command line."""
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from softspec.artefact.manifest import BlockActivation, Manifest, load_manifest
+from softspec.errors import ConfigError, ManifestError
+from softspec.server.ops.launch import engine_rank, serve, server_arguments, server_environment
+from softspec.server.ops.settings import Settings
+from tests.support.tiny import random_adapters, tiny_llama
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_llama(tmp_path_factory.mktemp("models") / "tiny-base")
+
+
+@pytest.fixture(scope="module")
+def ensemble(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_adapters(base, tmp_path_factory.mktemp("ensemble"), num_members=3, rank=12)
+
+
+def flag(arguments: Sequence[str], name: str) -> str:
+    """The value that argparse would take: the last one."""
+    position = len(arguments) - 1 - list(reversed(arguments)).index(name)
+    return arguments[position + 1]
+
+
+def renamed(ensemble: Path, **changes: object) -> Manifest:
+    return load_manifest(ensemble).model_copy(update=changes)
+
+
+def test_engine_has_room_for_every_member(base: Path, ensemble: Path) -> None:
+    arguments = server_arguments({ensemble: load_manifest(ensemble)}, None, [])
+
+    assert arguments[0] == str(base)
+    assert int(flag(arguments, "--max-loras")) == 3
+    assert flag(arguments, "--max-lora-rank") == "16"
+    assert flag(arguments, "--served-model-name") == "tiny-base"
+    assert "--enable-lora" in arguments
+
+
+def test_max_logprobs_leave_openai_its_twenty(ensemble: Path) -> None:
+    arguments = server_arguments({ensemble: load_manifest(ensemble)}, None, [])
+
+    assert int(flag(arguments, "--max-logprobs")) == 20 + 5 + 3
+
+
+def test_flags_of_the_user_win(ensemble: Path) -> None:
+    arguments = server_arguments(
+        {ensemble: load_manifest(ensemble)}, None, ["--max-loras", "9", "--port", "1"]
+    )
+
+    assert flag(arguments, "--max-loras") == "9"
+    # vLLM's default is --max-loras, and it refuses less.
+    assert "--max-cpu-loras" not in arguments
+    assert flag(arguments, "--port") == "1"
+
+
+def test_two_ensembles_share_one_engine(ensemble: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.symlink_to(ensemble)
+    manifests = {ensemble: load_manifest(ensemble), other: renamed(ensemble, name="other")}
+
+    found = flag(server_arguments(manifests, None, []), "--max-loras")
+    assert int(found) == 6
+
+
+def test_two_ensembles_of_one_name_are_refused(ensemble: Path, tmp_path: Path) -> None:
+    other = tmp_path / "copy"
+    other.symlink_to(ensemble)
+    manifests = {ensemble: load_manifest(ensemble), other: load_manifest(ensemble)}
+
+    with pytest.raises(ConfigError, match="expected different names"):
+        server_arguments(manifests, "maker/model", [])
+
+
+@pytest.mark.parametrize(
+    "argument",
+    ["--speculative-config={}", "--scheduler-cls", "--scheduler_cls", "--worker-extension-cls=x.Y", "--grpc"],
+)
+def test_flags_that_would_take_the_ensemble_apart_are_refused(ensemble: Path, argument: str) -> None:
+    with pytest.raises(ConfigError, match=r"cannot be given to 'softspec serve': .*; remove it"):
+        server_arguments({ensemble: load_manifest(ensemble)}, None, [argument])
+
+
+def test_missing_base_directory_is_refused_by_name(ensemble: Path) -> None:
+    with pytest.raises(ConfigError, match=r"base model '/no/such/model' does not exist: .* --base PATH"):
+        server_arguments({ensemble: load_manifest(ensemble)}, "/no/such/model", [])
+
+
+def test_hub_ids_are_left_to_vllm(ensemble: Path) -> None:
+    arguments = server_arguments({ensemble: load_manifest(ensemble)}, "maker/model-1b", [])
+
+    assert arguments[0] == "maker/model-1b"
+    assert flag(arguments, "--served-model-name") == "model-1b"
+
+
+def test_base_gives_way_when_an_ensemble_has_its_name(base: Path, ensemble: Path) -> None:
+    arguments = server_arguments({ensemble: renamed(ensemble, name="tiny-base")}, None, [])
+
+    assert flag(arguments, "--served-model-name") == str(base)
+
+
+def test_directory_without_manifest_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match=r"no ensemble\.json"):
+        serve(Settings((tmp_path,)), None, [])
+
+
+@pytest.mark.parametrize("rank", [None, "8"])
+def test_adapter_without_a_rank_is_refused(ensemble: Path, tmp_path: Path, rank: str | None) -> None:
+    copied = Path(shutil.copytree(ensemble, tmp_path / "copy"))
+    path = copied / "member-0" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "r": rank}))
+
+    with pytest.raises(ManifestError, match=f"'r' is {rank!r}, expected the LoRA rank"):
+        load_manifest(copied)
+
+
+def test_members_larger_than_the_engine_allows_are_refused() -> None:
+    with pytest.raises(ConfigError, match="rank 513 but the engine allows 512"):
+        engine_rank(513)
+
+
+@pytest.mark.parametrize(("found", "expected"), [("", "softspec"), ("other", "other,softspec")])
+def test_plugin_is_named_beside_the_users_plugins(found: str, expected: str) -> None:
+    environment = server_environment(Settings((Path("a"),)), {"VLLM_PLUGINS": found})
+
+    assert environment["VLLM_PLUGINS"] == expected
+    assert environment["SOFTSPEC_ENSEMBLE"] == "a"
+
+
+@pytest.mark.parametrize(("has_gpu", "chosen"), [(False, {"": "0", "1": "1"}), (True, {"": None, "0": None})])
+def test_model_runner_is_vllms_choice_on_gpus_and_the_first_on_cpus(
+    monkeypatch: pytest.MonkeyPatch, has_gpu: bool, chosen: dict[str, str | None]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+
+    for wish, expected in chosen.items():
+        wishes = {"VLLM_USE_V2_MODEL_RUNNER": wish} if wish else {}
+        environment = server_environment(Settings((Path("a"),)), wishes)
+        assert environment.get("VLLM_USE_V2_MODEL_RUNNER") == expected
+
+
+@pytest.mark.parametrize(("cores", "wish", "expected"), [(2, None, "0"), (3, None, None), (2, "1", "1")])
+def test_model_computes_on_both_of_two_cores(
+    monkeypatch: pytest.MonkeyPatch, cores: int, wish: str | None, expected: str | None
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _process: set(range(cores)))
+    wishes = {} if wish is None else {"VLLM_CPU_NUM_OF_RESERVED_CPU": wish}
+
+    environment = server_environment(Settings((Path("a"),)), wishes)
+
+    assert environment.get("VLLM_CPU_NUM_OF_RESERVED_CPU") == expected
+
+
+def test_kv_blocks_end_where_the_adapters_begin(base: Path, ensemble: Path) -> None:
+    """Members share whole blocks of the prompt; vLLM's CPU default of 128 would leave nothing to share."""
+    manifest = renamed(ensemble, activation=BlockActivation(block_size=32))
+
+    assert flag(server_arguments({ensemble: manifest}, None, []), "--block-size") == "32"
+    assert "--block-size" not in server_arguments({ensemble: load_manifest(ensemble)}, None, [])

@@ -1,0 +1,170 @@
+"""Our plugin inside vLLM's real HTTP layer: what callers of the routes see, and what reaches the engine."""
+
+import math
+from collections.abc import Iterator
+from unittest.mock import patch
+
+import openai
+import pytest
+from prometheus_client import REGISTRY
+
+from softspec.artefact.manifest import BlockActivation
+from softspec.server.policy.policy import Policy
+from tests.support.scripted_vllm import MEMBER_LOG_PROBS, NAME, Server, serving
+from tests.support.tiny import random_adapters, tiny_llama
+
+pytestmark = pytest.mark.vllm
+
+STRICT = {"action": "abstain", "metric": "max_epistemic", "threshold": 0.5}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    base = tiny_llama(tmp_path_factory.mktemp("models") / "tiny-base")
+    folder = tmp_path_factory.mktemp("ensemble")
+    with serving(random_adapters(base, folder, num_members=2, activation=BlockActivation())) as server:
+        yield server
+
+
+def test_models_are_the_base_the_ensemble_and_each_member(server: Server) -> None:
+    models = [model["id"] for model in server.get("/v1/models").json()["data"]]
+
+    assert models == ["tiny-base", NAME, f"{NAME}/member-0", f"{NAME}/member-1"]
+
+
+def test_engine_is_prepared_once_at_start(server: Server) -> None:
+    assert server.engine.prepared == ["install_ensemble_sampler"]
+
+
+def test_server_becomes_ready_after_its_canary_and_is_healthy(server: Server) -> None:
+    server.wait_until_ready()
+
+    assert server.get("/ready").json() == {"status": "ready"}
+    assert server.get("/health").status_code == 200
+
+
+def test_server_that_drains_asks_for_no_more_traffic(server: Server) -> None:
+    class Stopping:
+        should_exit = True
+
+    server.app.state.server = Stopping()
+    answer = server.get("/ready")
+    del server.app.state.server
+
+    assert answer.status_code == 503
+    assert answer.json() == {"status": "not ready", "reason": "the server is shutting down"}
+
+
+def test_chat_answer_carries_the_uncertainty_of_the_mixture(server: Server) -> None:
+    choice = server.chat(extra_body={"uncertainty": {"detail": "tokens"}}).choices[0]
+
+    assert choice.message.content == " yes it is"
+    assert choice.uncertainty["member_log_probs"] == pytest.approx([-1.3, -6.2])
+    assert choice.uncertainty["max_epistemic"] == 0.6
+    assert len(choice.uncertainty["tokens"]) == 3
+    assert choice.uncertainty["tokens"][0]["token"] == " "
+
+
+def test_seed_of_the_caller_is_the_seed_that_replays(server: Server) -> None:
+    assert server.chat(seed=1234).choices[0].uncertainty["seed"] == 1234
+
+
+def test_logprobs_are_those_of_the_mixture_without_telemetry(server: Server) -> None:
+    content = server.chat(logprobs=True, top_logprobs=2).choices[0].logprobs.content
+
+    expected = [math.log((math.exp(a) + math.exp(b)) / 2) for a, b in MEMBER_LOG_PROBS]
+    assert [token.logprob for token in content] == pytest.approx(expected)
+
+
+def test_streamed_answer_equals_the_whole_one(server: Server) -> None:
+    whole = server.chat(seed=7).choices[0]
+
+    chunks = server.stream(seed=7)
+
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == whole.message.content
+    assert chunks[-1].choices[0].uncertainty == whole.uncertainty
+
+
+def test_stream_that_abstains_aborts_the_engine(server: Server) -> None:
+    before = server.engine.aborted
+
+    chunks = server.stream(
+        extra_body={"uncertainty": {"policy": STRICT}}, stream_options={"include_usage": True}
+    )
+
+    finish, usage = chunks[-2].choices[0], chunks[-1].usage
+    assert finish.finish_reason == "content_filter"
+    assert finish.uncertainty["reason"] == "max_epistemic 0.60 > 0.50"
+    assert "it" not in "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1])
+    assert (usage.completion_tokens, usage.total_tokens) == (2, usage.prompt_tokens + 2)
+    assert server.engine.aborted == before + 1
+
+
+def test_text_completions_have_the_field_too(server: Server) -> None:
+    choices = server.complete(prompt=["one", "two"]).choices
+
+    assert [choice.uncertainty["num_tokens"] for choice in choices] == [3, 3]
+
+
+@pytest.mark.parametrize("model", ["tiny-base", f"{NAME}/member-1"])
+def test_single_models_answer_without_the_field(server: Server, model: str) -> None:
+    answer = server.chat(model=model)
+
+    assert answer.choices[0].message.content == " yes it is"
+    assert not hasattr(answer.choices[0], "uncertainty")
+    assert server.engine.loras[-1] == (None if model == "tiny-base" else f"{model}#2")
+
+
+@pytest.mark.parametrize("field", ["prompt_logprobs", "use_beam_search", "uncertanty", "prompt_embeds"])
+def test_unsupported_fields_are_refused_in_openais_envelope(server: Server, field: str) -> None:
+    with pytest.raises(openai.BadRequestError) as refusal:
+        server.chat(extra_body={field: 1})
+
+    assert (refusal.value.param, refusal.value.type) == (field, "BadRequestError")
+
+
+@pytest.mark.parametrize("route", ["load_ensemble", "unload_ensemble", "load_lora_adapter"])
+def test_nothing_is_loaded_by_http_unless_the_server_allows_it(server: Server, route: str) -> None:
+    assert server.post(f"/v1/{route}", {"path": "anywhere", "name": NAME}).status_code == 404
+
+
+def test_unknown_model_is_a_404_of_vllm(server: Server) -> None:
+    with pytest.raises(openai.NotFoundError, match="does not exist"):
+        server.chat(model="tiny-ensemble/member-9")
+
+
+def test_routes_without_the_policy_refuse_ensembles_when_the_server_has_one(server: Server) -> None:
+    """Otherwise an answer that the operator wants withheld would leave by /v1/responses."""
+    client = server.app.state.openai_serving_responses.engine_client
+
+    with patch.object(client, "_policy", Policy("abstain", "epistemic", 0.1)):
+        refused = server.post("/v1/responses", {"model": NAME, "input": "hello"})
+        answered = server.post("/v1/responses", {"model": "tiny-base", "input": "hello"})
+
+    assert "does not follow the server's policy" in refused.json()["error"]["message"]
+    assert (refused.status_code, answered.status_code) == (400, 200)
+
+
+def test_request_ended_by_the_engine_is_named_and_counted(server: Server) -> None:
+    def counted() -> float:
+        return REGISTRY.get_sample_value("softspec_lockstep_errors_total") or 0.0
+
+    before = counted()
+    server.engine.broken = True
+    try:
+        with pytest.raises(openai.InternalServerError, match="members came apart"):
+            server.chat()
+        with pytest.raises(openai.APIError, match="members came apart"):
+            server.stream()
+    finally:
+        server.engine.broken = False
+
+    assert counted() == before + 2
+
+
+def test_our_metrics_stand_beside_vllms(server: Server) -> None:
+    server.chat()
+
+    page = server.get("/metrics").text
+    assert 'softspec_requests_total{decision="answer"}' in page
+    assert "http_requests_total" in page

@@ -1,0 +1,222 @@
+"""A scripted stand-in for the engine behind vLLM's routes, without vLLM.
+
+In: per choice, a script of tokens with their uncertainty. Out: vLLM-shaped bodies and event streams, and the
+trace filled as `EnsembleClient` fills it. The app around it is the real one from `server/chat.py`.
+"""
+
+import json
+import math
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import openai
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from prometheus_client import CollectorRegistry
+from pydantic import BaseModel, ConfigDict
+from starlette.testclient import TestClient
+
+from softspec.engine.trace import ChoiceTrace, current_trace
+from softspec.errors import SoftspecError
+from softspec.maths.uncertainty import TokenUncertainty
+from softspec.server.chat.service import Service, complete
+from softspec.server.ops.errors import respond_to_error
+from softspec.server.ops.metrics import Metrics
+from softspec.server.ops.readiness import Readiness
+from softspec.server.policy.policy import Policy
+
+ENSEMBLE = "jurists"
+UNIFORM = (math.log(0.5), math.log(0.5))
+
+
+def token(
+    token_id: int, epistemic: float = 0.1, members: tuple[float, float] = (-1.0, -1.0)
+) -> TokenUncertainty:
+    """A drawn token; its text is `decode(token_id)`."""
+    return TokenUncertainty(
+        token_id=token_id,
+        log_prob=math.log((math.exp(members[0]) + math.exp(members[1])) / 2),
+        total_entropy=0.5 + epistemic,
+        aleatoric_entropy=0.5,
+        epistemic=epistemic,
+        token_disagreement=epistemic,
+        disagreement=epistemic / 2,
+        member_log_probs=members,
+    )
+
+
+def decode(token_id: int) -> str:
+    return f" w{token_id}"
+
+
+AGREED = tuple(token(number) for number in range(4))
+# The members part at the third token: after it only the first one is believed.
+TORN = (token(0), token(1), token(2, 0.6, (-0.5, -9.0)), token(3))
+
+
+class _StreamOptions(BaseModel):
+    include_usage: bool | None = False
+    continuous_usage_stats: bool | None = False
+
+
+class _CommonFields(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    model: str | None = None
+    stream: bool | None = False
+    n: int | None = 1
+    echo: bool | None = False
+    vllm_xargs: dict[str, Any] | None = None
+    stream_options: _StreamOptions | None = None
+    request_id: str = "made-by-server"
+    prompt_logprobs: int | None = None
+    use_beam_search: bool = False
+    logprob_token_ids: list[int] | None = None
+    max_tokens: int | None = None
+
+
+class ChatFields(_CommonFields):
+    messages: list[dict[str, Any]]
+    logprobs: bool | None = False
+    top_logprobs: int | None = 0
+
+
+class TextFields(_CommonFields):
+    prompt: str | list[str] | list[int] | list[list[int]]
+    logprobs: int | None = None
+
+
+@dataclass
+class FakeEngine:
+    """Answers every choice with its script. `sent` counts streamed tokens; `aborted`: the stream ended early."""
+
+    scripts: Sequence[Sequence[TokenUncertainty]]
+    failure: Exception | None = None
+    measures: bool = True
+    sent: int = 0
+    aborted: bool = False
+    requests: list[Any] = field(default_factory=list)
+
+    async def route(self, request: Any, _raw_request: Request) -> Response:
+        """What vLLM's route for chat or text completions does."""
+        self.requests.append(request)
+        if self.failure is not None:
+            raise self.failure
+        trace = current_trace.get()
+        choices = trace.choices if trace is not None and self.measures else {}
+        for index in range(len(self.scripts)):
+            choices[index] = ChoiceTrace(UNIFORM, "prefix_posterior", seed=100 + index)
+        if request.stream:
+            return StreamingResponse(self._events(request, choices), media_type="text/event-stream")
+        for index, script in enumerate(self.scripts):
+            choices[index].tokens.extend(script)
+        return JSONResponse(self._body(request))
+
+    def _body(self, request: Any) -> dict[str, Any]:
+        choices = []
+        for index, script in enumerate(self.scripts):
+            text = "".join(decode(drawn.token_id) for drawn in script)
+            answer = (
+                {"message": {"role": "assistant", "content": text, "refusal": None}}
+                if _is_chat(request)
+                else {"text": text}
+            )
+            choices.append(
+                {"index": index, **answer, "logprobs": None, "finish_reason": "stop", "stop_reason": None}
+            )
+        kind = "chat.completion" if _is_chat(request) else "text_completion"
+        return {**self._head(request, kind), "choices": choices, "usage": self._usage(self._total())}
+
+    async def _events(self, request: Any, choices: dict[int, ChoiceTrace]) -> AsyncGenerator[str, None]:
+        finished = False
+        try:
+            for chunk in self._chunks(request, choices):
+                yield f"data: {json.dumps(chunk)}\n\n"
+            finished = True
+            yield "data: [DONE]\n\n"
+        finally:
+            self.aborted = not finished
+
+    def _chunks(self, request: Any, choices: dict[int, ChoiceTrace]) -> Iterator[dict[str, Any]]:
+        is_chat = _is_chat(request)
+        options = request.stream_options or _StreamOptions()
+        head = self._head(request, "chat.completion.chunk" if is_chat else "text_completion")
+
+        def chunk(index: int, delta: dict[str, Any], finish_reason: str | None, done: int) -> dict[str, Any]:
+            answer = {"delta": delta} if is_chat else {"text": delta["content"]}
+            choice = {"index": index, **answer, "logprobs": None, "finish_reason": finish_reason}
+            usage = (
+                {"usage": self._usage(done)}
+                if options.include_usage and options.continuous_usage_stats
+                else {}
+            )
+            return {**head, "choices": [choice], **usage}
+
+        for index, script in enumerate(self.scripts):
+            choices[index].tokens.append(script[0])
+            self.sent += 1
+        if is_chat:
+            # As vLLM does: the first token is there before the chunk that opens the message.
+            for index in range(len(self.scripts)):
+                yield chunk(index, {"role": "assistant", "content": ""}, None, 0)
+        for step in range(max(len(script) for script in self.scripts)):
+            for index, script in enumerate(self.scripts):
+                if step < len(script):
+                    if step > 0:
+                        choices[index].tokens.append(script[step])
+                        self.sent += 1
+                    reason = "stop" if step == len(script) - 1 else None
+                    yield chunk(index, {"content": decode(script[step].token_id)}, reason, step + 1)
+        if options.include_usage:
+            yield {**head, "choices": [], "usage": self._usage(self._total())}
+
+    def _head(self, request: Any, kind: str) -> dict[str, Any]:
+        return {"id": "cmpl-1", "object": kind, "created": 1, "model": request.model}
+
+    def _total(self) -> int:
+        return sum(len(script) for script in self.scripts)
+
+    @staticmethod
+    def _usage(completion: int) -> dict[str, int]:
+        return {"prompt_tokens": 7, "completion_tokens": completion, "total_tokens": 7 + completion}
+
+
+def _is_chat(request: Any) -> bool:
+    return hasattr(request, "messages")
+
+
+def make_app(
+    engine: FakeEngine, policy: Policy | None = None, registry: CollectorRegistry | None = None
+) -> FastAPI:
+    """The routes as `server/plugin.py` adds them, around the scripted engine."""
+    app = FastAPI()
+    app.add_exception_handler(SoftspecError, respond_to_error)
+
+    async def canary(_name: str) -> None:
+        return None
+
+    service = Service(
+        ensembles=frozenset({ENSEMBLE}),
+        default_policy=policy or Policy(),
+        decode=decode,
+        metrics=Metrics(registry or CollectorRegistry()),
+        readiness=Readiness([ENSEMBLE], canary, obstacle=lambda: None),
+    )
+
+    @app.post("/v1/chat/completions")
+    async def chat(request: ChatFields, raw_request: Request) -> Response:
+        return await complete(request, raw_request, engine.route, service)
+
+    @app.post("/v1/completions")
+    async def text(request: TextFields, raw_request: Request) -> Response:
+        return await complete(request, raw_request, engine.route, service)
+
+    return app
+
+
+def client_of(app: FastAPI) -> openai.OpenAI:
+    """The official client, talking to the app in-process."""
+    return openai.OpenAI(
+        base_url="http://testserver/v1", api_key="none", http_client=TestClient(app), max_retries=0
+    )

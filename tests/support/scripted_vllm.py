@@ -1,0 +1,215 @@
+"""vLLM's real HTTP layer, tokenizer and registry around our plugin; only the engine behind them is scripted.
+
+In: ensemble directories and flags. Out: a `Server` to ask.
+"""
+
+import asyncio
+import math
+import os
+from collections.abc import AsyncGenerator, Coroutine, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+from unittest.mock import patch
+
+import httpx2
+import openai
+from prometheus_client import REGISTRY
+
+from softspec.artefact.manifest import load_manifest
+from softspec.engine.wire import KEY, GroupSpec
+from softspec.server.ops.launch import server_arguments, server_environment
+from softspec.server.ops.settings import Settings
+
+T = TypeVar("T")
+
+NAME = "tiny-ensemble"
+WORDS = ["yes", "it", "is"]
+HELLO: Any = [{"role": "user", "content": "hello"}]
+# Member 0 believes the second word, member 1 does not; what the engine reports of each token.
+MEMBER_LOG_PROBS = ((-1.0, -1.0), (-0.1, -5.0), (-0.2, -0.2))
+EPISTEMIC = (0.1, 0.6, 0.2)
+
+
+class FakeAsyncLLM:
+    """Stands in for vLLM's engine: says WORDS to everything, with telemetry columns when a group was asked for.
+
+    `resident` are the adapters that it holds: number -> name. It cannot read the one whose path ends in `unreadable`.
+    """
+
+    errored = False
+    is_running = True
+
+    def __init__(self, config: Any) -> None:
+        from vllm.renderers.registry import renderer_from_config
+        from vllm.v1.engine.input_processor import InputProcessor
+
+        self.vllm_config = config
+        self.model_config = config.model_config
+        self.renderer = renderer_from_config(config)
+        self.input_processor = InputProcessor(config, self.renderer)
+        self.tokens = [self.renderer.tokenizer.encode(" " + word)[0] for word in WORDS]
+        self.prepared: list[str] = []
+        self.loras: list[str | None] = []
+        self.aborted = 0
+        self.broken = False
+        self.resident: dict[int, str] = {}
+        self.unreadable = ""
+        self.began = asyncio.Event()
+        self.may_load, self.may_answer = asyncio.Event(), asyncio.Event()
+        self.may_load.set()
+        self.may_answer.set()
+
+    def check_admission(self, n: int = 1, request_id: str | None = None) -> None:
+        return None
+
+    async def collective_rpc(self, method: str) -> list[str]:
+        self.prepared.append(method)
+        return [method]
+
+    async def add_lora(self, lora_request: Any) -> bool:
+        await self.may_load.wait()
+        if self.unreadable and lora_request.lora_path.endswith(self.unreadable):
+            raise Exception(f"Call to add_lora method failed: {lora_request.lora_path} is cut off")
+        self.resident[lora_request.lora_int_id] = lora_request.lora_name
+        return True
+
+    async def remove_lora(self, lora_id: int) -> bool:
+        return self.resident.pop(lora_id, None) is not None
+
+    async def check_health(self) -> None:
+        return None
+
+    async def generate(
+        self, prompt: Any, params: Any, request_id: str, *, lora_request: Any = None, **_: Any
+    ) -> AsyncGenerator[Any, None]:
+        from vllm.outputs import CompletionOutput, RequestOutput
+        from vllm.sampling_params import RequestOutputKind
+
+        self.loras.append(lora_request.lora_name if lora_request else None)
+        wire = (params.extra_args or {}).get(KEY)
+        spec = GroupSpec.from_wire(wire) if wire else None
+        if spec:
+            # As vLLM's worker, which reads an adapter that it lacks.
+            self.resident |= {adapter.int_id: adapter.name for adapter in spec.adapters}
+        self.began.set()
+        last = min(len(WORDS), params.max_tokens) - 1
+        whole = params.output_kind != RequestOutputKind.DELTA
+        finished = False
+        try:
+            for step in [last] if whole else range(last + 1):
+                await self.may_answer.wait()
+                steps = range(last + 1) if whole else [step]
+                completion = CompletionOutput(
+                    index=0,
+                    text="".join(" " + WORDS[i] for i in steps),
+                    token_ids=[self.tokens[i] for i in steps],
+                    cumulative_logprob=0.0,
+                    logprobs=self._logprobs(steps, spec, params),
+                    finish_reason=("error" if self.broken else "stop") if step == last else None,
+                )
+                finished = step == last
+                yield RequestOutput(
+                    request_id, "prompt", prompt["prompt_token_ids"], None, [completion], finished=finished
+                )
+        finally:
+            self.aborted += not finished
+
+    def _logprobs(self, steps: Any, spec: GroupSpec | None, params: Any) -> Any:
+        from vllm.logprobs import FlatLogprobs
+
+        if spec is None:
+            return None
+        rows = FlatLogprobs()
+        for i in steps:
+            members = MEMBER_LOG_PROBS[i][: spec.num_members]
+            numbers = [0.5 + EPISTEMIC[i], 0.5, EPISTEMIC[i], EPISTEMIC[i], 0.5, *members]
+            top = [self.tokens[i]] * spec.num_top
+            ids = [self.tokens[i], *top, *[0] * len(numbers)]
+            log_prob = math.log(sum(map(math.exp, members)) / len(members))
+            values = [log_prob] * (1 + spec.num_top) + numbers
+            assert len(ids) == 1 + params.logprobs
+            rows.append_fast(ids, values, [1] * len(ids), [None] * len(ids))  # type: ignore[arg-type]
+        return rows
+
+
+class Server:
+    """The app, its engine, and one event loop for all tests."""
+
+    def __init__(self, runner: asyncio.Runner, app: Any, engine: FakeAsyncLLM) -> None:
+        self._runner = runner
+        self.app = app
+        self.engine = engine
+        transport = httpx2.ASGITransport(app=app)
+        self.http = httpx2.AsyncClient(transport=transport, base_url="http://server")
+        self.client = openai.AsyncOpenAI(
+            base_url="http://server/v1", api_key="none", http_client=self.http, max_retries=0
+        )
+
+    def chat(self, **fields: Any) -> Any:
+        return self._runner.run(
+            self.client.chat.completions.create(**{"model": NAME, "messages": HELLO, **fields})
+        )
+
+    def complete(self, **fields: Any) -> Any:
+        return self._runner.run(
+            self.client.completions.create(**{"model": NAME, "prompt": "hello", **fields})
+        )
+
+    def stream(self, **fields: Any) -> list[Any]:
+        async def collect() -> list[Any]:
+            chunks = await self.client.chat.completions.create(
+                **{"model": NAME, "messages": HELLO, "stream": True, **fields}
+            )
+            return [chunk async for chunk in chunks]
+
+        return self._runner.run(collect())
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        return self._runner.run(work)
+
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        return self._runner.run(self.http.post(path, json=body))
+
+    def get(self, path: str) -> Any:
+        return self._runner.run(self.http.get(path))
+
+    def wait_until_ready(self) -> None:
+        """The canaries tokenize in a thread, which may take longer than any number of questions.
+
+        Raises:
+            TimeoutError: the server did not become ready within a minute.
+        """
+
+        async def poll() -> None:
+            async with asyncio.timeout(60):
+                while (await self.http.get("/ready")).status_code != 200:
+                    await asyncio.sleep(0.01)
+
+        self._runner.run(poll())
+
+
+@contextmanager
+def serving(ensemble: Path, *flags: str, **environment: str) -> Iterator[Server]:
+    """A server that was started with this ensemble; one at a time, as they count in the same metrics."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+    from vllm.entrypoints.launchers.app import build_app
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    arguments = server_arguments({ensemble: load_manifest(ensemble)}, None, ["--disable-log-stats", *flags])
+    args = make_arg_parser(FlexibleArgumentParser()).parse_args(["--model", arguments[0], *arguments[1:]])
+
+    async def start(engine: FakeAsyncLLM) -> Any:
+        app = build_app(args, ("generate",), engine.model_config)
+        await init_app_state(engine, app.state, args, ("generate",))  # type: ignore[arg-type]
+        return app
+
+    variables = {**server_environment(Settings((ensemble,)), {}), "HF_HUB_OFFLINE": "1", **environment}
+    metrics_before = set(REGISTRY._collector_to_names)
+    with patch.dict(os.environ, variables), asyncio.Runner() as runner:
+        engine = FakeAsyncLLM(AsyncEngineArgs.from_cli_args(args).create_engine_config())
+        yield Server(runner, runner.run(start(engine)), engine)
+    for metric in set(REGISTRY._collector_to_names) - metrics_before:
+        REGISTRY.unregister(metric)

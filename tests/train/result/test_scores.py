@@ -1,0 +1,87 @@
+"""Held-out scores: equal to a slow calculation, and independent of how examples are batched."""
+
+import math
+
+import pytest
+import torch
+
+from softspec.artefact.manifest import AlwaysActivation, BlockActivation
+from softspec.maths.mixture import uniform_log_weights
+from softspec.train.members.likelihood import collate, completion_logprobs
+from softspec.train.members.members import Members
+from softspec.train.result.scores import score_examples, summarise_scores
+from tests.support.tiny_training import random_examples, tiny_members
+
+WEIGHTS = uniform_log_weights(3)
+
+
+@pytest.fixture(scope="module")
+def members(tmp_path_factory: pytest.TempPathFactory) -> Members:
+    return tiny_members(tmp_path_factory.mktemp("base"))
+
+
+def test_scores_do_not_depend_on_the_batch_size(members: Members) -> None:
+    examples = random_examples()
+    activation = BlockActivation(block_size=32)
+
+    one, four = (score_examples(members, examples, WEIGHTS, activation, size) for size in (1, 4))
+
+    torch.testing.assert_close(one.loglik, four.loglik, atol=1e-4, rtol=0)
+    torch.testing.assert_close(one.base_loglik, four.base_loglik, atol=1e-4, rtol=0)
+    torch.testing.assert_close(one.path_information, four.path_information, atol=1e-4, rtol=0)
+    assert one.num_tokens.tolist() == [len(example.completion_ids) for example in examples]
+
+
+def test_path_information_uses_prefix_weights_in_both_terms(members: Members) -> None:
+    """Token by token in float64, straight from the definition."""
+    example = random_examples(((6, 5),))[0]
+    predictives = completion_logprobs(
+        members, collate([example], AlwaysActivation(), torch.device("cpu"))
+    ).double()
+    expected, weights = 0.0, [1 / 3] * 3
+    for step, token in enumerate(example.completion_ids):
+        probabilities = predictives[:, step].exp()
+        mixture = sum(w * p for w, p in zip(weights, probabilities, strict=True))
+        expected += sum(
+            w * (p * (p / mixture).log()).sum().item() for w, p in zip(weights, probabilities, strict=True)
+        )
+        joint = [w * p[token].item() for w, p in zip(weights, probabilities, strict=True)]
+        weights = [part / sum(joint) for part in joint]
+
+    scores = score_examples(members, [example], WEIGHTS, AlwaysActivation())
+
+    assert scores.path_information.item() == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_summary_is_ordered_as_the_theory_says(members: Members) -> None:
+    scores = score_examples(members, random_examples(), WEIGHTS, AlwaysActivation())
+
+    summary = summarise_scores(scores, WEIGHTS, renyi_alpha=0.5, weights_rule="prefix_posterior")
+
+    assert summary["mixture_nll"] <= summary["renyi_loss"] <= summary["member_nll"]
+    assert 0 <= summary["mutual_information"] <= math.log(3)
+    assert 1 <= summary["routing_perplexity"] <= 3
+    assert summary["tokens"] == sum(len(example.completion_ids) for example in random_examples())
+
+
+def test_the_served_mixture_gives_the_mixture_nll(members: Members) -> None:
+    """Two mixtures exist: that of whole completions, and that of tokens, whose weights no prefix updates."""
+    example = random_examples()[1]
+    scores = score_examples(members, [example], WEIGHTS, AlwaysActivation())
+    logprobs = completion_logprobs(members, collate([example], AlwaysActivation(), torch.device("cpu")))
+    chosen = logprobs[:, range(7), list(example.completion_ids)].double()
+
+    rules = {rule: summarise_scores(scores, WEIGHTS, 1.0, rule) for rule in ("prefix_posterior", "fixed")}
+
+    fixed = -(WEIGHTS[:, None] + chosen).logsumexp(0).sum().item()
+    prefix = -(WEIGHTS + chosen.sum(1)).logsumexp(0).item()
+    assert rules["fixed"]["mixture_nll"] == pytest.approx(fixed, rel=1e-6)
+    assert rules["prefix_posterior"]["mixture_nll"] == pytest.approx(prefix, rel=1e-6)
+    assert rules["fixed"]["prefix_posterior_nll"] == pytest.approx(prefix, rel=1e-6)
+    assert abs(fixed - prefix) > 0.01
+
+
+def test_without_sources_there_is_no_source_score(members: Members) -> None:
+    scores = score_examples(members, random_examples(), WEIGHTS, AlwaysActivation())
+
+    assert "soft_source_mi" not in summarise_scores(scores, WEIGHTS, 1.0, "fixed")

@@ -1,0 +1,80 @@
+"""Two processes that share every step's examples end where one would."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from softspec.artefact.manifest import load_manifest
+from softspec.train.loop.checkpoint import LOG_NAME
+from softspec.train.run import train_ensemble
+from tests.support.tiny_training import chat_rows, preference_rows, write_config, write_rows
+from tests.train.loop.test_checkpoint import adapters, logged_losses
+
+pytestmark = pytest.mark.slow
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+def train_with_two_processes(config_file: Path) -> subprocess.CompletedProcess[str]:
+    """`torchrun` on the CPU, with gloo."""
+    command = [*TORCHRUN, "-m", "softspec.app.cli", "train", str(config_file)]
+    return subprocess.run(
+        command,
+        env={**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "settings"),
+    [
+        (
+            [{**row, "source": "x"} for row in chat_rows()],
+            {"eval_steps": 2, "early_stopping_patience": 1, "responsibility_floor": 0.1},
+        ),
+        (
+            [{**row, "group": number % 3} for number, row in enumerate(preference_rows())],
+            {"objective": "dpo", "granularity": "group", "beta": 1.0, "learning_rate": 0.0005},
+        ),
+    ],
+    ids=["completions", "groups of preferences"],
+)
+def test_two_processes_equal_one(
+    tmp_path: Path, data: list[dict[str, Any]], settings: dict[str, Any]
+) -> None:
+    """Seven examples a step, so that the processes have parts of different size; five held-out ones likewise."""
+    write_config(tmp_path)
+    write_rows(tmp_path / "data.jsonl", data)
+    write_rows(tmp_path / "held_out.jsonl", data[:5])
+    settings = {
+        "train_file": "data.jsonl",
+        "eval_file": "held_out.jsonl",
+        "micro_batch_size": 7,
+        "gradient_accumulation_steps": 1,
+        "b_init_std": 0.1,
+        **settings,
+    }
+    alone = write_config(tmp_path, output_dir="alone", **settings)
+    train_ensemble(alone)
+    write_config(tmp_path, output_dir="together", **settings)
+
+    finished = train_with_two_processes(tmp_path / "config.yaml")
+
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.count("wrote ") == 1
+    expected, found = adapters(tmp_path / "alone"), adapters(tmp_path / "together")
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, atol=2e-5, rtol=1e-3)
+    scores = [load_manifest(tmp_path / run).held_out for run in ("alone", "together")]
+    assert scores[1].keys() == scores[0].keys()
+    for name, value in scores[0].items():
+        assert scores[1][name] == pytest.approx(value, abs=1e-4), name
+    losses = [logged_losses(tmp_path / run / LOG_NAME) for run in ("alone", "together")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)

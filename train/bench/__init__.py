@@ -1,1 +1,0 @@
-"""`softspec bench train`: what a training step of K members costs, beside the other ways to train them."""

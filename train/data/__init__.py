@@ -1,0 +1,1 @@
+"""Rows of files become tokenised examples on disk."""

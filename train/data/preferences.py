@@ -1,0 +1,105 @@
+"""Preference pairs: rows in TRL's formats become two examples with one prompt.
+
+In: rows and the base model's tokenizer. Out: `Preference`s, one at a time. Loads no model.
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pydantic import model_validator
+from transformers import PreTrainedTokenizerBase
+
+from softspec.train.data.rows import (
+    Example,
+    LabelledRow,
+    Message,
+    PlacedRows,
+    Row,
+    checked_length,
+    parse_row,
+    tokenise,
+)
+
+
+@dataclass(frozen=True)
+class Preference:
+    """Two completions of one prompt. `reference_margin`: log p(chosen) - log p(rejected) under the base, nats.
+
+    `group` and `weight` are the pair's, as those of an `Example`.
+    """
+
+    chosen: Example
+    rejected: Example
+    group: str | None = None
+    weight: float = 1.0
+    reference_margin: float = 0.0
+
+
+class PreferenceRow(LabelledRow):
+    """One row: `prompt`, `chosen` and `rejected`, all text or all messages; or two whole conversations.
+
+    Of two conversations without a `prompt` the prompt is what they begin with.
+    """
+
+    prompt: str | list[Message] | None = None
+    chosen: str | list[Message]
+    rejected: str | list[Message]
+
+    @model_validator(mode="after")
+    def _is_a_choice(self) -> "PreferenceRow":
+        if self.prompt is None and isinstance(self.chosen, str):
+            raise ValueError("expected a 'prompt' beside 'chosen' and 'rejected'")
+        if isinstance(self.chosen, str) != isinstance(self.rejected, str):
+            raise ValueError("'chosen' and 'rejected' must both be text or both be messages")
+        if self.chosen == self.rejected:
+            raise ValueError("'chosen' and 'rejected' are equal: there is no preference")
+        return self
+
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """Both completions as supervised rows."""
+        prompt, chosen, rejected = self.prompt, self.chosen, self.rejected
+        if isinstance(chosen, list) and isinstance(rejected, list) and prompt is None:
+            common = 0
+            while common < min(len(chosen), len(rejected)) and chosen[common] == rejected[common]:
+                common += 1
+            prompt, chosen, rejected = chosen[:common], chosen[common:], rejected[common:]
+        pair = {"chosen": chosen, "rejected": rejected}
+        return {
+            key: {"prompt": prompt, "completion": completion, "source": self.source}
+            for key, completion in pair.items()
+        }
+
+
+def read_preferences(
+    rows: PlacedRows, tokenizer: PreTrainedTokenizerBase, max_length: int, eos_ids: Collection[int]
+) -> Iterator[Preference]:
+    """Check and tokenise rows with their places; reference margins are still 0.
+
+    Raises:
+        DataError: as `read_examples`, or a row without two different completions.
+    """
+    for place, content in rows:
+        row = parse_row(content, PreferenceRow, place)
+        examples = {}
+        for key, completion in row.rows().items():
+            supervised = parse_row(completion, Row, f"{place}: {key}")
+            examples[key] = checked_length(tokenise(supervised, tokenizer, eos_ids, place), max_length, place)
+        yield Preference(examples["chosen"], examples["rejected"], row.group, row.weight)
+
+
+class WithReference(Sequence[Preference]):
+    """Pairs and beside them, in memory, what the base makes of each."""
+
+    def __init__(self, pairs: Sequence[Preference], margins: Sequence[float]) -> None:
+        """`margins`: log p(chosen) - log p(rejected) of every pair, nats."""
+        self._pairs = pairs
+        self._margins = margins
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self[each] for each in range(len(self))[index]]
+        return replace(self._pairs[index], reference_margin=self._margins[index])

@@ -1,0 +1,67 @@
+"""Tokenised units on disk: the trainer sees a sequence, and memory holds what it asks for.
+
+In: `Example`s or `Preference`s, one at a time. Out: the same by index. Knows neither files of rows nor tokenizers.
+"""
+
+import mmap
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
+
+import pyarrow
+from datasets import Dataset, Features, List, Value
+from datasets.arrow_writer import ArrowWriter
+
+from softspec.train.data.preferences import Preference
+from softspec.train.data.rows import Example
+
+_LABELS = {"group": Value("string"), "weight": Value("float64")}
+_TOKENS = List(Value("int32"))
+_EXAMPLE = {"prompt_ids": _TOKENS, "completion_ids": _TOKENS, "source": Value("string"), **_LABELS}
+FEATURES = {
+    Example: Features(_EXAMPLE),
+    Preference: Features(
+        {"chosen": _EXAMPLE, "rejected": _EXAMPLE, **_LABELS, "reference_margin": Value("float64")}
+    ),
+}
+
+
+class Store(Sequence[Any]):
+    """Units of one kind in one memory-mapped Arrow file."""
+
+    def __init__(self, units: Iterable[Example | Preference], folder: Path) -> None:
+        """Write `units`, at least one, to a file in `folder` that has no name there and goes with this object."""
+        units = iter(units)
+        first = next(units)
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder) as file:
+            with ArrowWriter(features=FEATURES[type(first)], stream=file) as writer:
+                for unit in chain([first], units):
+                    writer.write(_to_row(unit))
+                writer.finalize(close_stream=False)
+            file.flush()
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        table = pyarrow.ipc.open_stream(pyarrow.py_buffer(content)).read_all()
+        # Without a fingerprint it would hash a copy of all rows.
+        self._rows = Dataset(table, fingerprint="units")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self[each] for each in range(len(self))[index]]
+        return _to_unit(self._rows[index])
+
+
+def _to_row(unit: Example | Preference) -> dict[str, Any]:
+    return {key: _to_row(value) if isinstance(value, Example) else value for key, value in vars(unit).items()}
+
+
+def _to_unit(row: dict[str, Any]) -> Example | Preference:
+    if "chosen" in row:
+        return Preference(**{**row, "chosen": _to_unit(row["chosen"]), "rejected": _to_unit(row["rejected"])})
+    tokens = {key: tuple(row[key]) for key in ("prompt_ids", "completion_ids")}
+    return Example(**{**row, **tokens})

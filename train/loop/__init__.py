@@ -1,0 +1,1 @@
+"""From examples to moved members, step after step, and how a run stops and goes on."""

@@ -1,0 +1,90 @@
+"""The schedule: which learning rate, which alpha and which examples an optimizer step has.
+
+In: a `TrainConfig`, a step number, and of the data their number and, where they are routed together, their bundles.
+Out: numbers and indices. Pure functions of the step, so a resumed run needs no state to go on with the same ones.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from softspec.train.config import TrainConfig
+
+
+def total_steps(config: TrainConfig, steps_per_epoch: int) -> int:
+    """Optimizer steps of the whole run."""
+    if config.max_steps is not None:
+        return config.max_steps
+    return math.ceil(config.num_epochs * steps_per_epoch)
+
+
+def learning_rate(config: TrainConfig, step: int, total: int) -> float:
+    """Linear warm-up that starts above zero, then the configured decay, which ends just above zero."""
+    warmup = math.ceil(config.warmup_ratio * total)
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    done = (step - warmup) / max(1, total - warmup)
+    factor = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 + 0.5 * math.cos(math.pi * done)}
+    return config.learning_rate * factor[config.lr_scheduler_type]
+
+
+def renyi_alpha(config: TrainConfig, step: int, total: int) -> float:
+    """Linear from 0 to the configured order over the first `alpha_warmup_ratio` of the run."""
+    warmup = math.ceil(config.alpha_warmup_ratio * total)
+    return config.renyi_alpha * (step / warmup if step < warmup else 1)
+
+
+class ExampleOrder:
+    """Every epoch has a permutation of its own, the same for all members.
+
+    With groups, it permutes pieces of up to `group_rows` examples of one group: examples that are routed together
+    must meet in a step.
+    """
+
+    def __init__(
+        self, config: TrainConfig, num_examples: int, groups: Sequence[str | None] | None = None
+    ) -> None:
+        self.config = config
+        self.num_examples = num_examples
+        self._groups = _members_of(groups) if groups is not None else None
+        self._epoch = -1
+        self._order: list[int] = []
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps that see every example once; the last one may be smaller."""
+        return math.ceil(self.num_examples / self.config.examples_per_step)
+
+    def indices(self, step: int) -> list[int]:
+        """The examples of one step."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, self._permutation(epoch)
+        size = self.config.examples_per_step
+        return self._order[position * size : (position + 1) * size]
+
+    def _permutation(self, epoch: int) -> list[int]:
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
+
+        def shuffled(count: int) -> list[int]:
+            return torch.randperm(count, generator=generator).tolist()
+
+        if self._groups is None:
+            return shuffled(self.num_examples)
+        pieces = []
+        for group in self._groups:
+            rows = [group[index] for index in shuffled(len(group))]
+            pieces += [
+                rows[start : start + self.config.group_rows]
+                for start in range(0, len(rows), self.config.group_rows)
+            ]
+        return [row for index in shuffled(len(pieces)) for row in pieces[index]]
+
+
+def _members_of(groups: Sequence[str | None]) -> list[list[int]]:
+    """The examples of each group, groups in order of appearance."""
+    found: dict[str | None, list[int]] = {}
+    for index, group in enumerate(groups):
+        found.setdefault(group, []).append(index)
+    return list(found.values())

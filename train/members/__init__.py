@@ -1,0 +1,1 @@
+"""The frozen base and K adapters in it: how likely each member finds a completion."""

@@ -1,0 +1,175 @@
+"""Likelihood: how probable each member finds the completions of a batch, (K, B).
+
+In: `Members` and `Example`s. Out: log-likelihoods in nats, differentiable in the adapters. Knows nothing of
+the objective or the optimizer.
+
+With block activation the leading prompt tokens run once per example without adapters and without gradients,
+and their keys and values are shared by all members: the rule the serving engine follows.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.hooks import RemovableHandle
+from transformers import Cache
+
+from softspec.artefact.manifest import AlwaysActivation, BlockActivation, shared_prompt_tokens
+from softspec.train.data.rows import Example
+from softspec.train.members.members import Members
+from softspec.train.members.pairs import Rows
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B padded examples; a trunk (A tokens) is the shared part of a prompt, a tail (S tokens) the rest of an example.
+
+    Examples that begin alike have one trunk, `trunk_of[b]` of P. Trunks are padded on the left and tails on the right,
+    so the real tokens of an example are adjacent. `supervised` marks tail positions whose *next* token, in `targets`,
+    counts. Shapes (P, A), (B,) or (B, S). `trunk` has the keys and values of the trunks once they have run.
+    """
+
+    trunk_ids: Tensor
+    trunk_mask: Tensor
+    trunk_of: Tensor
+    tail_ids: Tensor
+    tail_mask: Tensor
+    supervised: Tensor
+    targets: Tensor
+    trunk: Cache | None = None
+
+    @property
+    def size(self) -> int:
+        """B."""
+        return len(self.tail_ids)
+
+
+def collate(
+    examples: Sequence[Example], activation: AlwaysActivation | BlockActivation, device: torch.device
+) -> Batch:
+    """Split each example into trunk and tail and pad them; padding never changes a result."""
+    trunks: dict[tuple[int, ...], int] = {}
+    trunk_of, tails, supervised, targets = [], [], [], []
+    for example in examples:
+        ids = example.prompt_ids + example.completion_ids
+        prompt = len(example.prompt_ids)
+        shared = shared_prompt_tokens(activation, prompt)
+        trunk_of.append(trunks.setdefault(ids[:shared], len(trunks)))
+        tails.append(ids[shared:-1])
+        targets.append(ids[shared + 1 :])
+        supervised.append((False,) * (prompt - 1 - shared) + (True,) * len(example.completion_ids))
+    return Batch(
+        trunk_ids=_padded(list(trunks), device, left=True),
+        trunk_mask=_padded([(1,) * len(trunk) for trunk in trunks], device, left=True),
+        trunk_of=torch.tensor(trunk_of, device=device),
+        tail_ids=_padded(tails, device),
+        tail_mask=_padded([(1,) * len(tail) for tail in tails], device),
+        supervised=_padded(supervised, device).bool(),
+        targets=_padded(targets, device),
+    )
+
+
+@torch.no_grad()
+def with_trunk(members: Members, batch: Batch) -> Batch:
+    """The same batch once the base model has run its trunks: several passes over it then share them."""
+    if batch.trunk is not None or batch.trunk_ids.shape[1] == 0:
+        return batch
+    output = members.model.get_decoder()(
+        input_ids=batch.trunk_ids,
+        attention_mask=batch.trunk_mask,
+        position_ids=(batch.trunk_mask.cumsum(1) - 1).clamp_min(0),
+        use_cache=True,
+    )
+    return replace(batch, trunk=output.past_key_values)
+
+
+def member_loglik(members: Members, batch: Batch) -> Tensor:
+    """log p_k(completion | prompt) of every member and example, summed over completion tokens.
+
+    Returns:
+        (K, B), nats, float64: the sums reach hundreds of nats, where float32 costs 1e-5 in the gradient.
+    """
+    rows = Rows.all_pairs(members.num_members, batch.size, batch.tail_ids.device)
+    return row_loglik(members, batch, rows).view(members.num_members, batch.size)
+
+
+@torch.no_grad()
+def base_loglik(members: Members, batch: Batch) -> Tensor:
+    """The same for the base model alone, adapters off; (1, B)."""
+    return row_loglik(members, batch, None)[None]
+
+
+@torch.no_grad()
+def completion_logprobs(members: Members, batch: Batch) -> Tensor:
+    """Every member's full predictive at each of the batch's N completion tokens, example after example.
+
+    Returns:
+        (K, N, V), nats, float32, normalised over V.
+    """
+    rows = Rows.all_pairs(members.num_members, batch.size, batch.tail_ids.device)
+    logits = _supervised_logits(members, batch, rows)
+    return logits.float().log_softmax(-1).view(members.num_members, -1, logits.shape[-1])
+
+
+def row_loglik(members: Members, batch: Batch, rows: Rows | None) -> Tensor:
+    """Sums over the completion tokens of each row, (R,), nats, float64; rows None is the base model."""
+    tokens = token_loglik(members, batch, rows)
+    supervised = _of_rows(batch.supervised, rows)
+    sums = torch.zeros(len(supervised), dtype=torch.float64, device=tokens.device)
+    return sums.index_add(0, supervised.nonzero()[:, 0], tokens.double())
+
+
+def token_loglik(members: Members, batch: Batch, rows: Rows | None) -> Tensor:
+    """Log-probabilities of the completion tokens, row after row, (M,), nats, float32."""
+    logits = _supervised_logits(members, batch, rows)
+    targets = _of_rows(batch.targets, rows)[_of_rows(batch.supervised, rows)]
+    return -cross_entropy(logits.float(), targets, reduction="none")
+
+
+def _supervised_logits(members: Members, batch: Batch, rows: Rows | None) -> Tensor:
+    """(M, V): the logits of all supervised positions, row after row."""
+    batch = with_trunk(members, batch)
+    trunk_mask = batch.trunk_mask[batch.trunk_of]
+    positions = trunk_mask.sum(1, keepdim=True) + torch.arange(
+        batch.tail_ids.shape[1], device=trunk_mask.device
+    )
+    head = members.model.get_output_embeddings()
+    with members.running(rows), _only_at(_of_rows(batch.supervised, rows), head):
+        output = members.model(
+            input_ids=batch.tail_ids,
+            attention_mask=torch.cat([trunk_mask, batch.tail_mask], 1),
+            position_ids=positions,
+            past_key_values=_extendable(batch.trunk, batch.trunk_of),
+            use_cache=batch.trunk is not None,
+        )
+    return output.logits[0]
+
+
+def _extendable(trunk: Cache | None, trunk_of: Tensor) -> Cache | None:
+    """A cache that one pass may extend, for every example; the trunk itself stays as it is."""
+    if trunk is None:
+        return None
+    extendable = copy.copy(trunk)
+    extendable.layers = [copy.copy(layer) for layer in trunk.layers]
+    extendable.batch_select_indices(trunk_of)
+    return extendable
+
+
+def _only_at(positions: Tensor, head: nn.Module) -> RemovableHandle:
+    """Compute the output head only where a logit is needed: (R, S, hidden) becomes (1, M, hidden)."""
+    return head.register_forward_pre_hook(lambda _, args: (args[0][positions][None],))
+
+
+def _of_rows(per_example: Tensor, rows: Rows | None) -> Tensor:
+    return per_example if rows is None else per_example[rows.examples]
+
+
+def _padded(parts: Sequence[Sequence[int]], device: torch.device, left: bool = False) -> Tensor:
+    """(B, longest), int64, padded with zeros; masks make the value irrelevant."""
+    length = max(len(part) for part in parts)
+    padding = [(0,) * (length - len(part)) for part in parts]
+    filled = [(*pad, *part) if left else (*part, *pad) for part, pad in zip(parts, padding, strict=True)]
+    return torch.tensor(filled, dtype=torch.long, device=device).view(len(parts), length)

@@ -1,0 +1,130 @@
+"""A frozen linear layer with K low-rank updates, whose backward pass computes only the rows that pull at something.
+
+In: an `nn.Linear`, and which rows run. Out: the layer's outputs, each row's with the update of its member, and their
+gradients. Knows no model and no objective.
+
+Rows never mix, so a row whose gradient is zero at the top of the model has zero gradients all the way down: a member
+that an example does not go to costs a forward pass and little more.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import linear
+
+from softspec.train.members.pairs import Rows
+
+
+@dataclass
+class Run:
+    """A forward pass of these rows. `pulling` are those with a gradient; None while that is open, or if all have."""
+
+    rows: Rows
+    pulling: Tensor | None = None
+
+    def watch(self, top: Tensor) -> None:
+        """Note the rows that pull as soon as a backward pass reaches `top` (R, ...), before any layer below."""
+        if top.requires_grad:
+            top.register_hook(self._note)
+
+    def _note(self, gradient: Tensor) -> None:
+        pulling = gradient.flatten(1).any(1).nonzero()[:, 0]
+        self.pulling = pulling if 0 < len(pulling) < len(gradient) else None
+
+
+@dataclass
+class Selection:
+    """The running forward pass; None switches adapters off."""
+
+    run: Run | None = None
+
+    @contextmanager
+    def of(self, run: Run) -> Iterator[None]:
+        """Select it for as long as the context is open."""
+        before, self.run = self.run, run
+        try:
+            yield
+        finally:
+            self.run = before
+
+
+class MemberLinear(nn.Module):
+    """A frozen linear layer and K low-rank updates; row i of the input goes through that of its member."""
+
+    def __init__(
+        self, base: nn.Linear, num_members: int, rank: int, scaling: float, selection: Selection
+    ) -> None:
+        super().__init__()
+        self.base = base
+        self.scaling = scaling
+        device = base.weight.device
+        self.lora_a = nn.Parameter(torch.zeros(num_members, rank, base.in_features, device=device))
+        self.lora_b = nn.Parameter(torch.zeros(num_members, base.out_features, rank, device=device))
+        self._selection = selection
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(R, ..., in) to (R, ..., out); the base alone while no rows are selected."""
+        run = self._selection.run
+        if run is None:
+            return self.base(inputs)
+        # All in one precision, that of the base or of mixed precision; the adapters themselves stay float32.
+        device = inputs.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else inputs.dtype
+        tensors = (inputs, self.lora_a, self.lora_b, self.base.weight, self.base.bias)
+        return _AdaptedLinear.apply(
+            *(tensor if tensor is None else tensor.to(dtype) for tensor in tensors), self.scaling, run
+        )
+
+
+class _AdaptedLinear(torch.autograd.Function):
+    """x W^T + bias + scaling (x A_k^T) B_k^T, in one node; no gradients of W and the bias."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        inputs: Tensor,
+        lora_a: Tensor,
+        lora_b: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        scaling: float,
+        run: Run,
+    ) -> Tensor:
+        down, up = run.rows.of_members(lora_a), run.rows.of_members(lora_b)
+        outputs = linear(inputs, weight, bias)
+        low = (_parts(inputs, down) @ down.mT).mul_(scaling)
+        _parts(outputs, up).baddbmm_(low, up.mT)
+        ctx.save_for_backward(inputs, low.view(*inputs.shape[:-1], -1), lora_a, lora_b, weight)
+        ctx.scaling, ctx.run = scaling, run
+        return outputs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        inputs, low, lora_a, lora_b, weight = ctx.saved_tensors
+        rows, pulling, shape = ctx.run.rows, ctx.run.pulling, inputs.shape
+        if pulling is not None:
+            rows = rows.only(pulling)
+            gradient, inputs, low = (each.index_select(0, pulling) for each in (gradient, inputs, low))
+        down, up = rows.of_members(lora_a), rows.of_members(lora_b)
+        pull = _parts(gradient, up)
+        low_pull = (pull @ up).mul_(ctx.scaling)
+        grad_a = rows.sum_by_member(low_pull.mT @ _parts(inputs, down), len(lora_a))
+        grad_b = rows.sum_by_member(pull.mT @ _parts(low, down), len(lora_b))
+        grad_inputs = None
+        if ctx.needs_input_grad[0]:
+            grad_inputs = gradient @ weight
+            _parts(grad_inputs, down).baddbmm_(low_pull, down)
+            if pulling is not None:
+                grad_inputs = grad_inputs.new_zeros(shape).index_copy_(0, pulling, grad_inputs)
+        return grad_inputs, grad_a, grad_b, None, None, None, None
+
+
+def _parts(states: Tensor, adapters: Tensor) -> Tensor:
+    """(R, ..., size) as (M, N, size): as many rows for each of M adapters."""
+    return states.reshape(len(adapters), -1, states.shape[-1])

@@ -1,0 +1,216 @@
+"""Members: K LoRA adapters installed in one frozen model as row-indexed stacked layers.
+
+In: a transformers causal language model. Out: `Members`, which runs any (example, member) rows in one pass,
+clips and stores each member by itself. Knows nothing of losses, data or files.
+
+PEFT is the file format, not the training path: its `set_adapter` freezes the other adapters, so a joint
+backward would silently reach the last one only.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from softspec.errors import ConfigError
+from softspec.train.members.linear import MemberLinear, Run, Selection
+from softspec.train.members.pairs import Rows, expanded_from
+from softspec.train.members.recompute import recomputed
+
+
+@dataclass(frozen=True)
+class LoraSpec:
+    """What every member adapts: linear layers by the last part of their name, in these decoder layers."""
+
+    rank: int
+    lora_alpha: float
+    target_modules: tuple[str, ...]
+    layers: tuple[int, ...]
+
+
+def resolve_spec(
+    model: nn.Module,
+    rank: int,
+    lora_alpha: float,
+    target_modules: tuple[str, ...] | str,
+    layers_to_transform: tuple[int, ...] | str,
+) -> LoraSpec:
+    """Fit the configured names to a model; weights may be on the meta device.
+
+    Raises:
+        ConfigError: a module that is no linear layer of the decoder, or a layer number out of range.
+    """
+    layers = decoder_layers(model)
+    known = sorted({name.rpartition(".")[2] for layer in layers for name, _ in _linears(layer)})
+    modules = tuple(known) if isinstance(target_modules, str) else tuple(sorted(set(target_modules)))
+    for module in modules:
+        if module not in known:
+            raise ConfigError(f"unknown target module '{module}': expected some of {', '.join(known)}")
+    count = len(layers)
+    if layers_to_transform == "all":
+        chosen = tuple(range(count))
+    elif layers_to_transform == "top_third":
+        chosen = tuple(range(count - math.ceil(count / 3), count))
+    else:
+        chosen = tuple(sorted({int(layer) for layer in layers_to_transform}))
+    if not 0 <= chosen[0] <= chosen[-1] < count:
+        raise ConfigError(f"layers_to_transform has {list(chosen)}, expected numbers from 0 to {count - 1}")
+    return LoraSpec(rank, lora_alpha, modules, chosen)
+
+
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """The decoder blocks of a causal language model.
+
+    Raises:
+        ConfigError: an architecture without `model.layers`.
+    """
+    layers = getattr(getattr(model, "model", None), "layers", None)
+    if not isinstance(layers, nn.ModuleList):
+        raise ConfigError(
+            f"{type(model).__name__} is not supported: expected a causal language model with `model.layers`"
+        )
+    return layers
+
+
+class Members:
+    """K adapters in one frozen model. Adapters are off except inside `running`."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        spec: LoraSpec,
+        num_members: int,
+        seed: int = 0,
+        b_init_std: float = 0.0,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.spec = spec
+        self.num_members = num_members
+        self.gradient_checkpointing = gradient_checkpointing
+        self._selection = Selection()
+        self.linears = {
+            name: MemberLinear(linear, num_members, spec.rank, spec.lora_alpha / spec.rank, self._selection)
+            for name, linear in _targets(model, spec)
+        }
+        self._install(self.linears)
+        for member in range(num_members):
+            self._initialise(member, member_seed(seed, member), b_init_std)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Every adapter weight; the first dimension is the member."""
+        return [weight for linear in self.linears.values() for weight in (linear.lora_a, linear.lora_b)]
+
+    @contextmanager
+    def running(self, rows: Rows | None) -> Iterator[None]:
+        """Run the model on these rows: give it B examples, it returns R rows. None is the base model."""
+        if rows is None:
+            yield
+            return
+        layers, first, run = decoder_layers(self.model), self.spec.layers[0], Run(rows)
+        with ExitStack() as stack:
+            stack.enter_context(self._selection.of(run))
+            stack.enter_context(expanded_from(layers, first, rows))
+            stack.enter_context(layers[-1].register_forward_hook(lambda _, args, states: run.watch(states)))
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                stack.enter_context(recomputed(layers, first, lambda: self._selection.of(run)))
+            yield
+
+    def clip_gradients(self, max_norm: float) -> Tensor:
+        """Scale each member's gradient to at most `max_norm` (0: leave it) and return the norms before, (K,).
+
+        One by one, because a global norm would let a member that learns much slow the others down.
+        """
+        gradients = [weight.grad for weight in self.parameters() if weight.grad is not None]
+        parts = torch.stack([torch.linalg.vector_norm(each.flatten(1), dim=1) for each in gradients])
+        norms = torch.linalg.vector_norm(parts, dim=0)
+        if max_norm > 0:
+            factors = (max_norm / (norms + 1e-6)).clamp_max(1)
+            for gradient in gradients:
+                gradient *= factors[:, None, None]
+        return norms
+
+    def squared_distance(self, centre: Sequence[Tensor]) -> Tensor:
+        """Of each member's weights from `centre`, which has the shapes of `parameters()`; (K,), differentiable."""
+        pairs = zip(self.parameters(), centre, strict=True)
+        return torch.stack([(weight - mean).square().flatten(1).sum(1) for weight, mean in pairs]).sum(0)
+
+    def moved(self) -> Tensor:
+        """Whether any B weight of each member is not zero, (K,) bool."""
+        return torch.stack(
+            [linear.lora_b.detach().flatten(1).any(1) for linear in self.linears.values()]
+        ).any(0)
+
+    def adapter_state(self, member: int) -> dict[str, Tensor]:
+        """One member's weights under PEFT's names, on the CPU."""
+        state = {}
+        for name, linear in self.linears.items():
+            state[f"base_model.model.{name}.lora_A.weight"] = (
+                linear.lora_a[member].detach().cpu().contiguous()
+            )
+            state[f"base_model.model.{name}.lora_B.weight"] = (
+                linear.lora_b[member].detach().cpu().contiguous()
+            )
+        return state
+
+    @torch.no_grad()
+    def load_adapter(self, member: int, state: dict[str, Tensor]) -> None:
+        """The inverse of `adapter_state`; KeyError when a weight is missing."""
+        for key, weight in self.named_weights():
+            weight[member] = state[key]
+
+    @contextmanager
+    def removed(self) -> Iterator[PreTrainedModel]:
+        """The untouched base model, for as long as the context is open."""
+        self._install({name: linear.base for name, linear in self.linears.items()})
+        try:
+            yield self.model
+        finally:
+            self._install(self.linears)
+
+    def named_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Every adapter weight under the name PEFT gives one member's part of it."""
+        for name, linear in self.linears.items():
+            yield f"base_model.model.{name}.lora_A.weight", linear.lora_a
+            yield f"base_model.model.{name}.lora_B.weight", linear.lora_b
+
+    def _install(self, modules: "dict[str, MemberLinear] | dict[str, nn.Linear]") -> None:
+        for name, module in modules.items():
+            parent, _, child = name.rpartition(".")
+            setattr(self.model.get_submodule(parent), child, module)
+
+    @torch.no_grad()
+    def _initialise(self, member: int, seed: int, b_init_std: float) -> None:
+        """PEFT's start: A Kaiming-uniform, B zero (or noise). A must differ, or members stay equal for ever."""
+        generator = torch.Generator().manual_seed(seed)
+        for linear in self.linears.values():
+            drawn = torch.empty(linear.lora_a.shape[1:])
+            nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
+            linear.lora_a[member] = drawn
+        for linear in self.linears.values():
+            linear.lora_b[member] = b_init_std * torch.randn(linear.lora_b.shape[1:], generator=generator)
+
+
+def member_seed(seed: int, member: int) -> int:
+    """The seed of one member's A; no two (run, member) pairs of ordinary size share one."""
+    return 1000 * seed + member
+
+
+def _linears(layer: nn.Module) -> list[tuple[str, nn.Linear]]:
+    return [(name, module) for name, module in layer.named_modules() if isinstance(module, nn.Linear)]
+
+
+def _targets(model: nn.Module, spec: LoraSpec) -> list[tuple[str, nn.Linear]]:
+    """Full name and module of every linear layer that the spec adapts, in model order."""
+    layers = decoder_layers(model)
+    wanted = {
+        id(module)
+        for index in spec.layers
+        for name, module in _linears(layers[index])
+        if name.rpartition(".")[2] in spec.target_modules
+    }
+    return [(name, module) for name, module in _linears(model) if id(module) in wanted]

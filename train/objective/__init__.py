@@ -1,0 +1,1 @@
+"""What is routed to whom, and the loss that does it."""

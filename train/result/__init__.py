@@ -1,0 +1,1 @@
+"""What a run leaves: held-out scores and an ensemble directory."""

@@ -1,0 +1,161 @@
+"""Export and import: members to and from an ensemble directory of ordinary PEFT adapters.
+
+In: `Members` and a `Manifest`. Out: a directory that appears whole or not at all, checked through stock PEFT.
+The only file here that imports peft.
+"""
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from softspec.artefact.manifest import (
+    AlwaysActivation,
+    BlockActivation,
+    Manifest,
+    adapter_config,
+    load_manifest,
+    member_dir,
+    save_manifest,
+    shared_prompt_tokens,
+)
+from softspec.errors import ManifestError, TrainingError
+from softspec.train.data.rows import Example
+from softspec.train.members.likelihood import collate, member_loglik
+from softspec.train.members.members import LoraSpec, Members, resolve_spec
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+def write_ensemble(directory: Path, members: Members, manifest: Manifest) -> None:
+    """Write all members and the manifest into a new directory."""
+    for member in range(members.num_members):
+        folder = member_dir(directory, member)
+        folder.mkdir(parents=True)
+        save_file(members.adapter_state(member), folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        _lora_config(members.spec, manifest.base_model.path).save_pretrained(str(folder))
+    save_manifest(directory, manifest)
+
+
+def load_members(ensemble_dir: Path, model: PreTrainedModel) -> Members:
+    """Install the adapters of an ensemble directory in its base model, to score or go on training.
+
+    Raises:
+        ManifestError: the directory is not a complete ensemble, or its adapters do not fit this model.
+    """
+    manifest = load_manifest(ensemble_dir)
+    config = adapter_config(ensemble_dir, 0)
+    layers = config.get("layers_to_transform")
+    spec = resolve_spec(
+        model,
+        config["r"],
+        config["lora_alpha"] * (config["r"] ** 0.5 if config.get("use_rslora") else 1),
+        tuple(config["target_modules"]),
+        "all" if layers is None else tuple(layers),
+    )
+    members = Members(model, spec, manifest.num_members)
+    for member in range(manifest.num_members):
+        folder = member_dir(ensemble_dir, member)
+        try:
+            members.load_adapter(member, load_file(folder / ADAPTER_WEIGHTS))
+        except (KeyError, RuntimeError) as error:
+            reason = str(error).split("\n")[0]
+            raise ManifestError(
+                f"'{folder}' does not fit the base model: {reason}; check base_model"
+            ) from error
+    return members
+
+
+def publish(staged: Path, output_dir: Path) -> None:
+    """Move a finished directory into place; an older one there is replaced."""
+    retired = output_dir.with_name(output_dir.name + ".old")
+    shutil.rmtree(retired, ignore_errors=True)
+    if output_dir.exists():
+        os.replace(output_dir, retired)
+    os.replace(staged, output_dir)
+    shutil.rmtree(retired, ignore_errors=True)
+
+
+def check_reload(
+    directory: Path,
+    members: Members,
+    examples: Sequence[Example],
+    activation: AlwaysActivation | BlockActivation,
+) -> float:
+    """Score examples in training and through stock PEFT from disk; the largest difference in nats, relative above 1.
+
+    Raises:
+        TrainingError: they differ by more than float32 (or the base's lower precision) explains.
+    """
+    device = next(members.model.parameters()).device
+    with torch.no_grad():
+        trained = member_loglik(members, collate(examples, activation, device)).cpu()
+    with members.removed() as base:
+        reloaded = peft_loglik(directory, base, members.num_members, examples, activation)
+    gap = ((trained - reloaded).abs() / trained.abs().clamp_min(1)).max().item()
+    limit = 1e-4 if members.model.dtype == torch.float32 else 3e-2
+    if not gap <= limit:
+        raise TrainingError(
+            f"adapters reloaded from '{directory}' differ by {gap:.2g} nats, expected {limit:g}"
+        )
+    return gap
+
+
+@torch.no_grad()
+def peft_loglik(
+    directory: Path,
+    base: PreTrainedModel,
+    num_members: int,
+    examples: Sequence[Example],
+    activation: AlwaysActivation | BlockActivation,
+) -> Tensor:
+    """The slow road to (K, B), nats: stock PEFT, one member and one example at a time."""
+    names = [f"member-{member}" for member in range(num_members)]
+    device = str(base.device)
+    first = str(member_dir(directory, 0))
+    model = PeftModel.from_pretrained(base, first, adapter_name=names[0], torch_device=device)
+    for member, name in enumerate(names[1:], start=1):
+        model.load_adapter(str(member_dir(directory, member)), adapter_name=name, torch_device=device)
+    table = []
+    for name in names:
+        model.set_adapter(name)
+        logprobs = [peft_completion_logprobs(model.eval(), example, activation) for example in examples]
+        table.append([part.sum().item() for part in logprobs])
+    model.unload()
+    return torch.tensor(table, dtype=torch.float64)
+
+
+def peft_completion_logprobs(
+    model: PeftModel, example: Example, activation: AlwaysActivation | BlockActivation
+) -> Tensor:
+    """Log-probabilities of the completion's tokens under PEFT's active adapter, (T,), nats, float64."""
+    ids = torch.tensor([example.prompt_ids + example.completion_ids], device=model.device)
+    prompt = len(example.prompt_ids)
+    shared = shared_prompt_tokens(activation, prompt)
+    cache = None
+    if shared:
+        with torch.no_grad(), model.disable_adapter():
+            cache = model(input_ids=ids[:, :shared], use_cache=True).past_key_values
+    logits = model(input_ids=ids[:, shared:-1], past_key_values=cache).logits[0, prompt - 1 - shared :]
+    logprobs = logits.float().log_softmax(-1)
+    return logprobs.gather(1, ids[0, prompt:, None])[:, 0].double()
+
+
+def _lora_config(spec: LoraSpec, base_model: str) -> LoraConfig:
+    return LoraConfig(
+        r=spec.rank,
+        lora_alpha=spec.lora_alpha,
+        target_modules=list(spec.target_modules),
+        layers_to_transform=list(spec.layers),
+        lora_dropout=0.0,
+        bias="none",
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=base_model,
+        inference_mode=True,
+    )

@@ -1,0 +1,239 @@
+"""Fine-tuning of K members under one alpha-Renyi loss: the story of `softspec train`, for completions and preferences.
+
+In: a `TrainConfig`. Out: an ensemble directory. Read `train_ensemble` first; the other functions are its
+verbs.
+"""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from softspec.artefact.manifest import BaseModelRef, Manifest
+from softspec.errors import Interrupted
+from softspec.maths.mixture import uniform_log_weights
+from softspec.train.config import TrainConfig
+from softspec.train.data.sources import read_rows
+from softspec.train.data.store import Store
+from softspec.train.data.survey import survey
+from softspec.train.loop.checkpoint import (
+    LOG_NAME,
+    RunFolder,
+    load_checkpoint,
+    open_run,
+    save_checkpoint,
+    stop_on_signals,
+)
+from softspec.train.loop.health import Starvation, patience_of
+from softspec.train.loop.schedule import ExampleOrder, total_steps
+from softspec.train.loop.state import Training
+from softspec.train.loop.step import optimizer_step
+from softspec.train.loop.stopping import EarlyStopping
+from softspec.train.members.base import end_of_turn_ids, fingerprint, load_base, load_skeleton, load_tokenizer
+from softspec.train.members.members import LoraSpec, Members, resolve_spec
+from softspec.train.objective.prior import prior_mean
+from softspec.train.objective.units import objective_of
+from softspec.train.processes import Processes, is_main_process
+from softspec.train.result.export import check_reload, publish, write_ensemble
+from softspec.train.watch.log import open_report
+from softspec.train.watch.trackers import TENSORBOARD, check_trackers
+
+RELOAD_CHECK_EXAMPLES = 2
+
+
+def train_ensemble(
+    config: TrainConfig, resume: bool = False, overwrite: bool = False, overrides: Sequence[str] = ()
+) -> Path:
+    """Train K members jointly and write them as one ensemble directory; returns its path.
+
+    Args:
+        overrides: what `--set` said, which a resumed run is told again.
+    Raises:
+        UserError: settings, files or names that do not fit; found before the base model's weights are loaded.
+        Interrupted: SIGINT or SIGTERM arrived; a checkpoint was written and `resume` continues from
+        it. TrainingError: the loss is no longer finite, or the written adapters do not reload to the same
+        numbers.
+    """
+    run = open_run(config, resume, overwrite)
+    check_trackers(config)
+    examples, held_out = read_data(config)
+    spec = check_names(config)
+    training = prepare(config, run, spec, examples, held_out)
+    finished = start_or_resume(training, resume, overrides)
+    steps = run_steps(training, finished)
+    scores = held_out_scores(training)
+    if training.processes.is_main:
+        staged = export(training, steps, scores)
+        publish(staged, config.output_dir)
+        run.remove()
+    training.processes.wait()
+    return config.output_dir
+
+
+def read_data(config: TrainConfig) -> tuple[Sequence[Any], Sequence[Any]]:
+    """Training and held-out units of the objective, tokenised, on disk; held-out may be empty."""
+    objective = objective_of(config)
+    tokenizer = load_tokenizer(config.base_model, config.model_revision)
+    eos_ids = end_of_turn_ids(tokenizer, config.base_model, config.model_revision)
+
+    def read(data: str, split: str) -> Sequence[Any]:
+        rows = read_rows(data, split, config.dataset_config)
+        units = objective.read(rows, tokenizer, eos_ids)
+        bar = tqdm(units, desc=f"reading {data}", unit="example", delay=2, disable=not is_main_process())
+        return Store(bar, config.output_dir.parent)
+
+    examples = read(config.train_file, config.dataset_train_split)
+    return examples, read(config.eval_file, config.dataset_test_split) if config.eval_file else []
+
+
+def check_names(config: TrainConfig) -> LoraSpec:
+    """Fit target modules and layers to the base model's skeleton, without its weights."""
+    skeleton = load_skeleton(config.base_model, config.model_revision)
+    return resolve_spec(
+        skeleton, config.lora_r, config.lora_alpha, config.target_modules, config.layers_to_transform
+    )
+
+
+def prepare(
+    config: TrainConfig, run: RunFolder, spec: LoraSpec, examples: Sequence[Any], held_out: Sequence[Any]
+) -> Training:
+    """Load the base, install the members and their optimizer."""
+    objective, processes = objective_of(config), Processes()
+    known = survey(config, objective, examples)
+    model = load_base(config.base_model, config.model_revision, config.dtype, processes.device)
+    members = Members(
+        model, spec, config.num_members, config.seed, config.b_init_std, config.gradient_checkpointing
+    )
+    optimizer = torch.optim.AdamW(
+        members.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+    )
+    order = ExampleOrder(config, len(examples), known.groups)
+    return Training(
+        config=config,
+        objective=objective,
+        processes=processes,
+        run=run,
+        members=members,
+        optimizer=optimizer,
+        examples=objective.with_reference(members, examples, processes),
+        held_out=objective.with_reference(members, held_out, processes),
+        order=order,
+        mean_length=known.mean_length,
+        prior_mean=prior_mean(config, members),
+        examples_digest=known.digest,
+        log_weights=uniform_log_weights(config.num_members).to(model.device),
+        active_members=float(config.num_members),
+        starvation=Starvation(config.num_members, patience_of(total_steps(config, order.steps_per_epoch))),
+        early_stopping=EarlyStopping(config),
+    )
+
+
+def start_or_resume(training: Training, resume: bool, overrides: Sequence[str]) -> int:
+    """A fresh run folder, or the state of the checkpoint in it; returns the number of finished steps."""
+    training.processes.wait()  # until all have seen the folder as it was
+    if not resume:
+        if training.processes.is_main:
+            training.run.clear(overrides)
+        return 0
+    step, state = load_checkpoint(training.run, training.config, training.examples_digest)
+    training.load_state_dict(state)
+    return step
+
+
+def run_steps(training: Training, finished: int) -> int:
+    """All remaining steps, with report, held-out scores and checkpoints; returns how many the run has had.
+
+    With early stopping it leaves the members of the best evaluation.
+    """
+    config, total, stopping = training.config, training.total_steps, training.early_stopping
+    done = finished
+    with open_report(training, finished) as report, stop_on_signals() as stop:
+        while done < total and not stopping.is_over:
+            facts = optimizer_step(training, done)
+            done += 1
+            if report:
+                report.step(facts)
+            if _is_due(config.eval_steps, done) or (stopping.is_on and done == total):
+                scores = held_out_scores(training)
+                stopping.observe(done, scores["mixture_nll"], training.members_state)
+                if report:
+                    report.evaluation(done, scores)
+            ended = done == total or stopping.is_over
+            if report and ended:
+                report.end(done)
+            signal_number = training.processes.largest(stop.signal_number or 0)
+            if signal_number or _is_due(config.save_steps, done) or ended:
+                save(training, done)
+            if signal_number:
+                raise Interrupted(
+                    f"stopped after step {done} of {total}; go on with: softspec train CONFIG.yaml --resume",
+                    signal_number,
+                )
+    if stopping.best_members:
+        training.load_members(stopping.best_members)
+    return done
+
+
+def save(training: Training, done: int) -> None:
+    """A checkpoint after `done` steps; returns once it is there."""
+    if training.processes.is_main:
+        save_checkpoint(training.run, done, training.state_dict(), training.config, training.examples_digest)
+    training.processes.wait()
+
+
+def held_out_scores(training: Training) -> dict[str, Any]:
+    """Scores of the held-out examples under the present members; empty without any."""
+    if not training.held_out:
+        return {}
+    return training.objective.score(
+        training.members, training.held_out, training.log_weights, training.processes
+    )
+
+
+def export(training: Training, steps: int, scores: dict[str, Any]) -> Path:
+    """Write the ensemble beside its destination and check it through stock PEFT; returns the written folder."""
+    config, members = training.config, training.members
+    staged = training.run.staged
+    shutil.rmtree(staged, ignore_errors=True)
+    manifest = Manifest(
+        name=config.served_name,
+        base_model=BaseModelRef(
+            path=config.base_model,
+            revision=config.model_revision,
+            fingerprint=fingerprint(config.base_model, config.model_revision),
+        ),
+        num_members=config.num_members,
+        log_weights=tuple(training.log_weights.tolist()),
+        renyi_alpha=config.renyi_alpha,
+        objective=config.objective,
+        granularity=config.granularity,
+        weights_rule=config.weights_rule,
+        activation=config.activation,
+        training={
+            "examples": len(training.examples),
+            "examples_sha256": training.examples_digest,
+            "steps": steps,
+            **training.early_stopping.facts(),
+            "settings": config.model_dump(
+                mode="json", exclude={"base_model", "train_file", "eval_file", "output_dir"}
+            ),
+        },
+        held_out=scores,
+    )
+    write_ensemble(staged, members, manifest)
+    checked = [
+        training.objective.completions(unit)[0]
+        for unit in (training.held_out or training.examples)[:RELOAD_CHECK_EXAMPLES]
+    ]
+    check_reload(staged, members, checked, config.activation)
+    shutil.copyfile(training.run.log, staged / LOG_NAME)
+    if (training.run.path / TENSORBOARD).is_dir():  # not if it failed at once
+        shutil.copytree(training.run.path / TENSORBOARD, staged / TENSORBOARD)
+    return staged
+
+
+def _is_due(every: int | None, done: int) -> bool:
+    return every is not None and done % every == 0

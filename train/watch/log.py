@@ -1,0 +1,68 @@
+"""What a run tells while it goes on: `training.jsonl`, curves, progress and warnings. Only the main process tells.
+
+In: what happened in steps and evaluations. Out: files, and lines on stderr. Decides nothing.
+"""
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import Any
+
+from softspec.train.loop.checkpoint import TrainingLog
+from softspec.train.loop.health import Explosions
+from softspec.train.loop.state import Training
+from softspec.train.watch.bar import Progress
+from softspec.train.watch.trackers import Trackers, open_trackers
+
+
+class Report:
+    """Of one run, from the step after `finished` on."""
+
+    def __init__(self, training: Training, finished: int, trackers: Trackers, progress: Progress) -> None:
+        self._training = training
+        self._log = TrainingLog(training.run.log, finished)
+        self._trackers = trackers
+        self._progress = progress
+        self._explosions = Explosions(training.config.max_grad_norm)
+
+    def step(self, facts: dict[str, Any]) -> None:
+        """What `optimizer_step` returned."""
+        self._progress.advance(facts)
+        for member in facts["starved"]:
+            self._progress.say(self._training.starvation.warning(member))
+        explosion = self._explosions.warning(facts["step"], facts["gradient_norms"])
+        if explosion:
+            self._progress.say(explosion)
+        if (
+            facts["step"] % self._training.config.logging_steps == 0
+            or facts["step"] == self._training.total_steps
+        ):
+            self._record(facts)
+
+    def evaluation(self, done: int, scores: dict[str, Any]) -> None:
+        """Held-out scores after `done` steps."""
+        self._record({"step": done, "held_out": scores})
+        self._progress.say(f"softspec: step {done}: held-out mixture NLL {scores['mixture_nll']:.4f} nats")
+
+    def end(self, done: int) -> None:
+        """What early stopping has come to, if it is on."""
+        stopping = self._training.early_stopping
+        if stopping.is_on:
+            self._record({"step": done, "early_stopping": stopping.facts()})
+            self._progress.say(stopping.verdict(done))
+
+    def _record(self, event: dict[str, Any]) -> None:
+        self._log.write(event)
+        self._trackers.log(event)
+
+
+@contextmanager
+def open_report(training: Training, finished: int) -> Iterator[Report | None]:
+    """The report of a run that has had `finished` steps; None in a process that is not the main one."""
+    if not training.processes.is_main:
+        yield None
+        return
+    with (
+        open_trackers(training.config, training.run, finished) as trackers,
+        closing(Progress(training.total_steps, finished)) as progress,
+    ):
+        yield Report(training, finished, trackers, progress)
