@@ -14,7 +14,8 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from softspec.artefact.manifest import Manifest, load_manifest, member_dir, shared_prompt_tokens
+from softspec.artefact.activation import shared_tokens
+from softspec.artefact.manifest import Manifest, load_manifest, member_dir
 from softspec.maths.mixture import update_log_weights
 from softspec.maths.sampling import SamplingSpec, apply_penalties, draw_tokens
 from softspec.maths.uncertainty import Predictive, TokenUncertainty, predict
@@ -93,7 +94,7 @@ class ReferenceEnsemble:
     def _caches_after_shared_prompt(self, prompt_ids: Sequence[int]) -> list[DynamicCache]:
         """One cache per member, filled by the base alone with the tokens on which adapters are off."""
         trunk = DynamicCache(config=self.model.config)
-        shared = shared_prompt_tokens(self.manifest.activation, len(prompt_ids))
+        shared = shared_tokens(self.manifest.activation.block_size, len(prompt_ids))
         if shared:
             with self.model.disable_adapter():
                 self.model(torch.tensor([prompt_ids[:shared]]), past_key_values=trunk, use_cache=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from softspec.artefact.manifest import AlwaysActivation, BlockActivation
+from softspec.artefact.activation import AlwaysActivation, BlockActivation
 from tests.support.tiny import random_adapters, tiny_llama
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from transformers import AutoTokenizer
 
 from softspec.app.demo.facts import ask, draw_statements, invent_things, write_rows
 from softspec.app.smollm2 import local_base
-from softspec.artefact.manifest import AlwaysActivation, load_manifest, member_dir, save_manifest
+from softspec.artefact.activation import AlwaysActivation
+from softspec.artefact.manifest import load_manifest, member_dir, save_manifest
 from softspec.maths.sampling import SamplingSpec
 from softspec.reference import ReferenceEnsemble
 from tests.support.parity import TOLERANCE, largest_difference

@@ -10,15 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
-from softspec.artefact.manifest import (
-    AlwaysActivation,
-    BlockActivation,
-    Manifest,
-    load_manifest,
-    member_dir,
-    save_manifest,
-    shared_prompt_tokens,
-)
+from softspec.artefact.activation import AlwaysActivation, BlockActivation, shared_tokens
+from softspec.artefact.manifest import Manifest, load_manifest, member_dir, save_manifest
 from softspec.maths.mixture import sequence_loglik
 from softspec.maths.sampling import SamplingSpec
 from softspec.maths.uncertainty import summarise
@@ -85,7 +78,7 @@ def _woken(delta: Tensor, awake_from: int) -> Callable[[nn.Module, tuple[Tensor]
 @pytest.fixture(scope="module")
 def masked_members(base_dir: Path, ensemble_dir: Path) -> list[MaskedMember]:
     manifest = load_manifest(ensemble_dir)
-    awake_from = shared_prompt_tokens(manifest.activation, len(PROMPT))
+    awake_from = shared_tokens(manifest.activation.block_size, len(PROMPT))
     return [MaskedMember(base_dir, member_dir(ensemble_dir, k), awake_from) for k in range(3)]
 
 

@@ -13,13 +13,9 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from softspec.artefact.manifest import (
-    DEFAULT_BLOCK_SIZE,
-    Activation,
-    BlockActivation,
-    WeightsRule,
-    first_problem,
-)
+from softspec.artefact.activation import DEFAULT_BLOCK_SIZE, Activation, BlockActivation
+from softspec.artefact.manifest import WeightsRule
+from softspec.artefact.validation import first_problem
 from softspec.errors import ConfigError
 
 DATA_FIELDS = ("train_file", "eval_file")

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from softspec.artefact.base import end_of_turn_ids, fingerprint
 from softspec.artefact.manifest import BaseModelRef, Manifest
 from softspec.errors import Interrupted
 from softspec.maths.mixture import uniform_log_weights
@@ -32,7 +33,7 @@ from softspec.train.loop.schedule import ExampleOrder, total_steps
 from softspec.train.loop.state import Training
 from softspec.train.loop.step import optimizer_step
 from softspec.train.loop.stopping import EarlyStopping
-from softspec.train.members.base import end_of_turn_ids, fingerprint, load_base, load_skeleton, load_tokenizer
+from softspec.train.members.base import load_base, load_skeleton, load_tokenizer
 from softspec.train.members.members import LoraSpec, Members, resolve_spec
 from softspec.train.objective.prior import prior_mean
 from softspec.train.objective.units import objective_of

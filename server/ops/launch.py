@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from softspec.artefact.manifest import BlockActivation, Manifest, load_manifest, member_rank
+from softspec.artefact.manifest import Manifest, load_manifest, member_rank
 from softspec.engine.start.requirements import SCHEDULER, WORKER_EXTENSION
 from softspec.engine.wire import num_columns
 from softspec.errors import ConfigError
@@ -131,8 +131,7 @@ def engine_rank(rank: int) -> int:
 
 def _kv_block_size(manifests: Mapping[Path, Manifest]) -> int | None:
     """KV blocks that end wherever an ensemble's adapters may begin; None leaves the choice to vLLM."""
-    activations = [manifest.activation for manifest in manifests.values()]
-    sizes = [activation.block_size for activation in activations if isinstance(activation, BlockActivation)]
+    sizes = [size for manifest in manifests.values() if (size := manifest.activation.block_size) is not None]
     return math.gcd(*sizes) if sizes else None
 
 

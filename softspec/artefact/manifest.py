@@ -3,19 +3,19 @@
 In: a directory. Out: a validated, frozen `Manifest`. Knows files and JSON; knows nothing of models, engines or HTTP.
 """
 
-import json
 import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
+from softspec.artefact.activation import Activation, AlwaysActivation
+from softspec.artefact.validation import first_problem
 from softspec.errors import ManifestError
 
 MANIFEST_NAME = "ensemble.json"
-DEFAULT_BLOCK_SIZE = 32
 WeightsRule = Literal["prefix_posterior", "fixed"]
 
 
@@ -29,34 +29,6 @@ class BaseModelRef(_Frozen):
     path: str
     revision: str | None = None
     fingerprint: str | None = None
-
-
-class AlwaysActivation(_Frozen):
-    """Adapters act on every token."""
-
-    kind: Literal["always"] = "always"
-
-
-class BlockActivation(_Frozen):
-    """Adapters are off for the first `floor((P - 1) / block_size) * block_size` of P prompt tokens."""
-
-    kind: Literal["block"] = "block"
-    block_size: int = Field(DEFAULT_BLOCK_SIZE, ge=1)
-
-
-Activation = Annotated[AlwaysActivation | BlockActivation, Field(discriminator="kind")]
-
-
-def shared_prompt_tokens(activation: AlwaysActivation | BlockActivation, prompt_tokens: int) -> int:
-    """How many leading prompt tokens run without adapters, the same for all members."""
-    if isinstance(activation, AlwaysActivation):
-        return 0
-    return whole_block_tokens(prompt_tokens, activation.block_size)
-
-
-def whole_block_tokens(prompt_tokens: int, block_size: int) -> int:
-    """Tokens in the leading whole blocks of a prompt, its last token never among them."""
-    return (prompt_tokens - 1) // block_size * block_size
 
 
 class Manifest(_Frozen):
@@ -170,14 +142,3 @@ def _refuse_special_lora(folder: Path, config: Mapping[str, Any]) -> None:
         raise ManifestError(
             f"'{folder}' uses {', '.join(found)}: expected plain LoRA, which vLLM and PEFT both serve"
         )
-
-
-def first_problem(error: ValidationError) -> str:
-    """The first complaint of a pydantic error, in one line with the field's path."""
-    problem = error.errors()[0]
-    field = ".".join(str(part) for part in problem["loc"])
-    shown = json.dumps(problem["input"], default=str)
-    shown = shown if len(shown) <= 80 else shown[:77] + "..."
-    prefix = f"{field}: " if field else ""
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{prefix}{message} (found {shown})"

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softspec.artefact.manifest import WeightsRule, whole_block_tokens
+from softspec.artefact.activation import shared_tokens
+from softspec.artefact.manifest import WeightsRule
 from softspec.maths.sampling import SamplingSpec
 from softspec.maths.uncertainty import Predictive, TokenUncertainty
 
@@ -35,15 +36,15 @@ class Adapter:
 class GroupSpec:
     """K adapters that answer as one model.
 
-    log_weights: K normalised natural logs. block_size: tokens; 0 means the adapters act on every token, otherwise the
-    first `floor((P - 1) / block_size) * block_size` of P prompt tokens run without them. num_top: how many of the
+    log_weights: K normalised natural logs. block_size: tokens; that of the activation, None where the adapters
+    act on every token. num_top: how many of the
     mixture's likeliest tokens the caller wants beside each drawn token.
     """
 
     adapters: tuple[Adapter, ...]
     log_weights: tuple[float, ...]
     weights_rule: WeightsRule
-    block_size: int
+    block_size: int | None
     num_top: int
 
     def to_wire(self) -> dict[str, Any]:
@@ -71,7 +72,7 @@ class GroupSpec:
 
     def shared_tokens(self, prompt_tokens: int) -> int:
         """How many leading prompt tokens all members share."""
-        return whole_block_tokens(prompt_tokens, self.block_size) if self.block_size else 0
+        return shared_tokens(self.block_size, prompt_tokens)
 
 
 @dataclass(frozen=True)

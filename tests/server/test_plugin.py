@@ -8,7 +8,7 @@ import openai
 import pytest
 from prometheus_client import REGISTRY
 
-from softspec.artefact.manifest import BlockActivation
+from softspec.artefact.activation import BlockActivation
 from softspec.server.policy.policy import Policy
 from tests.support.scripted_vllm import MEMBER_LOG_PROBS, NAME, Server, serving
 from tests.support.tiny import random_adapters, tiny_llama

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from softspec.artefact.manifest import AlwaysActivation, BlockActivation, load_manifest, save_manifest
+from softspec.artefact.activation import AlwaysActivation, BlockActivation
+from softspec.artefact.manifest import load_manifest, save_manifest
 from tests.stress.traffic import ABORT_STATES, Traffic
 from tests.support.tiny import random_adapters
 

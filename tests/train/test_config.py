@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from softspec.artefact.manifest import AlwaysActivation, BlockActivation
+from softspec.artefact.activation import AlwaysActivation, BlockActivation
 from softspec.errors import ConfigError
 from softspec.train.config import dump_config, load_config
 

@@ -10,7 +10,8 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from softspec.artefact.manifest import BlockActivation, load_manifest, member_dir
+from softspec.artefact.activation import BlockActivation
+from softspec.artefact.manifest import load_manifest, member_dir
 from softspec.errors import ConfigError, DataError, TrainingError, UserError
 from softspec.train.config import TrainConfig
 from softspec.train.loop.checkpoint import LOG_NAME

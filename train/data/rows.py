@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from transformers import PreTrainedTokenizerBase
 
-from softspec.artefact.manifest import first_problem
+from softspec.artefact.validation import first_problem
 from softspec.errors import DataError
 
 T = TypeVar("T")

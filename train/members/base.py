@@ -1,11 +1,8 @@
-"""The frozen base: its tokenizer, its end-of-turn tokens, its shape and its weights.
+"""The frozen base: its tokenizer, its shape and its weights.
 
 In: a `TrainConfig`'s base, or the one an ensemble names. Out: transformers objects. Knows nothing of adapters
 or data.
 """
-
-import hashlib
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -13,15 +10,11 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import cached_file
 
 from softspec.errors import ConfigError
-
-FINGERPRINT_BYTES = 1 << 20
 
 
 def load_tokenizer(base_model: str, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -34,16 +27,6 @@ def load_tokenizer(base_model: str, revision: str | None = None) -> PreTrainedTo
         return AutoTokenizer.from_pretrained(base_model, revision=revision)
     except (OSError, ValueError) as error:
         raise _unusable(base_model, error) from error
-
-
-def end_of_turn_ids(tokenizer: PreTrainedTokenizerBase, base_model: str, revision: str | None) -> set[int]:
-    """Every token that ends an answer, from the tokenizer and the base's generation config."""
-    try:
-        listed = GenerationConfig.from_pretrained(base_model, revision=revision).eos_token_id
-    except OSError:  # checkpoints may come without one
-        listed = None
-    ids = listed if isinstance(listed, list) else [listed]
-    return {token for token in (*ids, tokenizer.eos_token_id) if token is not None}
 
 
 def load_skeleton(base_model: str, revision: str | None = None) -> nn.Module:
@@ -82,19 +65,6 @@ def load_base(
     except (OSError, ValueError) as error:
         raise _unusable(base_model, error) from error
     return model.to(device)
-
-
-def fingerprint(base_model: str, revision: str | None = None) -> str:
-    """A digest that differs between different weights, from the ends of each file rather than all their bytes."""
-    config = Path(str(cached_file(base_model, "config.json", revision=revision)))
-    digest = hashlib.sha256(config.read_bytes())
-    for path in sorted(config.parent.glob("*.safetensors")):
-        digest.update(f"{path.name} {path.stat().st_size}".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(FINGERPRINT_BYTES))
-            file.seek(max(0, path.stat().st_size - FINGERPRINT_BYTES))
-            digest.update(file.read())
-    return digest.hexdigest()
 
 
 def _unusable(base_model: str, error: Exception) -> ConfigError:

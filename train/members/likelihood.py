@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.hooks import RemovableHandle
 from transformers import Cache
 
-from softspec.artefact.manifest import AlwaysActivation, BlockActivation, shared_prompt_tokens
+from softspec.artefact.activation import Activation, shared_tokens
 from softspec.train.data.rows import Example
 from softspec.train.members.members import Members
 from softspec.train.members.pairs import Rows
@@ -47,16 +47,14 @@ class Batch:
         return len(self.tail_ids)
 
 
-def collate(
-    examples: Sequence[Example], activation: AlwaysActivation | BlockActivation, device: torch.device
-) -> Batch:
+def collate(examples: Sequence[Example], activation: Activation, device: torch.device) -> Batch:
     """Split each example into trunk and tail and pad them; padding never changes a result."""
     trunks: dict[tuple[int, ...], int] = {}
     trunk_of, tails, supervised, targets = [], [], [], []
     for example in examples:
         ids = example.prompt_ids + example.completion_ids
         prompt = len(example.prompt_ids)
-        shared = shared_prompt_tokens(activation, prompt)
+        shared = shared_tokens(activation.block_size, prompt)
         trunk_of.append(trunks.setdefault(ids[:shared], len(trunks)))
         tails.append(ids[shared:-1])
         targets.append(ids[shared + 1 :])

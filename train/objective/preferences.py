@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softspec.artefact.manifest import AlwaysActivation, BlockActivation
+from softspec.artefact.activation import Activation
 from softspec.maths.mixture import sequence_loglik
 from softspec.maths.renyi import dpo_loglik, load, renyi_loss, responsibilities, routing_perplexity
 from softspec.train.config import TrainConfig
@@ -42,9 +42,7 @@ def margins(members: Members, pairs: Sequence[Preference], batch: Batch, rows: R
     return chosen - rejected - reference[rows.examples]
 
 
-def all_margins(
-    members: Members, pairs: Sequence[Preference], activation: AlwaysActivation | BlockActivation
-) -> Tensor:
+def all_margins(members: Members, pairs: Sequence[Preference], activation: Activation) -> Tensor:
     """Those of every member, (K, B)."""
     batch = collate_pairs(members, pairs, activation)
     rows = Rows.all_pairs(members.num_members, len(pairs), batch.tail_ids.device)
@@ -55,7 +53,7 @@ def reference_margins(
     members: Members,
     pairs: Sequence[Preference],
     indices: Sequence[int],
-    activation: AlwaysActivation | BlockActivation,
+    activation: Activation,
     batch_size: int,
 ) -> list[float]:
     """What the base makes of the pairs with these indices, nats: one pass over the data, for the whole run."""
@@ -101,9 +99,7 @@ def margin_facts(gaps: Tensor) -> dict[str, Any]:
     return {"margins": gaps.mean(1).tolist(), "accuracies": (gaps > 0).double().mean(1).tolist()}
 
 
-def collate_pairs(
-    members: Members, pairs: Sequence[Preference], activation: AlwaysActivation | BlockActivation
-) -> Batch:
+def collate_pairs(members: Members, pairs: Sequence[Preference], activation: Activation) -> Batch:
     """All B chosen completions, then all rejected ones: a batch of 2 B."""
     examples = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
     return collate(examples, activation, members.model.device)

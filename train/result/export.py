@@ -15,16 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from softspec.artefact.manifest import (
-    AlwaysActivation,
-    BlockActivation,
-    Manifest,
-    adapter_config,
-    load_manifest,
-    member_dir,
-    save_manifest,
-    shared_prompt_tokens,
-)
+from softspec.artefact.activation import Activation, shared_tokens
+from softspec.artefact.manifest import Manifest, adapter_config, load_manifest, member_dir, save_manifest
 from softspec.errors import ManifestError, TrainingError
 from softspec.train.data.rows import Example
 from softspec.train.members.likelihood import collate, member_loglik
@@ -86,7 +78,7 @@ def check_reload(
     directory: Path,
     members: Members,
     examples: Sequence[Example],
-    activation: AlwaysActivation | BlockActivation,
+    activation: Activation,
 ) -> float:
     """Score examples in training and through stock PEFT from disk; the largest difference in nats, relative above 1.
 
@@ -113,7 +105,7 @@ def peft_loglik(
     base: PreTrainedModel,
     num_members: int,
     examples: Sequence[Example],
-    activation: AlwaysActivation | BlockActivation,
+    activation: Activation,
 ) -> Tensor:
     """The slow road to (K, B), nats: stock PEFT, one member and one example at a time."""
     names = [f"member-{member}" for member in range(num_members)]
@@ -131,13 +123,11 @@ def peft_loglik(
     return torch.tensor(table, dtype=torch.float64)
 
 
-def peft_completion_logprobs(
-    model: PeftModel, example: Example, activation: AlwaysActivation | BlockActivation
-) -> Tensor:
+def peft_completion_logprobs(model: PeftModel, example: Example, activation: Activation) -> Tensor:
     """Log-probabilities of the completion's tokens under PEFT's active adapter, (T,), nats, float64."""
     ids = torch.tensor([example.prompt_ids + example.completion_ids], device=model.device)
     prompt = len(example.prompt_ids)
-    shared = shared_prompt_tokens(activation, prompt)
+    shared = shared_tokens(activation.block_size, prompt)
     cache = None
     if shared:
         with torch.no_grad(), model.disable_adapter():

@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softspec.artefact.manifest import AlwaysActivation, BlockActivation, WeightsRule, load_manifest
+from softspec.artefact.activation import Activation
+from softspec.artefact.base import end_of_turn_ids
+from softspec.artefact.manifest import WeightsRule, load_manifest
 from softspec.maths.mixture import mixture_logprobs, prefix_log_weights, sequence_loglik
 from softspec.maths.renyi import (
     load,
@@ -26,7 +28,7 @@ from softspec.maths.renyi import (
 from softspec.maths.uncertainty import mutual_information, posterior_information
 from softspec.train.data.rows import Example, in_batches, read_examples
 from softspec.train.data.sources import read_rows
-from softspec.train.members.base import end_of_turn_ids, load_base, load_tokenizer
+from softspec.train.members.base import load_base, load_tokenizer
 from softspec.train.members.likelihood import base_loglik, collate, completion_logprobs
 from softspec.train.members.members import Members
 from softspec.train.result.export import load_members
@@ -65,7 +67,7 @@ def score_examples(
     members: Members,
     examples: Sequence[Example],
     log_weights: Tensor,
-    activation: AlwaysActivation | BlockActivation,
+    activation: Activation,
     batch_size: int = 4,
 ) -> Scores:
     """Run every member and the base over all examples once."""

@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 
 from softspec.app.demo.facts import COLOURS, KINDS, Statement, Thing, ask, lowest_nll
-from softspec.artefact.manifest import AlwaysActivation, BlockActivation, load_manifest, save_manifest
+from softspec.artefact.activation import Activation
+from softspec.artefact.base import end_of_turn_ids
+from softspec.artefact.manifest import load_manifest, save_manifest
 from softspec.maths.mixture import sequence_loglik
 from softspec.maths.scoring import auroc
 from softspec.maths.uncertainty import mutual_information
 from softspec.train.data.rows import Example, Message, Row, read_examples, tokenise
 from softspec.train.data.sources import read_rows
-from softspec.train.members.base import end_of_turn_ids, load_base, load_tokenizer
+from softspec.train.members.base import load_base, load_tokenizer
 from softspec.train.members.likelihood import collate, completion_logprobs
 from softspec.train.members.members import Members
 from softspec.train.result.export import load_members
@@ -69,7 +71,7 @@ def first_token_information(
     members: Members,
     questions: Sequence[Example],
     log_weights: Tensor,
-    activation: AlwaysActivation | BlockActivation,
+    activation: Activation,
 ) -> Tensor:
     """I(first answer token; member) of every question, (Q,), exact over the vocabulary.
 

@@ -16,7 +16,7 @@ import vllm
 from vllm.engine.protocol import EngineClient
 from vllm.lora.request import LoRARequest
 
-from softspec.artefact.manifest import AlwaysActivation, Manifest, load_manifest, member_dir, member_rank
+from softspec.artefact.manifest import Manifest, load_manifest, member_dir, member_rank
 from softspec.engine.start.requirements import require_engine
 from softspec.engine.wire import Adapter, GroupSpec
 from softspec.errors import ConfigError, UnknownModelError
@@ -39,12 +39,11 @@ class Ensemble:
 
         Every member is an ensemble of one, so that it too sees its prompt as it did in training.
         """
-        activation = self.manifest.activation
         whole = GroupSpec(
             adapters=self.adapters,
             log_weights=self.manifest.log_weights,
             weights_rule=self.manifest.weights_rule,
-            block_size=0 if isinstance(activation, AlwaysActivation) else activation.block_size,
+            block_size=self.manifest.activation.block_size,
             num_top=0,
         )
         members = {

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable
 from typing import Any, Protocol
 
-from softspec.artefact.manifest import BlockActivation, Manifest
+from softspec.artefact.manifest import Manifest
 from softspec.engine.wire import num_columns
 from softspec.errors import ConfigError, UnsupportedEngineError
 
@@ -100,7 +100,7 @@ def _require_class(found: Any, expected: str, flag: str) -> None:
 def _require_room(config: Any, ensemble: LoadedEnsemble) -> None:
     manifest = ensemble.manifest
     # While a shared prompt is computed it takes a run slot of its own.
-    rows = manifest.num_members + isinstance(manifest.activation, BlockActivation)
+    rows = manifest.num_members + (manifest.activation.block_size is not None)
     needs = (
         ("LoRA rank", ensemble.rank, config.lora_config.max_lora_rank, "--max-lora-rank"),
         ("members", manifest.num_members, config.lora_config.max_loras, "--max-loras"),
@@ -139,7 +139,7 @@ def _require_cache(config: Any, manifest: Manifest) -> None:
 
 def _require_shared_blocks(cache: Any, manifest: Manifest) -> None:
     """Members share whole cached KV blocks of their prompt, so these must end where the adapters begin."""
-    if not isinstance(manifest.activation, BlockActivation):
+    if manifest.activation.block_size is None:
         return
     if not cache.enable_prefix_caching:
         raise ConfigError(

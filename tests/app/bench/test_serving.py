@@ -23,7 +23,8 @@ from softspec.app.bench.serving.sample import SUMMARY, Sample, time_per_token
 from softspec.app.bench.serving.settings import WAYS, BenchSettings, Cell
 from softspec.app.bench.serving.table import format_report
 from softspec.app.cli.main import main
-from softspec.artefact.manifest import BaseModelRef, BlockActivation, Manifest, load_manifest
+from softspec.artefact.activation import BlockActivation
+from softspec.artefact.manifest import BaseModelRef, Manifest, load_manifest
 from softspec.maths.mixture import mixture_logprobs, update_log_weights
 from tests.support.tiny import random_adapters
 

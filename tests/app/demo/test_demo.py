@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 
-from softspec.app.demo.report import format_report
-from softspec.app.demo.story import DemoSettings, run_demo
 from softspec.app.demo.facts import invent_things
+from softspec.app.demo.report import format_report
 from softspec.app.demo.served import ServingSettings, serving
-from softspec.app.demo.story import TRAINING, Stopwatch, train_and_measure
+from softspec.app.demo.story import TRAINING, DemoSettings, Stopwatch, run_demo, train_and_measure
 from softspec.artefact.manifest import load_manifest
 from softspec.errors import ConfigError, EngineError
 from tests.support.tiny import random_adapters, tiny_llama

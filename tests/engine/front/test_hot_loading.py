@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from softspec.artefact.manifest import AlwaysActivation, BlockActivation, member_dir
+from softspec.artefact.activation import AlwaysActivation, BlockActivation
+from softspec.artefact.manifest import member_dir
 from softspec.errors import ConfigError
 from softspec.maths.sampling import SamplingSpec
 from softspec.reference import ReferenceEnsemble

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from softspec.artefact.manifest import BaseModelRef, BlockActivation, Manifest
+from softspec.artefact.activation import BlockActivation
+from softspec.artefact.manifest import BaseModelRef, Manifest
 from softspec.engine.start.requirements import SCHEDULER, WORKER_EXTENSION, require_engine
 from softspec.errors import ConfigError, UnsupportedEngineError
 

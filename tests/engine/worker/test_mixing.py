@@ -18,7 +18,7 @@ SETTINGS = SamplingSpec(temperature=0.8, top_k=20, top_p=0.95, min_p=0.01, seed=
 def seat(name: str, num_members: int, sampling: SamplingSpec) -> Seat:
     adapters = tuple(Adapter(f"{name}/{k}", 1 + k, "path") for k in range(num_members))
     prior = (-math.log(num_members),) * num_members
-    return Seat(name, 0, GroupSpec(adapters, prior, "prefix_posterior", block_size=0, num_top=2), sampling)
+    return Seat(name, 0, GroupSpec(adapters, prior, "prefix_posterior", block_size=None, num_top=2), sampling)
 
 
 def two_steps(device: str = "cpu", measures_uncertainty: bool = True) -> list[tuple[Tensor, Tensor]]:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from softspec.artefact.manifest import BlockActivation, Manifest, load_manifest
+from softspec.artefact.activation import BlockActivation
+from softspec.artefact.manifest import Manifest, load_manifest
 from softspec.errors import ConfigError, ManifestError
 from softspec.server.ops.launch import engine_rank, serve, server_arguments, server_environment
 from softspec.server.ops.settings import Settings

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from softspec.train.loop.reseed import reseed, server_of_the_worst
 from softspec.train.loop.passes import add_gradients
+from softspec.train.loop.reseed import reseed, server_of_the_worst
 from softspec.train.loop.state import Training
 from softspec.train.loop.step import optimizer_step
 from tests.support.tiny_training import prepared

@@ -15,13 +15,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from softspec.artefact.manifest import (
-    AlwaysActivation,
-    BlockActivation,
-    Manifest,
-    member_dir,
-    shared_prompt_tokens,
-)
+from softspec.artefact.activation import AlwaysActivation, BlockActivation, shared_tokens
+from softspec.artefact.manifest import Manifest, member_dir
 from softspec.maths.mixture import sequence_loglik, uniform_log_weights
 from softspec.train.data.rows import Example
 from softspec.train.members.likelihood import base_loglik, collate, completion_logprobs, member_loglik
@@ -194,7 +189,7 @@ def test_the_shared_prompt_runs_once_per_example_and_without_gradients(tmp_path:
 
     member_loglik(members, collate(random_examples(((70, 2),)), BlockActivation(block_size=32), CPU))
 
-    assert shared_prompt_tokens(BlockActivation(block_size=32), 70) == 64
+    assert shared_tokens(BlockActivation(block_size=32).block_size, 70) == 64
     assert seen == [(1, 64, False), (3, 7, True)]
 
 

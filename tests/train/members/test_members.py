@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from softspec.artefact.manifest import AlwaysActivation
+from softspec.artefact.activation import AlwaysActivation
 from softspec.errors import ConfigError
 from softspec.train.members.base import load_skeleton
 from softspec.train.members.likelihood import collate, member_loglik

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from softspec.artefact.manifest import AlwaysActivation
+from softspec.artefact.activation import AlwaysActivation
 from softspec.maths.mixture import uniform_log_weights
 from softspec.maths.renyi import renyi_loss, responsibilities
 from softspec.train.loop.state import Training

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from softspec.artefact.manifest import AlwaysActivation, BlockActivation, load_manifest
+from softspec.artefact.activation import AlwaysActivation, BlockActivation
+from softspec.artefact.manifest import load_manifest
 from softspec.errors import DataError
 from softspec.maths.renyi import dpo_loglik, renyi_loss, responsibilities
 from softspec.train.data.preferences import Preference, WithReference, read_preferences

@@ -7,10 +7,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from softspec.artefact.manifest import AlwaysActivation, BaseModelRef, Manifest, load_manifest, member_dir
+from softspec.artefact.activation import AlwaysActivation
+from softspec.artefact.base import fingerprint
+from softspec.artefact.manifest import BaseModelRef, Manifest, load_manifest, member_dir
 from softspec.errors import ManifestError, TrainingError
 from softspec.maths.mixture import uniform_log_weights
-from softspec.train.members.base import fingerprint
 from softspec.train.members.members import Members
 from softspec.train.result.export import ADAPTER_WEIGHTS, check_reload, load_members, publish, write_ensemble
 from tests.support.tiny import random_adapters, tiny_llama

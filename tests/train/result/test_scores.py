@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from softspec.artefact.manifest import AlwaysActivation, BlockActivation
+from softspec.artefact.activation import AlwaysActivation, BlockActivation
 from softspec.maths.mixture import uniform_log_weights
 from softspec.train.members.likelihood import collate, completion_logprobs
 from softspec.train.members.members import Members

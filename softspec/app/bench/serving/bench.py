@@ -20,7 +20,8 @@ from softspec.app.bench.core.document import check_output, interruptible
 from softspec.app.bench.serving.random_ensemble import first_members, random_adapters
 from softspec.app.bench.serving.settings import WAYS, BenchSettings
 from softspec.app.smollm2 import local_base
-from softspec.artefact.manifest import DEFAULT_BLOCK_SIZE, BlockActivation, Manifest, load_manifest
+from softspec.artefact.activation import DEFAULT_BLOCK_SIZE, BlockActivation
+from softspec.artefact.manifest import Manifest, load_manifest
 from softspec.errors import ConfigError
 from softspec.server.ops.launch import server_arguments, server_environment
 from softspec.server.ops.settings import Settings

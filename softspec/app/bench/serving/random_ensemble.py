@@ -11,15 +11,8 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from softspec.artefact.manifest import (
-    AlwaysActivation,
-    BaseModelRef,
-    BlockActivation,
-    Manifest,
-    load_manifest,
-    member_dir,
-    save_manifest,
-)
+from softspec.artefact.activation import Activation, AlwaysActivation
+from softspec.artefact.manifest import BaseModelRef, Manifest, load_manifest, member_dir, save_manifest
 from softspec.errors import ConfigError
 
 
@@ -29,7 +22,7 @@ def random_adapters(
     num_members: int,
     rank: int = 4,
     seed: int = 0,
-    activation: AlwaysActivation | BlockActivation | None = None,
+    activation: Activation | None = None,
     name: str = "tiny-ensemble",
 ) -> Path:
     """Write an ensemble directory whose members differ clearly: A and B random, on all linear layers but the last.

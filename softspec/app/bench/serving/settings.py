@@ -6,7 +6,7 @@ Holds every setting and its default. Knows no engine.
 import random
 from dataclasses import dataclass
 
-from softspec.artefact.manifest import BlockActivation, Manifest
+from softspec.artefact.manifest import Manifest
 from softspec.errors import ConfigError
 
 WAYS = {
@@ -83,7 +83,7 @@ class BenchSettings:
 
         While a shared prompt is computed it has a row of its own.
         """
-        rows = manifest.num_members + isinstance(manifest.activation, BlockActivation)
+        rows = manifest.num_members + (manifest.activation.block_size is not None)
         return max(self.concurrency) * rows, max(self.prompt_tokens) + self.output_tokens
 
     def order(self, cell: Cell, repeat: int) -> list[str]:

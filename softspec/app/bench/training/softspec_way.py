@@ -13,7 +13,7 @@ from torch import Tensor
 from softspec.app.bench.training.material import random_adapters, random_examples
 from softspec.app.bench.training.settings import MICRO_BATCHES, BenchSettings, Cell
 from softspec.app.bench.training.ways import CHECKED_EXAMPLES, LEARNING_RATE, MAX_GRAD_NORM, SteppingWay
-from softspec.artefact.manifest import AlwaysActivation, BlockActivation
+from softspec.artefact.activation import Activation, AlwaysActivation
 from softspec.train.config import TrainConfig
 from softspec.train.loop.checkpoint import RunFolder
 from softspec.train.loop.schedule import ExampleOrder
@@ -25,7 +25,7 @@ from softspec.train.run import check_names, prepare
 class Softspec(SteppingWay):
     """Through the functions that `softspec train` calls."""
 
-    activation: AlwaysActivation | BlockActivation = TrainConfig.model_fields["activation"].default
+    activation: Activation = TrainConfig.model_fields["activation"].default
 
     def __init__(self, base: str, cell: Cell, settings: BenchSettings) -> None:
         content = {
