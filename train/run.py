@@ -1,13 +1,11 @@
 """Fine-tuning of K members under one alpha-Renyi loss: the story of `softspec train`, for completions and preferences.
 
-In: a `TrainConfig`. Out: an ensemble directory. Read `train_ensemble` first; the other functions are its
-verbs.
+In: a `TrainConfig`. Out: an ensemble directory. Read `train_ensemble` first; the other functions are its verbs.
 """
 
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -20,6 +18,7 @@ from softspec.train.config import TrainConfig
 from softspec.train.data.sources import read_rows
 from softspec.train.data.store import Store
 from softspec.train.data.survey import survey
+from softspec.train.data.units import Unit
 from softspec.train.loop.checkpoint import (
     LOG_NAME,
     RunFolder,
@@ -28,17 +27,20 @@ from softspec.train.loop.checkpoint import (
     save_checkpoint,
     stop_on_signals,
 )
+from softspec.train.loop.facts import HeldOut, as_json
 from softspec.train.loop.health import Starvation, patience_of
 from softspec.train.loop.schedule import ExampleOrder, total_steps
 from softspec.train.loop.state import Training
 from softspec.train.loop.step import optimizer_step
 from softspec.train.loop.stopping import EarlyStopping
 from softspec.train.members.base import load_base, load_skeleton, load_tokenizer
-from softspec.train.members.members import LoraSpec, Members, resolve_spec
-from softspec.train.objective.prior import prior_mean
+from softspec.train.members.members import Members
+from softspec.train.members.spec import LoraSpec, resolve_spec
+from softspec.train.objective.prior import prior_of
 from softspec.train.objective.units import objective_of
 from softspec.train.processes import Processes, is_main_process
 from softspec.train.result.export import check_reload, publish, write_ensemble
+from softspec.train.result.scores import score_held_out
 from softspec.train.watch.log import open_report
 from softspec.train.watch.trackers import TENSORBOARD, check_trackers
 
@@ -54,33 +56,33 @@ def train_ensemble(
         overrides: what `--set` said, which a resumed run is told again.
     Raises:
         UserError: settings, files or names that do not fit; found before the base model's weights are loaded.
-        Interrupted: SIGINT or SIGTERM arrived; a checkpoint was written and `resume` continues from
-        it. TrainingError: the loss is no longer finite, or the written adapters do not reload to the same
-        numbers.
+        Interrupted: SIGINT or SIGTERM arrived; a checkpoint was written and `resume` continues from it.
+        TrainingError: memory ran out, the loss is no longer finite, or the written adapters do not reload to the same
+            numbers.
     """
     run = open_run(config, resume, overwrite)
     check_trackers(config)
     examples, held_out = read_data(config)
     spec = check_names(config)
-    training = prepare(config, run, spec, examples, held_out)
-    finished = start_or_resume(training, resume, overrides)
-    steps = run_steps(training, finished)
+    training = prepare(config, spec, examples, held_out)
+    finished = start_or_resume(training, run, resume, overrides)
+    steps = run_steps(training, run, finished)
     scores = held_out_scores(training)
     if training.processes.is_main:
-        staged = export(training, steps, scores)
+        staged = export(training, run, steps, scores)
         publish(staged, config.output_dir)
         run.remove()
     training.processes.wait()
     return config.output_dir
 
 
-def read_data(config: TrainConfig) -> tuple[Sequence[Any], Sequence[Any]]:
+def read_data(config: TrainConfig) -> tuple[Sequence[Unit], Sequence[Unit]]:
     """Training and held-out units of the objective, tokenised, on disk; held-out may be empty."""
     objective = objective_of(config)
     tokenizer = load_tokenizer(config.base_model, config.model_revision)
     eos_ids = end_of_turn_ids(tokenizer, config.base_model, config.model_revision)
 
-    def read(data: str, split: str) -> Sequence[Any]:
+    def read(data: str, split: str) -> Sequence[Unit]:
         rows = read_rows(data, split, config.dataset_config)
         units = objective.read(rows, tokenizer, eos_ids)
         bar = tqdm(units, desc=f"reading {data}", unit="example", delay=2, disable=not is_main_process())
@@ -99,11 +101,11 @@ def check_names(config: TrainConfig) -> LoraSpec:
 
 
 def prepare(
-    config: TrainConfig, run: RunFolder, spec: LoraSpec, examples: Sequence[Any], held_out: Sequence[Any]
+    config: TrainConfig, spec: LoraSpec, examples: Sequence[Unit], held_out: Sequence[Unit]
 ) -> Training:
     """Load the base, install the members and their optimizer."""
     objective, processes = objective_of(config), Processes()
-    known = survey(config, objective, examples)
+    known = survey(examples, config.granularity == "group", config.train_file)
     model = load_base(config.base_model, config.model_revision, config.dtype, processes.device)
     members = Members(
         model, spec, config.num_members, config.seed, config.b_init_std, config.gradient_checkpointing
@@ -111,20 +113,18 @@ def prepare(
     optimizer = torch.optim.AdamW(
         members.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
     )
-    order = ExampleOrder(config, len(examples), known.groups)
+    order = ExampleOrder(config, len(examples), known.bundles)
     return Training(
         config=config,
         objective=objective,
         processes=processes,
-        run=run,
         members=members,
         optimizer=optimizer,
         examples=objective.with_reference(members, examples, processes),
         held_out=objective.with_reference(members, held_out, processes),
+        survey=known,
         order=order,
-        mean_length=known.mean_length,
-        prior_mean=prior_mean(config, members),
-        examples_digest=known.digest,
+        prior=prior_of(config, members, len(examples)),
         log_weights=uniform_log_weights(config.num_members).to(model.device),
         active_members=float(config.num_members),
         starvation=Starvation(config.num_members, patience_of(total_steps(config, order.steps_per_epoch))),
@@ -132,26 +132,26 @@ def prepare(
     )
 
 
-def start_or_resume(training: Training, resume: bool, overrides: Sequence[str]) -> int:
-    """A fresh run folder, or the state of the checkpoint in it; returns the number of finished steps."""
+def start_or_resume(training: Training, run: RunFolder, resume: bool, overrides: Sequence[str]) -> int:
+    """Make a fresh run folder, or take up the checkpoint in it; returns the number of finished steps."""
     training.processes.wait()  # until all have seen the folder as it was
     if not resume:
         if training.processes.is_main:
-            training.run.clear(overrides)
+            run.clear(overrides)
         return 0
-    step, state = load_checkpoint(training.run, training.config, training.examples_digest)
+    step, state = load_checkpoint(run, training.config, training.survey.digest)
     training.load_state_dict(state)
     return step
 
 
-def run_steps(training: Training, finished: int) -> int:
-    """All remaining steps, with report, held-out scores and checkpoints; returns how many the run has had.
+def run_steps(training: Training, run: RunFolder, finished: int) -> int:
+    """Take all remaining steps, with report, held-out scores and checkpoints; returns how many the run has had.
 
     With early stopping it leaves the members of the best evaluation.
     """
     config, total, stopping = training.config, training.total_steps, training.early_stopping
     done = finished
-    with open_report(training, finished) as report, stop_on_signals() as stop:
+    with open_report(training, run, finished) as report, stop_on_signals() as stop:
         while done < total and not stopping.is_over:
             facts = optimizer_step(training, done)
             done += 1
@@ -159,7 +159,8 @@ def run_steps(training: Training, finished: int) -> int:
                 report.step(facts)
             if _is_due(config.eval_steps, done) or (stopping.is_on and done == total):
                 scores = held_out_scores(training)
-                stopping.observe(done, scores["mixture_nll"], training.members_state)
+                assert scores, "eval_steps needs an eval_file"
+                stopping.observe(done, scores.mixture_nll, training.members_state)
                 if report:
                     report.evaluation(done, scores)
             ended = done == total or stopping.is_over
@@ -167,7 +168,7 @@ def run_steps(training: Training, finished: int) -> int:
                 report.end(done)
             signal_number = training.processes.largest(stop.signal_number or 0)
             if signal_number or _is_due(config.save_steps, done) or ended:
-                save(training, done)
+                save(training, run, done)
             if signal_number:
                 raise Interrupted(
                     f"stopped after step {done} of {total}; go on with: softspec train CONFIG.yaml --resume",
@@ -178,28 +179,40 @@ def run_steps(training: Training, finished: int) -> int:
     return done
 
 
-def save(training: Training, done: int) -> None:
-    """A checkpoint after `done` steps; returns once it is there."""
+def save(training: Training, run: RunFolder, done: int) -> None:
+    """Write a checkpoint after `done` steps; returns once it is there."""
     if training.processes.is_main:
-        save_checkpoint(training.run, done, training.state_dict(), training.config, training.examples_digest)
+        save_checkpoint(run, done, training.state_dict(), training.config, training.survey.digest)
     training.processes.wait()
 
 
-def held_out_scores(training: Training) -> dict[str, Any]:
-    """Scores of the held-out examples under the present members; empty without any."""
+def held_out_scores(training: Training) -> HeldOut | None:
+    """Scores of the held-out units under the present members; None without any."""
     if not training.held_out:
-        return {}
-    return training.objective.score(
-        training.members, training.held_out, training.log_weights, training.processes
-    )
+        return None
+    config, members, processes = training.config, training.members, training.processes
+    return score_held_out(config, members, training.held_out, training.log_weights, processes)
 
 
-def export(training: Training, steps: int, scores: dict[str, Any]) -> Path:
+def export(training: Training, run: RunFolder, steps: int, scores: HeldOut | None) -> Path:
     """Write the ensemble beside its destination and check it through stock PEFT; returns the written folder."""
-    config, members = training.config, training.members
-    staged = training.run.staged
+    staged = run.staged
     shutil.rmtree(staged, ignore_errors=True)
-    manifest = Manifest(
+    write_ensemble(staged, training.members, manifest_of(training, steps, scores))
+    checked = [
+        unit.completions[0] for unit in (training.held_out or training.examples)[:RELOAD_CHECK_EXAMPLES]
+    ]
+    check_reload(staged, training.members, checked, training.config.activation)
+    shutil.copyfile(run.log, staged / LOG_NAME)
+    if (run.path / TENSORBOARD).is_dir():  # not if it failed at once
+        shutil.copytree(run.path / TENSORBOARD, staged / TENSORBOARD)
+    return staged
+
+
+def manifest_of(training: Training, steps: int, scores: HeldOut | None) -> Manifest:
+    """What `ensemble.json` says of a run of so many steps."""
+    config = training.config
+    return Manifest(
         name=config.served_name,
         base_model=BaseModelRef(
             path=config.base_model,
@@ -215,25 +228,15 @@ def export(training: Training, steps: int, scores: dict[str, Any]) -> Path:
         activation=config.activation,
         training={
             "examples": len(training.examples),
-            "examples_sha256": training.examples_digest,
+            "examples_sha256": training.survey.digest,
             "steps": steps,
             **training.early_stopping.facts(),
             "settings": config.model_dump(
                 mode="json", exclude={"base_model", "train_file", "eval_file", "output_dir"}
             ),
         },
-        held_out=scores,
+        held_out=as_json(scores) if scores else {},
     )
-    write_ensemble(staged, members, manifest)
-    checked = [
-        training.objective.completions(unit)[0]
-        for unit in (training.held_out or training.examples)[:RELOAD_CHECK_EXAMPLES]
-    ]
-    check_reload(staged, members, checked, config.activation)
-    shutil.copyfile(training.run.log, staged / LOG_NAME)
-    if (training.run.path / TENSORBOARD).is_dir():  # not if it failed at once
-        shutil.copytree(training.run.path / TENSORBOARD, staged / TENSORBOARD)
-    return staged
 
 
 def _is_due(every: int | None, done: int) -> bool:

@@ -69,9 +69,16 @@ def responsibilities(
 
 
 def surrogate_loss(loglik: Tensor, responsibilities: Tensor) -> Tensor:
-    """Responsibility-weighted NLL, (B,) nats: the *gradient* of `renyi_loss`, not its value.
+    """Responsibility-weighted NLL: has the *gradient* of `renyi_loss`, not its value.
 
-    renyi_loss = surrogate + KL(r || w) / alpha, so log the loss and differentiate either.
+    renyi_loss = surrogate + KL(r || w) / alpha, so log the loss and differentiate either. To differentiate this one,
+    responsibilities are constants: what a member's part of an example counts, if that is known before its gradient is.
+
+    Args:
+        loglik: (K, B), as for `renyi_loss`, or any of its entries, (R,).
+        responsibilities: in the same shape; where examples count differently, times that.
+    Returns:
+        (B,), or the sum over the entries; nats, float64.
     """
     return -(responsibilities.detach() * loglik.double()).sum(0)
 

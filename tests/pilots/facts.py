@@ -15,10 +15,11 @@ from softspec.app.demo.facts import SOURCES, Thing, ask, draw_statements, write_
 from softspec.app.demo.measure import by_kind, first_token_information
 from softspec.maths.mixture import uniform_log_weights
 from softspec.maths.renyi import purity, responsibilities
-from softspec.train.data.rows import Example, read_examples
+from softspec.train.data.rows import read_examples
 from softspec.train.data.sources import read_rows
+from softspec.train.data.units import Example
 from softspec.train.members.base import load_base, load_tokenizer
-from softspec.train.result.export import load_members
+from softspec.train.members.load import load_members
 from softspec.train.result.scores import score_examples, summarise_scores
 from tests.pilots.base import FACTS, train_pilot
 
@@ -67,15 +68,16 @@ def train_on_statements(
     sources = torch.tensor([SOURCES.index(str(source)) for source in scores.sources])
     information = first_token_information(members, questions, log_weights, config.activation)
     mi = by_kind(information, things)
+    assert summary.soft_source_mi is not None, "every statement has a source"
     return FactsOutcome(
-        member_nll=summary["member_nll"],
-        mixture_nll=summary["prefix_posterior_nll"],
-        fixed_nll=summary["fixed_weights_nll"],
+        member_nll=summary.member_nll,
+        mixture_nll=summary.prefix_posterior_nll,
+        fixed_nll=summary.fixed_weights_nll,
         mi_agreed=mi["agreed"],
         mi_conflict=mi["conflict"],
         mi_unseen=mi["unseen"],
         purity=purity(responsibilities(scores.loglik, log_weights, 1.0), sources).item(),
-        soft_source_mi=summary["soft_source_mi"],
+        soft_source_mi=summary.soft_source_mi,
     )
 
 

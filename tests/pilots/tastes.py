@@ -20,8 +20,8 @@ from softspec.train.data.preferences import read_preferences
 from softspec.train.data.sources import read_rows
 from softspec.train.members.base import load_base, load_tokenizer
 from softspec.train.members.likelihood import base_loglik, member_loglik
-from softspec.train.objective.preferences import collate_pairs
-from softspec.train.result.export import load_members
+from softspec.train.members.load import load_members
+from softspec.train.objective.preferences import collate_preferences
 from tests.pilots.base import FACTS, train_pilot
 
 TASTES = ("red", "blue")
@@ -63,7 +63,7 @@ def train_on_judgements(base: Path, folder: Path, seed: int, **settings: Any) ->
     rows = read_rows(str(folder / "held_out.jsonl"))
     pairs = list(read_preferences(rows, tokenizer, config.max_length, [tokenizer.eos_token_id]))
 
-    batch = collate_pairs(members, pairs, config.activation)
+    batch = collate_preferences(members, pairs, config.activation)
     with torch.no_grad():
         log_ratios = _log_ratios(member_loglik(members, batch))
     gaps = log_ratios - _log_ratios(base_loglik(members, batch))
@@ -81,7 +81,7 @@ def train_on_judgements(base: Path, folder: Path, seed: int, **settings: Any) ->
 
 
 def _log_ratios(loglik: Tensor) -> Tensor:
-    """Of chosen to rejected completions, (..., N), from the (..., 2 N) of `collate_pairs`."""
+    """Of chosen to rejected completions, (..., N), from the (..., 2 N) of `collate_preferences`."""
     chosen, rejected = loglik.cpu().chunk(2, -1)
     return chosen - rejected
 

@@ -1,6 +1,6 @@
 """Does the method do what it is for? Real members on a tiny transformer, data whose truth is known.
 
-Every claim is tested twice: on one seed and few steps, and (`pytest tests/test_acceptance.py -m pilot -s`) on three
+Every claim is tested twice: on one seed and few steps, and (`pytest tests/pilots -m pilot -s`) on three
 seeds, with a table of all alphas, also those at which nothing happens.
 """
 

@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 import yaml
+from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from softspec.train.config import TrainConfig, load_config
-from softspec.train.data.rows import Example
-from softspec.train.loop.checkpoint import open_run
+from softspec.train.data.units import Example
 from softspec.train.loop.state import Training
-from softspec.train.members.members import Members, resolve_spec
+from softspec.train.members.members import Members
+from softspec.train.members.spec import resolve_spec
 from softspec.train.run import check_names, prepare, read_data
 from tests.support.tiny import tiny_llama
 
@@ -69,6 +70,20 @@ def preference_rows() -> list[dict[str, Any]]:
     return [{"prompt": turns[:1], "chosen": turns[1:], "rejected": rejected} for turns in conversations]
 
 
+def examples_of(training: Training) -> list[Example]:
+    """All completions that a run trains on."""
+    return [example for unit in training.examples for example in unit.completions]
+
+
+def gradients_of(members: Members) -> list[Tensor]:
+    """A copy of the gradient of every adapter weight."""
+    copies = []
+    for weight in members.parameters():
+        assert weight.grad is not None
+        copies.append(weight.grad.clone())
+    return copies
+
+
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     """Save rows as JSONL."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -112,4 +127,4 @@ def prepared(folder: Path, **settings: Any) -> Training:
     """A run on the tiny base, ready for its first step."""
     config = write_config(folder, **settings)
     examples, held_out = read_data(config)
-    return prepare(config, open_run(config, False, True), check_names(config), examples, held_out)
+    return prepare(config, check_names(config), examples, held_out)

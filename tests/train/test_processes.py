@@ -10,10 +10,9 @@ import pytest
 import torch
 
 from softspec.artefact.manifest import load_manifest
-from softspec.train.loop.checkpoint import LOG_NAME
 from softspec.train.run import train_ensemble
 from tests.support.tiny_training import chat_rows, preference_rows, write_config, write_rows
-from tests.train.loop.test_checkpoint import adapters, logged_losses
+from tests.support.training_runs import adapters, logged_losses
 
 pytestmark = pytest.mark.slow
 
@@ -63,18 +62,18 @@ def test_two_processes_equal_one(
     }
     alone = write_config(tmp_path, output_dir="alone", **settings)
     train_ensemble(alone)
-    write_config(tmp_path, output_dir="together", **settings)
+    together = write_config(tmp_path, output_dir="together", **settings)
 
     finished = train_with_two_processes(tmp_path / "config.yaml")
 
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.count("wrote ") == 1
-    expected, found = adapters(tmp_path / "alone"), adapters(tmp_path / "together")
+    expected, found = adapters(alone.output_dir), adapters(together.output_dir)
     for name, weight in expected.items():
         torch.testing.assert_close(found[name], weight, atol=2e-5, rtol=1e-3)
-    scores = [load_manifest(tmp_path / run).held_out for run in ("alone", "together")]
+    scores = [load_manifest(run.output_dir).held_out for run in (alone, together)]
     assert scores[1].keys() == scores[0].keys()
     for name, value in scores[0].items():
         assert scores[1][name] == pytest.approx(value, abs=1e-4), name
-    losses = [logged_losses(tmp_path / run / LOG_NAME) for run in ("alone", "together")]
+    losses = [logged_losses(run) for run in (alone, together)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)

@@ -14,12 +14,19 @@ from softspec.artefact.activation import BlockActivation
 from softspec.artefact.manifest import load_manifest, member_dir
 from softspec.errors import ConfigError, DataError, TrainingError, UserError
 from softspec.train.config import TrainConfig
-from softspec.train.loop.checkpoint import LOG_NAME
+from softspec.train.data.rows import read_examples
+from softspec.train.data.sources import read_rows
+from softspec.train.data.units import Example
+from softspec.train.loop.facts import as_json
 from softspec.train.loop.health import Starvation
-from softspec.train.members.members import Members
-from softspec.train.result.scores import evaluate_ensemble
+from softspec.train.loop.step import optimizer_step
+from softspec.train.members.base import load_base, load_tokenizer
+from softspec.train.members.load import load_members
+from softspec.train.result.export import peft_loglik
+from softspec.train.result.scores import score_examples, summarise_scores
 from softspec.train.run import train_ensemble
-from tests.support.tiny_training import chat_rows, write_config, write_rows
+from tests.support.tiny_training import chat_rows, prepared, write_config, write_rows
+from tests.support.training_runs import logged
 
 
 @pytest.fixture(scope="module")
@@ -45,22 +52,44 @@ def test_the_manifest_says_what_was_trained(finished: TrainConfig) -> None:
     assert manifest.training["examples"] == 12
 
 
-def test_held_out_scores_are_in_the_manifest(finished: TrainConfig) -> None:
-    scores = load_manifest(finished.output_dir).held_out
+def held_out_examples(config: TrainConfig) -> list[Example]:
+    """The training data again: what `finished` was scored on."""
+    tokenizer = load_tokenizer(config.base_model)
+    rows = read_rows(config.train_file)
+    return list(read_examples(rows, tokenizer, config.max_length, {tokenizer.eos_token_id}))
 
-    assert scores["mixture_nll"] <= scores["renyi_loss"] <= scores["member_nll"] < scores["base_nll"]
-    assert sum(scores["load"]) == pytest.approx(1)
+
+def test_held_out_scores_are_in_the_manifest(finished: TrainConfig) -> None:
+    """The same numbers by stock PEFT, from the files, and by the paper's formulas."""
+    scores = load_manifest(finished.output_dir).held_out
+    examples = held_out_examples(finished)
+
+    base = AutoModelForCausalLM.from_pretrained(finished.base_model)
+    loglik = peft_loglik(finished.output_dir, base, 2, examples, finished.activation)
+
+    half = math.log(0.5)
+    assert scores["mixture_nll"] == pytest.approx(-(half + loglik).logsumexp(0).mean().item(), abs=1e-3)
+    assert scores["renyi_loss"] == pytest.approx(
+        -(half + 0.8 * loglik).logsumexp(0).mean().item() / 0.8, abs=1e-3
+    )
+    assert scores["member_nlls"] == pytest.approx((-loglik.mean(1)).tolist(), abs=1e-3)
+    assert scores["load"] == pytest.approx(loglik.softmax(0).mean(1).tolist(), abs=1e-3)
     assert scores["member_nll"] == pytest.approx(sum(scores["member_nlls"]) / 2)
+    assert scores["member_nll"] < scores["base_nll"]
     assert 0 <= scores["soft_source_mi"] <= scores["specialisation"] + 1e-9
 
 
 def test_a_saved_ensemble_scores_as_it_did_at_the_end_of_training(finished: TrainConfig) -> None:
-    at_the_end = load_manifest(finished.output_dir).held_out
+    manifest = load_manifest(finished.output_dir)
+    members = load_members(finished.output_dir, load_base(finished.base_model))
+    log_weights = torch.tensor(manifest.log_weights, dtype=torch.float64)
 
-    from_disk = evaluate_ensemble(finished.output_dir, finished.train_file)
+    scores = score_examples(members, held_out_examples(finished), log_weights, manifest.activation)
+    summary = summarise_scores(scores, log_weights, manifest.renyi_alpha, manifest.weights_rule)
 
-    assert from_disk.keys() == at_the_end.keys()
-    for name, value in at_the_end.items():
+    from_disk = as_json(summary)
+    assert from_disk.keys() == manifest.held_out.keys()
+    for name, value in manifest.held_out.items():
         assert from_disk[name] == pytest.approx(value, abs=1e-4), name
 
 
@@ -209,22 +238,29 @@ def test_the_loss_must_stay_finite(tmp_path: Path) -> None:
     assert not config.output_dir.exists()
 
 
-def test_gradient_must_stay_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradient_must_stay_finite(tmp_path: Path) -> None:
     """The weights would be lost with it."""
-    monkeypatch.setattr(Members, "clip_gradients", lambda *_: torch.tensor([1.0, math.inf]))
+    training = prepared(tmp_path)
+    first = training.members.parameters()[0]
+    before = first.detach().clone()
+    first.register_hook(lambda gradient: gradient * math.inf)
 
     with pytest.raises(TrainingError, match="step 1: the loss or its gradient is no longer finite"):
-        train_ensemble(write_config(tmp_path))
+        optimizer_step(training, 0)
+
+    assert torch.equal(first, before)
 
 
-def test_out_of_memory_says_what_to_lower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_says_what_to_lower(tmp_path: Path) -> None:
+    training = prepared(tmp_path)
+
     def run_out(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("softspec.train.objective.units.row_loglik", run_out)
+    training.members.model.register_forward_pre_hook(run_out)
 
     with pytest.raises(TrainingError, match="out of memory; lower micro_batch_size, which is 4"):
-        train_ensemble(write_config(tmp_path))
+        optimizer_step(training, 0)
 
 
 def test_log_tells_the_loss_that_was_trained(tmp_path: Path) -> None:
@@ -235,7 +271,7 @@ def test_log_tells_the_loss_that_was_trained(tmp_path: Path) -> None:
 
     train_ensemble(config)
 
-    steps = [json.loads(line) for line in (config.output_dir / LOG_NAME).read_text().splitlines()]
+    steps = logged(config)
     assert [step["renyi_alpha"] for step in steps] == [0, 0.5, 1, 1]
     assert steps[0]["loss"] == pytest.approx(steps[0]["member_nll"])
     last = steps[-1]

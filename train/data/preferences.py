@@ -3,15 +3,13 @@
 In: rows and the base model's tokenizer. Out: `Preference`s, one at a time. Loads no model.
 """
 
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from pydantic import model_validator
 from transformers import PreTrainedTokenizerBase
 
 from softspec.train.data.rows import (
-    Example,
     LabelledRow,
     Message,
     PlacedRows,
@@ -20,20 +18,7 @@ from softspec.train.data.rows import (
     parse_row,
     tokenise,
 )
-
-
-@dataclass(frozen=True)
-class Preference:
-    """Two completions of one prompt. `reference_margin`: log p(chosen) - log p(rejected) under the base, nats.
-
-    `group` and `weight` are the pair's, as those of an `Example`.
-    """
-
-    chosen: Example
-    rejected: Example
-    group: str | None = None
-    weight: float = 1.0
-    reference_margin: float = 0.0
+from softspec.train.data.units import Preference
 
 
 class PreferenceRow(LabelledRow):
@@ -86,20 +71,3 @@ def read_preferences(
             supervised = parse_row(completion, Row, f"{place}: {key}")
             examples[key] = checked_length(tokenise(supervised, tokenizer, eos_ids, place), max_length, place)
         yield Preference(examples["chosen"], examples["rejected"], row.group, row.weight)
-
-
-class WithReference(Sequence[Preference]):
-    """Pairs and beside them, in memory, what the base makes of each."""
-
-    def __init__(self, pairs: Sequence[Preference], margins: Sequence[float]) -> None:
-        """`margins`: log p(chosen) - log p(rejected) of every pair, nats."""
-        self._pairs = pairs
-        self._margins = margins
-
-    def __len__(self) -> int:
-        return len(self._pairs)
-
-    def __getitem__(self, index: int | slice) -> Any:
-        if isinstance(index, slice):
-            return [self[each] for each in range(len(self))[index]]
-        return replace(self._pairs[index], reference_margin=self._margins[index])

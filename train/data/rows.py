@@ -6,7 +6,6 @@ server sends to the engine for the same conversation. Loads no model.
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -14,26 +13,12 @@ from transformers import PreTrainedTokenizerBase
 
 from softspec.artefact.validation import first_problem
 from softspec.errors import DataError
+from softspec.train.data.units import Example
 
-T = TypeVar("T")
 AnyRow = TypeVar("AnyRow", bound=BaseModel)
 PlacedRows = Iterable[tuple[str, Mapping[str, Any]]]
 """Rows, each with what names it in messages."""
 Name = Annotated[str, Field(coerce_numbers_to_str=True)]
-
-
-@dataclass(frozen=True)
-class Example:
-    """One training unit: the loss is on `completion_ids`, which end with the end-of-turn token.
-
-    `weight` is how much it counts; examples of one `group` are explained together. `source` is for evaluation only.
-    """
-
-    prompt_ids: tuple[int, ...]
-    completion_ids: tuple[int, ...]
-    source: str | None = None
-    group: str | None = None
-    weight: float = 1.0
 
 
 class Message(BaseModel):
@@ -199,12 +184,6 @@ def _up_to_end_of_turn(ids: list[int], eos_ids: Collection[int]) -> list[int]:
     """Drop what the template adds after the last end-of-turn token, such as ChatML's newline."""
     last = max((index for index, token in enumerate(ids) if token in eos_ids), default=len(ids) - 1)
     return ids[: last + 1]
-
-
-def in_batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    """Runs of `size` items; the last one may be shorter."""
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
 
 
 def checked_length(example: Example, max_length: int, place: str) -> Example:

@@ -1,4 +1,4 @@
-"""Tokenised units on disk: the trainer sees a sequence, and memory holds what it asks for.
+"""Units on disk: the trainer sees a sequence, and memory holds what it asks for.
 
 In: `Example`s or `Preference`s, one at a time. Out: the same by index. Knows neither files of rows nor tokenizers.
 """
@@ -8,16 +8,15 @@ from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
+from typing import Any, cast, overload
 
 import pyarrow
 from datasets import Dataset, Features, List, Value
 from datasets.arrow_writer import ArrowWriter
 
-from softspec.train.data.preferences import Preference
-from softspec.train.data.rows import Example
+from softspec.train.data.units import Example, Preference, Unit, UnitT
 
-_LABELS = {"group": Value("string"), "weight": Value("float64")}
+_LABELS = {"bundle": Value("string"), "weight": Value("float64")}
 _TOKENS = List(Value("int32"))
 _EXAMPLE = {"prompt_ids": _TOKENS, "completion_ids": _TOKENS, "source": Value("string"), **_LABELS}
 FEATURES = {
@@ -28,10 +27,10 @@ FEATURES = {
 }
 
 
-class Store(Sequence[Any]):
+class Store(Sequence[UnitT]):
     """Units of one kind in one memory-mapped Arrow file."""
 
-    def __init__(self, units: Iterable[Example | Preference], folder: Path) -> None:
+    def __init__(self, units: Iterable[UnitT], folder: Path) -> None:
         """Write `units`, at least one, to a file in `folder` that has no name there and goes with this object."""
         units = iter(units)
         first = next(units)
@@ -50,18 +49,27 @@ class Store(Sequence[Any]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: int | slice) -> Any:
+    @overload
+    def __getitem__(self, index: int) -> UnitT: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[UnitT]: ...
+    def __getitem__(self, index: int | slice) -> UnitT | Sequence[UnitT]:
         if isinstance(index, slice):
             return [self[each] for each in range(len(self))[index]]
-        return _to_unit(self._rows[index])
+        return cast("UnitT", _to_unit(self._rows[index]))
 
 
-def _to_row(unit: Example | Preference) -> dict[str, Any]:
+def _to_row(unit: Unit) -> dict[str, Any]:
     return {key: _to_row(value) if isinstance(value, Example) else value for key, value in vars(unit).items()}
 
 
-def _to_unit(row: dict[str, Any]) -> Example | Preference:
-    if "chosen" in row:
-        return Preference(**{**row, "chosen": _to_unit(row["chosen"]), "rejected": _to_unit(row["rejected"])})
+def _to_unit(row: dict[str, Any]) -> Unit:
+    if "chosen" not in row:
+        return _to_example(row)
+    completions = {key: _to_example(row[key]) for key in ("chosen", "rejected")}
+    return Preference(**{**row, **completions})
+
+
+def _to_example(row: dict[str, Any]) -> Example:
     tokens = {key: tuple(row[key]) for key in ("prompt_ids", "completion_ids")}
     return Example(**{**row, **tokens})

@@ -7,40 +7,43 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from softspec.errors import DataError
-from softspec.train.config import TrainConfig
-from softspec.train.objective.units import Objective
+from softspec.train.data.units import Unit
 
 
 @dataclass(frozen=True)
 class Survey:
-    """`digest` tells whether two runs saw the same tokens, groups and weights in the same order; `mean_length` is
-    that of a unit's completion, in tokens; `groups` those of all units, None unless they matter.
+    """Facts of all units together.
+
+    `digest` tells whether two runs saw the same tokens, bundles and weights in the same order; `mean_length` is that of
+    a unit's completions, in tokens; `bundles` are the numbers of the units in each bundle, None where none are routed.
     """
 
     digest: str
     mean_length: float
-    groups: list[str] | None
+    bundles: list[list[int]] | None
 
 
-def survey(config: TrainConfig, objective: Objective, units: Sequence[Any]) -> Survey:
+def survey(units: Sequence[Unit], routes_bundles: bool, data: str) -> Survey:
     """Look at every unit once.
 
+    Args:
+        routes_bundles: whether units are routed in bundles, so that each needs one.
+        data: where the units come from, for messages.
     Raises:
-        DataError: one has no group, though groups are routed.
+        DataError: a unit has no bundle (`group` in its row), though bundles are routed.
     """
-    digest, tokens, groups = hashlib.sha256(), 0, []
-    for number, unit in enumerate(units, start=1):
-        if config.granularity == "group":
-            if unit.group is None:
+    digest, tokens = hashlib.sha256(), 0
+    bundles: dict[str, list[int]] = {}
+    for number, unit in enumerate(units):
+        if routes_bundles:
+            if unit.bundle is None:
                 raise DataError(
-                    f"{config.train_file}: example {number} has no 'group', expected one for granularity group"
+                    f"{data}: example {number + 1} has no 'group', expected one for granularity group"
                 )
-            groups.append(unit.group)
-        completions = objective.completions(unit)
-        tokens += sum(len(example.completion_ids) for example in completions)
-        content = [[example.prompt_ids, example.completion_ids] for example in completions]
-        digest.update(json.dumps([content, unit.group, unit.weight]).encode())
-    return Survey(digest.hexdigest(), tokens / len(units), groups or None)
+            bundles.setdefault(unit.bundle, []).append(number)
+        tokens += sum(len(example.completion_ids) for example in unit.completions)
+        content = [[example.prompt_ids, example.completion_ids] for example in unit.completions]
+        digest.update(json.dumps([content, unit.bundle, unit.weight]).encode())
+    return Survey(digest.hexdigest(), tokens / len(units), list(bundles.values()) or None)

@@ -1,34 +1,41 @@
-"""From the examples of a step to gradients: one pass, or two, over (unit, member) rows; what does not count is skipped.
+"""From the units of a step to gradients: the loss, in one pass or two over pairs of unit and member.
 
-In: a `Training` and the units of one optimizer step. Out: gradients in the members, and what the units came to. One
-pass runs every row forward, and backward without the products of rows that hardly count. Two passes run all rows
+In: a `Training` and the units of one optimizer step. Out: gradients in the members, and what the units came to.
+
+The loss is the alpha-Renyi loss (`Routing.loss`), and nobody differentiates it. Its gradient in the log-likelihoods is
+minus the responsibilities r, so these come first and are constants from then on; `surrogate_loss`, minus r times the
+log-likelihood, has the same gradient, and that is what `backward` is called on. A pair whose r is next to nothing can
+therefore be left out.
+
+One pass runs every pair forward, and backward without the products of pairs that hardly count. Two passes run all pairs
 forward, and then only those that count, forward and backward: less work and memory once members have specialised, and
-the only way where rows of different micro-batches are routed together. Both give the same gradient.
+the only way where units of different micro-batches are routed together. Both give the same gradient.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from softspec.train.data.rows import in_batches
+from softspec.maths.renyi import surrogate_loss
+from softspec.train.data.units import Unit, in_batches
 from softspec.train.loop.state import Training
-from softspec.train.members.pairs import Rows
-from softspec.train.objective.routing import Routing, routing_of
-from softspec.train.objective.units import Likelihood
+from softspec.train.members.pairs import Pairs
+from softspec.train.objective.routing import Routing, Table, routing_of
+from softspec.train.objective.units import UnitBatch
 
 ONE_PASS_FROM = 0.3
-"""The share of active rows: below it two passes are faster, and above it one."""
+"""The share of active pairs: below it two passes are faster, and above it one."""
 
 
 @dataclass(frozen=True)
 class Pass:
-    """What units came to, under which routing: `loglik` (K, N) of their items, nats, without gradients.
+    """What the units of a step came to, under which routing: `loglik` (K, N) of their items, nats, without gradients.
 
-    `margins`: (K, B) of preferences, (K, 0) else. `active`: how many (unit, member) rows count; `skipped`: the
-    responsibility of the others, summed.
+    `margins`: (K, B) of preferences, (K, 0) of completions. `active`: how many pairs of unit and member count;
+    `skipped`: the responsibility of the others, summed. `active_members`: how many members a unit of this process's
+    last micro-batch went to.
     """
 
     routing: Routing
@@ -36,114 +43,120 @@ class Pass:
     margins: Tensor
     active: float
     skipped: float
+    active_members: float
 
 
-def add_gradients(training: Training, units: Sequence[Any], alpha: float) -> Pass:
-    """Those of K * mean loss over the units of one step, summed over processes; each process computes its own part.
+@dataclass(frozen=True)
+class _Part:
+    """What one micro-batch came to; `active` and `skipped` as in a `Pass`."""
+
+    table: Table
+    active: float
+    skipped: float
+
+
+def add_gradients(training: Training, units: Sequence[Unit], alpha: float) -> Pass:
+    """Add the gradients of K * mean loss over the units of one step; each process computes its own part of them.
 
     Returns:
-        What all units of the step came to, the same in every process.
+        What all units of the step came to, the same in every process but for `active_members`.
     """
     config, processes = training.config, training.processes
     parts = processes.deal(units)
-    scale = config.num_members / len(units)
     batches = list(in_batches(parts[processes.index], config.micro_batch_size))
-    together = _routing(training, [unit for part in parts for unit in part], alpha)
+    routing = _routing(training, [unit for part in parts for unit in part], alpha)
+    scale = config.num_members / len(units)
     with processes.autocast():
         if config.granularity == "group" and len(batches) * processes.count > 1:
-            passes = _coupled_passes(training, batches, together, scale)
+            done, active_members = _together(training, batches, routing, scale), training.active_members
         else:
-            passes = [_own_passes(training, batch, alpha, scale) for batch in batches]
+            done, active_members = _one_by_one(training, batches, alpha, scale)
     processes.sum_gradients(training.members.parameters())
-    counts = torch.tensor([[done.active for done in passes], [done.skipped for done in passes]])
+    counts = torch.tensor([[part.active for part in done], [part.skipped for part in done]])
     active, skipped = processes.gather_columns(counts).sum(1).tolist()
     return Pass(
-        together,
-        processes.gather_columns(_joined(training, [done.loglik for done in passes])),
-        processes.gather_columns(_joined(training, [done.margins for done in passes])),
+        routing,
+        processes.gather_columns(_joined(training, [part.table.loglik for part in done])),
+        processes.gather_columns(_joined(training, [part.table.margins for part in done])),
         active,
         skipped,
+        active_members,
     )
 
 
-def _own_passes(training: Training, units: Sequence[Any], alpha: float, scale: float) -> Pass:
-    """Of a micro-batch that is routed by itself, in whichever way promises to be faster.
+def _one_by_one(
+    training: Training, batches: Sequence[Sequence[Unit]], alpha: float, scale: float
+) -> tuple[list[_Part], float]:
+    """Add the gradients of micro-batches that are routed by themselves, in whichever way promises to be faster.
 
-    Two passes do more for the rows that count and less for the others: they pay while few rows are active, as the
-    micro-batch before this one tells.
+    Two passes do more for the pairs that count and less for the others: they pay while few pairs are active, as the
+    micro-batch before tells.
+
+    Returns:
+        What the micro-batches came to, and how many members a unit of the last one went to.
     """
-    config = training.config
-    likelihood = training.objective.likelihood(training.members, units)
-    routing = _routing(training, units, alpha)
-    one_pass = config.granularity == "token" or training.active_members > ONE_PASS_FROM * config.num_members
-    with torch.set_grad_enabled(one_pass):
-        loglik, margins = _table(training, likelihood, len(units))
-    known = loglik.detach()
-    shares = routing.responsibilities(known, training.log_weights)
-    of_items, pull = routing.of_items(shares), scale * routing.pull(shares)
-    counted = of_items >= config.skip_responsibility
-    training.active_members = counted.sum().item() / counted.shape[1]
-    if one_pass:
-        # Where no pull remains the gradients are zero, and the members' layers do not compute them.
-        (-pull * counted * loglik).sum().backward()
-    else:
-        _second_pass(likelihood, counted, pull)
-    return Pass(routing, known, margins.detach(), *_counts(counted, of_items, len(units)))
+    config, active_members = training.config, training.active_members
+    done = []
+    for units in batches:
+        batch = training.objective.batch(training.members, units)
+        one_pass = config.granularity == "token" or active_members > ONE_PASS_FROM * config.num_members
+        with torch.set_grad_enabled(one_pass):
+            table = batch.table()
+        known = Table(table.loglik.detach(), table.margins.detach())
+        routing = _routing(training, units, alpha)
+        shares = routing.responsibilities(known.loglik)
+        of_items, pull = routing.of_items(shares), scale * routing.pull(shares)
+        counted = of_items >= config.skip_responsibility
+        if one_pass:
+            # Where no pull remains the gradients are zero, and the members' layers do not compute them.
+            surrogate_loss(table.loglik, counted * pull).sum().backward()
+        else:
+            _second_pass(batch, counted, pull)
+        done.append(_part(known, counted, of_items, len(units)))
+        active_members = done[-1].active / len(units)
+    return done, active_members
 
 
-def _coupled_passes(
-    training: Training, batches: Sequence[Sequence[Any]], routing: Routing, scale: float
-) -> list[Pass]:
-    """Of micro-batches whose units are routed together with those of other ones, here or in other processes."""
+def _together(
+    training: Training, batches: Sequence[Sequence[Unit]], routing: Routing, scale: float
+) -> list[_Part]:
+    """Add the gradients of micro-batches whose units are routed with those of others, here or in other processes."""
+    objective, members, processes = training.objective, training.members, training.processes
     with torch.no_grad():
-        tables = [
-            _table(training, training.objective.likelihood(training.members, batch), len(batch))
-            for batch in batches
-        ]
-    everyones = training.processes.gather_columns(_joined(training, [loglik for loglik, _ in tables]))
-    shares = routing.responsibilities(everyones, training.log_weights)
-    sizes = [len(batch) for batch in batches]
-    own = training.processes.own_columns(everyones.shape[1])
-    passes = []
-    for batch, table, of_items, pull in zip(
-        batches,
-        tables,
-        routing.of_items(shares)[:, own].split(sizes, 1),
-        (scale * routing.pull(shares))[:, own].split(sizes, 1),
-        strict=True,
-    ):
-        # The prompts run again: keeping them for the whole step could need much memory.
+        tables = [objective.batch(members, units).table() for units in batches]
+    everyones = processes.gather_columns(_joined(training, [table.loglik for table in tables]))
+    shares = routing.responsibilities(everyones)
+    sizes, own = [len(units) for units in batches], processes.own_columns(everyones.shape[1])
+    columns = routing.of_items(shares)[:, own].split(sizes, 1)
+    pulls = (scale * routing.pull(shares))[:, own].split(sizes, 1)
+    done = []
+    for units, table, of_items, pull in zip(batches, tables, columns, pulls, strict=True):
         counted = of_items >= training.config.skip_responsibility
-        _second_pass(training.objective.likelihood(training.members, batch), counted, pull)
-        passes.append(Pass(routing, *table, *_counts(counted, of_items, len(batch))))
-    return passes
+        # The prompts run again: keeping them for the whole step could need much memory.
+        _second_pass(objective.batch(members, units), counted, pull)
+        done.append(_part(table, counted, of_items, len(units)))
+    return done
 
 
-def _table(training: Training, likelihood: Likelihood, count: int) -> tuple[Tensor, Tensor]:
-    """Every member on every unit: log-likelihoods of their items, (K, N), and margins, (K, B) or (K, 0)."""
-    num_members = training.config.num_members
-    loglik, margins = likelihood(Rows.all_pairs(num_members, count, training.members.model.device))
-    known = [] if margins is None else [margins.view(num_members, -1)]
-    return loglik.view(num_members, -1), _joined(training, known)
+def _second_pass(batch: UnitBatch, counted: Tensor, pull: Tensor) -> None:
+    """Run the pairs of member and unit that count, (K, B) bool, forward and backward."""
+    member, unit = counted.nonzero(as_tuple=True)
+    loglik = batch.loglik(Pairs(unit, member, counted.shape[1]))
+    surrogate_loss(loglik, pull[counted]).sum().backward()
+
+
+def _part(table: Table, counted: Tensor, of_items: Tensor, units: int) -> _Part:
+    """What so many units came to, whose items have these responsibilities (K, N); tokens are parts of a unit."""
+    items_per_unit = counted.shape[1] / units
+    active, skipped = counted.sum().item(), of_items[~counted].sum().item()
+    return _Part(table, active / items_per_unit, skipped / items_per_unit)
 
 
 def _joined(training: Training, tables: Sequence[Tensor]) -> Tensor:
-    """Columns side by side, (K, N); of no tables, (K, 0)."""
+    """Tables side by side, (K, N); without any, (K, 0)."""
     return torch.cat([training.log_weights.new_zeros(training.config.num_members, 0), *tables], 1)
 
 
-def _second_pass(likelihood: Likelihood, counted: Tensor, pull: Tensor) -> None:
-    """Forward and backward for the (member, unit) rows that count, (K, B) bool."""
-    member, unit = counted.nonzero(as_tuple=True)
-    loglik, _ = likelihood(Rows(unit, member, counted.shape[1]))
-    (-pull[counted] * loglik).sum().backward()
-
-
-def _counts(counted: Tensor, of_items: Tensor, units: int) -> tuple[float, float]:
-    """How many (unit, member) rows count, and the responsibility of the others; tokens are parts of a unit."""
-    items_per_unit = counted.shape[1] / units
-    return counted.sum().item() / items_per_unit, of_items[~counted].sum().item() / items_per_unit
-
-
-def _routing(training: Training, units: Sequence[Any], alpha: float) -> Routing:
-    return routing_of(training.config, units, alpha, training.mean_length, training.log_weights.device)
+def _routing(training: Training, units: Sequence[Unit], alpha: float) -> Routing:
+    """The routing of these units in a step with this order."""
+    return routing_of(training.config, units, training.log_weights, alpha, training.survey.mean_length)

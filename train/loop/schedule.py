@@ -1,6 +1,6 @@
 """The schedule: which learning rate, which alpha and which examples an optimizer step has.
 
-In: a `TrainConfig`, a step number, and of the data their number and, where they are routed together, their bundles.
+In: a `TrainConfig`, a step number, and of the data their number and, where these are routed, their bundles.
 Out: numbers and indices. Pure functions of the step, so a resumed run needs no state to go on with the same ones.
 """
 
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from softspec.train.config import TrainConfig
+from softspec.train.data.units import in_batches
 
 
 def total_steps(config: TrainConfig, steps_per_epoch: int) -> int:
@@ -36,18 +37,18 @@ def renyi_alpha(config: TrainConfig, step: int, total: int) -> float:
 
 
 class ExampleOrder:
-    """Every epoch has a permutation of its own, the same for all members.
+    """The examples of every step: each epoch has a permutation of its own, the same for all members.
 
-    With groups, it permutes pieces of up to `group_rows` examples of one group: examples that are routed together
-    must meet in a step.
+    With bundles (the numbers of the examples in each) it permutes pieces of up to `group_rows` examples of one bundle:
+    examples that are routed together must meet in a step.
     """
 
     def __init__(
-        self, config: TrainConfig, num_examples: int, groups: Sequence[str | None] | None = None
+        self, config: TrainConfig, num_examples: int, bundles: Sequence[Sequence[int]] | None = None
     ) -> None:
         self.config = config
         self.num_examples = num_examples
-        self._groups = _members_of(groups) if groups is not None else None
+        self._bundles = bundles
         self._epoch = -1
         self._order: list[int] = []
 
@@ -70,21 +71,9 @@ class ExampleOrder:
         def shuffled(count: int) -> list[int]:
             return torch.randperm(count, generator=generator).tolist()
 
-        if self._groups is None:
+        if self._bundles is None:
             return shuffled(self.num_examples)
-        pieces = []
-        for group in self._groups:
-            rows = [group[index] for index in shuffled(len(group))]
-            pieces += [
-                rows[start : start + self.config.group_rows]
-                for start in range(0, len(rows), self.config.group_rows)
-            ]
-        return [row for index in shuffled(len(pieces)) for row in pieces[index]]
-
-
-def _members_of(groups: Sequence[str | None]) -> list[list[int]]:
-    """The examples of each group, groups in order of appearance."""
-    found: dict[str | None, list[int]] = {}
-    for index, group in enumerate(groups):
-        found.setdefault(group, []).append(index)
-    return list(found.values())
+        pieces: list[Sequence[int]] = []
+        for bundle in self._bundles:
+            pieces += in_batches([bundle[index] for index in shuffled(len(bundle))], self.config.group_rows)
+        return [example for index in shuffled(len(pieces)) for example in pieces[index]]

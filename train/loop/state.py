@@ -1,6 +1,6 @@
 """One run as an object: what every step needs, and what it changes.
 
-In: the parts that `train/sft.py` prepares. Out: the same, and their state for checkpoints. Does nothing by itself.
+In: the parts that `prepare` puts together. Out: the same, and their state for checkpoints. Does nothing by itself.
 """
 
 from collections.abc import Sequence
@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from softspec.train.config import TrainConfig
-from softspec.train.loop.checkpoint import RunFolder
+from softspec.train.data.survey import Survey
+from softspec.train.data.units import Unit
 from softspec.train.loop.health import Starvation
 from softspec.train.loop.schedule import ExampleOrder, total_steps
 from softspec.train.loop.stopping import EarlyStopping
 from softspec.train.members.members import Members
+from softspec.train.objective.prior import GaussianPrior
 from softspec.train.objective.units import Objective
 from softspec.train.processes import Processes
 
@@ -24,22 +26,20 @@ from softspec.train.processes import Processes
 class Training:
     """What every step of one run needs. A step changes the members, the optimizer and the last fields.
 
-    `log_weights` (K,) are those of the mixture; `active_members` is how many members an example of the last micro-batch
-    had gone to.
+    `log_weights` (K,) are those of the mixture; `active_members` is how many members a unit of the last micro-batch
+    went to, which tells the next one whether two passes pay.
     """
 
     config: TrainConfig
-    objective: Objective
+    objective: Objective[Unit]
     processes: Processes
-    run: RunFolder
     members: Members
     optimizer: torch.optim.Optimizer
-    examples: Sequence[Any]
-    held_out: Sequence[Any]
+    examples: Sequence[Unit]
+    held_out: Sequence[Unit]
+    survey: Survey
     order: ExampleOrder
-    mean_length: float
-    prior_mean: list[Tensor]
-    examples_digest: str
+    prior: GaussianPrior | None
     log_weights: Tensor
     active_members: float
     starvation: Starvation

@@ -4,8 +4,8 @@ In: a `Training` and a step number. Out: moved members, and what happened, for t
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,28 +13,63 @@ from torch import Tensor
 from softspec.errors import TrainingError
 from softspec.maths.renyi import load, routing_perplexity
 from softspec.train.config import TrainConfig
-from softspec.train.loop.passes import add_gradients
+from softspec.train.data.units import Unit
+from softspec.train.loop.facts import StepFacts
+from softspec.train.loop.passes import Pass, add_gradients
 from softspec.train.loop.reseed import reseed
 from softspec.train.loop.schedule import learning_rate, renyi_alpha
 from softspec.train.loop.state import Training
-from softspec.train.objective.preferences import margin_facts
-from softspec.train.objective.prior import add_prior_gradients
-from softspec.train.objective.routing import Routing
+from softspec.train.objective.preferences import accuracies, mean_margins
 
 
-def optimizer_step(training: Training, step: int) -> dict[str, Any]:
-    """One update of all members on the same examples; returns what happened, for the log.
+def optimizer_step(training: Training, step: int) -> StepFacts:
+    """Update all members once on the same examples; returns what happened, for the log.
 
     The gradient is that of K * mean loss: at alpha = 0 each adapter then sees exactly its own mean NLL.
+
+    Raises:
+        TrainingError: memory ran out, or the loss or its gradient is no longer finite.
     """
-    config, members, optimizer = training.config, training.members, training.optimizer
-    started = time.monotonic()
+    started, config = time.monotonic(), training.config
     rate = learning_rate(config, step, training.total_steps)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
     alpha = renyi_alpha(config, step, training.total_steps)
     units = [training.examples[index] for index in training.order.indices(step)]
-    optimizer.zero_grad()
+    done, penalty = _gradients(training, units, alpha, step)
+    norms = _move_members(training, done, rate, step)
+    shares = done.routing.responsibilities(done.loglik)
+    member_load = load(shares).tolist()
+    loss, mixture_nll, member_nll = _losses(done, len(units))
+    starved = training.starvation.begins(member_load)
+    donors = _reseed(training, done, starved, step) if config.reseed_starved else None
+    weights = _move_weights(training, member_load) if config.weights_learning_rate else None
+    is_dpo = config.objective == "dpo"
+    return StepFacts(
+        step=step + 1,
+        epoch=round((step + 1) / training.order.steps_per_epoch, 4),
+        renyi_alpha=alpha,
+        loss=loss,
+        mixture_nll=mixture_nll,
+        member_nll=member_nll,
+        load=member_load,
+        routing_perplexity=routing_perplexity(shares).item(),
+        active_members=done.active / len(units),
+        skipped_responsibility=done.skipped / len(units),
+        margins=mean_margins(done.margins) if is_dpo else None,
+        accuracies=accuracies(done.margins) if is_dpo else None,
+        prior_penalty=penalty,
+        learning_rate=rate,
+        gradient_norms=norms.tolist(),
+        starved=starved,
+        reseeded_from=donors,
+        weights=weights,
+        seconds=round(time.monotonic() - started, 3),
+    )
+
+
+def _gradients(training: Training, units: Sequence[Unit], alpha: float, step: int) -> tuple[Pass, float]:
+    """Give the members the gradients of these units and of the prior; returns the penalty too, nats per example."""
+    config, prior = training.config, training.prior
+    training.optimizer.zero_grad()
     try:
         done = add_gradients(training, units, alpha)
     except torch.OutOfMemoryError as error:
@@ -42,35 +77,48 @@ def optimizer_step(training: Training, step: int) -> dict[str, Any]:
             f"step {step + 1}: out of memory; lower micro_batch_size, which is {config.micro_batch_size} (and raise "
             f"gradient_accumulation_steps as much), or max_length, which is {config.max_length}"
         ) from error
-    penalty = add_prior_gradients(training) if config.prior_strength else 0.0
-    norms = members.clip_gradients(config.max_grad_norm)
+    return done, prior.add_gradients(training.members, training.log_weights) if prior else 0.0
+
+
+def _move_members(training: Training, done: Pass, rate: float, step: int) -> Tensor:
+    """Clip the gradients and let the optimizer follow them; returns the members' norms before clipping, (K,)."""
+    members, optimizer = training.members, training.optimizer
+    norms = members.clip_gradients(training.config.max_grad_norm)
     if not (done.loglik.isfinite().all() and norms.isfinite().all()):
         raise TrainingError(
             f"step {step + 1}: the loss or its gradient is no longer finite; lower learning_rate and start again"
         )
+    for group in optimizer.param_groups:
+        group["lr"] = rate
     optimizer.step()
     assert step or members.moved().all(), (
         f"members did not move in the first step: {members.moved().tolist()}"
     )
-    facts = {
-        "step": step + 1,
-        "epoch": round((step + 1) / training.order.steps_per_epoch, 4),
-        "renyi_alpha": alpha,
-        **_loss_facts(done.routing, done.loglik, training.log_weights, len(units)),
-        "active_members": done.active / len(units),
-        "skipped_responsibility": done.skipped / len(units),
-        **(margin_facts(done.margins) if config.objective == "dpo" else {}),
-        "prior_penalty": penalty,
-        "learning_rate": rate,
-        "gradient_norms": norms.tolist(),
-    }
-    facts["starved"] = training.starvation.begins(facts["load"])
-    if config.reseed_starved:
-        facts["reseeded_from"] = [reseed(training, done, member, step) for member in facts["starved"]]
-    if config.weights_learning_rate:
-        facts["weights"] = training.log_weights.exp().tolist()
-        training.log_weights = moved_log_weights(training.log_weights, facts["load"], config)
-    return {**facts, "seconds": round(time.monotonic() - started, 3)}
+    training.active_members = done.active_members
+    return norms
+
+
+def _losses(done: Pass, count: int) -> tuple[float, float, float]:
+    """The honest loss of a step's units, the mixture's NLL and the mean of the members' NLLs, nats per example."""
+    mixture = replace(done.routing, renyi_alpha=1.0, floor=0.0)
+    average = replace(done.routing, renyi_alpha=0.0, floor=0.0)
+    loss, mixture_nll, member_nll = (
+        routing.loss(done.loglik).item() / count for routing in (done.routing, mixture, average)
+    )
+    return loss, mixture_nll, member_nll
+
+
+def _reseed(training: Training, done: Pass, starved: Sequence[int], step: int) -> list[int]:
+    """Give each starved member a new start; returns the members that they were copied from."""
+    seed = training.config.seed + step
+    return [reseed(training.members, training.optimizer, done, member, seed) for member in starved]
+
+
+def _move_weights(training: Training, member_load: list[float]) -> list[float]:
+    """Move the mixture weights towards this step's load; returns those that the step had."""
+    weights = training.log_weights.exp().tolist()
+    training.log_weights = moved_log_weights(training.log_weights, member_load, training.config)
+    return weights
 
 
 def moved_log_weights(log_weights: Tensor, member_load: list[float], config: TrainConfig) -> Tensor:
@@ -80,17 +128,3 @@ def moved_log_weights(log_weights: Tensor, member_load: list[float], config: Tra
     moved = (1 - rate) * log_weights.exp() + rate * goal
     room = (moved - least).clamp_min(0)
     return (least + (1 - config.weights_floor) * room / room.sum()).log()
-
-
-def _loss_facts(routing: Routing, loglik: Tensor, log_weights: Tensor, count: int) -> dict[str, Any]:
-    """The honest loss and how the members shared these examples, from (K, N); nats per example."""
-    shares = routing.responsibilities(loglik, log_weights)
-    mixture = replace(routing, renyi_alpha=1.0, floor=0.0)
-    average = replace(routing, renyi_alpha=0.0, floor=0.0)
-    return {
-        "loss": routing.loss(loglik, log_weights).item() / count,
-        "mixture_nll": mixture.loss(loglik, log_weights).item() / count,
-        "member_nll": average.loss(loglik, log_weights).item() / count,
-        "load": load(shares).tolist(),
-        "routing_perplexity": routing_perplexity(shares).item(),
-    }

@@ -18,9 +18,9 @@ from torch.utils.hooks import RemovableHandle
 from transformers import Cache
 
 from softspec.artefact.activation import Activation, shared_tokens
-from softspec.train.data.rows import Example
+from softspec.train.data.units import Example
 from softspec.train.members.members import Members
-from softspec.train.members.pairs import Rows
+from softspec.train.members.pairs import Pairs
 
 
 @dataclass(frozen=True)
@@ -90,14 +90,14 @@ def member_loglik(members: Members, batch: Batch) -> Tensor:
     Returns:
         (K, B), nats, float64: the sums reach hundreds of nats, where float32 costs 1e-5 in the gradient.
     """
-    rows = Rows.all_pairs(members.num_members, batch.size, batch.tail_ids.device)
-    return row_loglik(members, batch, rows).view(members.num_members, batch.size)
+    pairs = Pairs.all_pairs(members.num_members, batch.size, batch.tail_ids.device)
+    return pair_loglik(members, batch, pairs).view(members.num_members, batch.size)
 
 
 @torch.no_grad()
 def base_loglik(members: Members, batch: Batch) -> Tensor:
     """The same for the base model alone, adapters off; (1, B)."""
-    return row_loglik(members, batch, None)[None]
+    return pair_loglik(members, batch, None)[None]
 
 
 @torch.no_grad()
@@ -107,35 +107,35 @@ def completion_logprobs(members: Members, batch: Batch) -> Tensor:
     Returns:
         (K, N, V), nats, float32, normalised over V.
     """
-    rows = Rows.all_pairs(members.num_members, batch.size, batch.tail_ids.device)
-    logits = _supervised_logits(members, batch, rows)
+    pairs = Pairs.all_pairs(members.num_members, batch.size, batch.tail_ids.device)
+    logits = _supervised_logits(members, batch, pairs)
     return logits.float().log_softmax(-1).view(members.num_members, -1, logits.shape[-1])
 
 
-def row_loglik(members: Members, batch: Batch, rows: Rows | None) -> Tensor:
-    """Sums over the completion tokens of each row, (R,), nats, float64; rows None is the base model."""
-    tokens = token_loglik(members, batch, rows)
-    supervised = _of_rows(batch.supervised, rows)
+def pair_loglik(members: Members, batch: Batch, pairs: Pairs | None) -> Tensor:
+    """log p(completion | prompt) of each pair, (R,), nats, float64; of each example under the base if pairs is None."""
+    tokens = token_loglik(members, batch, pairs)
+    supervised = _of_pairs(batch.supervised, pairs)
     sums = torch.zeros(len(supervised), dtype=torch.float64, device=tokens.device)
     return sums.index_add(0, supervised.nonzero()[:, 0], tokens.double())
 
 
-def token_loglik(members: Members, batch: Batch, rows: Rows | None) -> Tensor:
-    """Log-probabilities of the completion tokens, row after row, (M,), nats, float32."""
-    logits = _supervised_logits(members, batch, rows)
-    targets = _of_rows(batch.targets, rows)[_of_rows(batch.supervised, rows)]
+def token_loglik(members: Members, batch: Batch, pairs: Pairs | None) -> Tensor:
+    """Log-probabilities of the completion tokens, pair after pair, (M,), nats, float32."""
+    logits = _supervised_logits(members, batch, pairs)
+    targets = _of_pairs(batch.targets, pairs)[_of_pairs(batch.supervised, pairs)]
     return -cross_entropy(logits.float(), targets, reduction="none")
 
 
-def _supervised_logits(members: Members, batch: Batch, rows: Rows | None) -> Tensor:
-    """(M, V): the logits of all supervised positions, row after row."""
+def _supervised_logits(members: Members, batch: Batch, pairs: Pairs | None) -> Tensor:
+    """(M, V): the logits of all supervised positions, pair after pair."""
     batch = with_trunk(members, batch)
     trunk_mask = batch.trunk_mask[batch.trunk_of]
     positions = trunk_mask.sum(1, keepdim=True) + torch.arange(
         batch.tail_ids.shape[1], device=trunk_mask.device
     )
     head = members.model.get_output_embeddings()
-    with members.running(rows), _only_at(_of_rows(batch.supervised, rows), head):
+    with members.running(pairs), _only_at(_of_pairs(batch.supervised, pairs), head):
         output = members.model(
             input_ids=batch.tail_ids,
             attention_mask=torch.cat([trunk_mask, batch.tail_mask], 1),
@@ -161,8 +161,8 @@ def _only_at(positions: Tensor, head: nn.Module) -> RemovableHandle:
     return head.register_forward_pre_hook(lambda _, args: (args[0][positions][None],))
 
 
-def _of_rows(per_example: Tensor, rows: Rows | None) -> Tensor:
-    return per_example if rows is None else per_example[rows.examples]
+def _of_pairs(per_example: Tensor, pairs: Pairs | None) -> Tensor:
+    return per_example if pairs is None else per_example[pairs.examples]
 
 
 def _padded(parts: Sequence[Sequence[int]], device: torch.device, left: bool = False) -> Tensor:

@@ -1,9 +1,9 @@
-"""A frozen linear layer with K low-rank updates, whose backward pass computes only the rows that pull at something.
+"""A frozen linear layer with K low-rank updates, whose backward pass computes only the pairs that pull at something.
 
-In: an `nn.Linear`, and which rows run. Out: the layer's outputs, each row's with the update of its member, and their
+In: an `nn.Linear`, and which pairs run. Out: the layer's outputs, each pair's with the update of its member, and their
 gradients. Knows no model and no objective.
 
-Rows never mix, so a row whose gradient is zero at the top of the model has zero gradients all the way down: a member
+Pairs never mix, so one whose gradient is zero at the top of the model has zero gradients all the way down: a member
 that an example does not go to costs a forward pass and little more.
 """
 
@@ -17,18 +17,18 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
-from softspec.train.members.pairs import Rows
+from softspec.train.members.pairs import Pairs
 
 
 @dataclass
 class Run:
-    """A forward pass of these rows. `pulling` are those with a gradient; None while that is open, or if all have."""
+    """A forward pass of these pairs. `pulling` are those with a gradient; None while that is open, or if all have."""
 
-    rows: Rows
+    pairs: Pairs
     pulling: Tensor | None = None
 
     def watch(self, top: Tensor) -> None:
-        """Note the rows that pull as soon as a backward pass reaches `top` (R, ...), before any layer below."""
+        """Note the pairs that pull as soon as a backward pass reaches `top` (R, ...), before any layer below."""
         if top.requires_grad:
             top.register_hook(self._note)
 
@@ -45,7 +45,7 @@ class Selection:
 
     @contextmanager
     def of(self, run: Run) -> Iterator[None]:
-        """Select it for as long as the context is open."""
+        """Make `run` the running forward pass for as long as the context is open."""
         before, self.run = self.run, run
         try:
             yield
@@ -54,7 +54,7 @@ class Selection:
 
 
 class MemberLinear(nn.Module):
-    """A frozen linear layer and K low-rank updates; row i of the input goes through that of its member."""
+    """A frozen linear layer and K low-rank updates; the input of pair i goes through that of its member."""
 
     def __init__(
         self, base: nn.Linear, num_members: int, rank: int, scaling: float, selection: Selection
@@ -68,7 +68,7 @@ class MemberLinear(nn.Module):
         self._selection = selection
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """(R, ..., in) to (R, ..., out); the base alone while no rows are selected."""
+        """(R, ..., in) to (R, ..., out); the base alone while no pairs are selected."""
         run = self._selection.run
         if run is None:
             return self.base(inputs)
@@ -95,7 +95,7 @@ class _AdaptedLinear(torch.autograd.Function):
         scaling: float,
         run: Run,
     ) -> Tensor:
-        down, up = run.rows.of_members(lora_a), run.rows.of_members(lora_b)
+        down, up = run.pairs.of_members(lora_a), run.pairs.of_members(lora_b)
         outputs = linear(inputs, weight, bias)
         low = (_parts(inputs, down) @ down.mT).mul_(scaling)
         _parts(outputs, up).baddbmm_(low, up.mT)
@@ -107,15 +107,15 @@ class _AdaptedLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         inputs, low, lora_a, lora_b, weight = ctx.saved_tensors
-        rows, pulling, shape = ctx.run.rows, ctx.run.pulling, inputs.shape
+        pairs, pulling, shape = ctx.run.pairs, ctx.run.pulling, inputs.shape
         if pulling is not None:
-            rows = rows.only(pulling)
+            pairs = pairs.only(pulling)
             gradient, inputs, low = (each.index_select(0, pulling) for each in (gradient, inputs, low))
-        down, up = rows.of_members(lora_a), rows.of_members(lora_b)
+        down, up = pairs.of_members(lora_a), pairs.of_members(lora_b)
         pull = _parts(gradient, up)
         low_pull = (pull @ up).mul_(ctx.scaling)
-        grad_a = rows.sum_by_member(low_pull.mT @ _parts(inputs, down), len(lora_a))
-        grad_b = rows.sum_by_member(pull.mT @ _parts(low, down), len(lora_b))
+        grad_a = pairs.sum_by_member(low_pull.mT @ _parts(inputs, down), len(lora_a))
+        grad_b = pairs.sum_by_member(pull.mT @ _parts(low, down), len(lora_b))
         grad_inputs = None
         if ctx.needs_input_grad[0]:
             grad_inputs = gradient @ weight
@@ -126,5 +126,5 @@ class _AdaptedLinear(torch.autograd.Function):
 
 
 def _parts(states: Tensor, adapters: Tensor) -> Tensor:
-    """(R, ..., size) as (M, N, size): as many rows for each of M adapters."""
+    """States (R, ..., size) as (M, N, size): as many of them for each of M adapters."""
     return states.reshape(len(adapters), -1, states.shape[-1])

@@ -1,6 +1,6 @@
-"""Members: K LoRA adapters installed in one frozen model as row-indexed stacked layers.
+"""Members: K LoRA adapters installed in one frozen model, stacked, so that one pass runs any of them.
 
-In: a transformers causal language model. Out: `Members`, which runs any (example, member) rows in one pass,
+In: a transformers causal language model. Out: `Members`, which runs any pairs of example and member in one pass,
 clips and stores each member by itself. Knows nothing of losses, data or files.
 
 PEFT is the file format, not the training path: its `set_adapter` freezes the other adapters, so a joint
@@ -10,70 +10,15 @@ backward would silently reach the last one only.
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from softspec.errors import ConfigError
 from softspec.train.members.linear import MemberLinear, Run, Selection
-from softspec.train.members.pairs import Rows, expanded_from
+from softspec.train.members.pairs import Pairs, expanded_from
 from softspec.train.members.recompute import recomputed
-
-
-@dataclass(frozen=True)
-class LoraSpec:
-    """What every member adapts: linear layers by the last part of their name, in these decoder layers."""
-
-    rank: int
-    lora_alpha: float
-    target_modules: tuple[str, ...]
-    layers: tuple[int, ...]
-
-
-def resolve_spec(
-    model: nn.Module,
-    rank: int,
-    lora_alpha: float,
-    target_modules: tuple[str, ...] | str,
-    layers_to_transform: tuple[int, ...] | str,
-) -> LoraSpec:
-    """Fit the configured names to a model; weights may be on the meta device.
-
-    Raises:
-        ConfigError: a module that is no linear layer of the decoder, or a layer number out of range.
-    """
-    layers = decoder_layers(model)
-    known = sorted({name.rpartition(".")[2] for layer in layers for name, _ in _linears(layer)})
-    modules = tuple(known) if isinstance(target_modules, str) else tuple(sorted(set(target_modules)))
-    for module in modules:
-        if module not in known:
-            raise ConfigError(f"unknown target module '{module}': expected some of {', '.join(known)}")
-    count = len(layers)
-    if layers_to_transform == "all":
-        chosen = tuple(range(count))
-    elif layers_to_transform == "top_third":
-        chosen = tuple(range(count - math.ceil(count / 3), count))
-    else:
-        chosen = tuple(sorted({int(layer) for layer in layers_to_transform}))
-    if not 0 <= chosen[0] <= chosen[-1] < count:
-        raise ConfigError(f"layers_to_transform has {list(chosen)}, expected numbers from 0 to {count - 1}")
-    return LoraSpec(rank, lora_alpha, modules, chosen)
-
-
-def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """The decoder blocks of a causal language model.
-
-    Raises:
-        ConfigError: an architecture without `model.layers`.
-    """
-    layers = getattr(getattr(model, "model", None), "layers", None)
-    if not isinstance(layers, nn.ModuleList):
-        raise ConfigError(
-            f"{type(model).__name__} is not supported: expected a causal language model with `model.layers`"
-        )
-    return layers
+from softspec.train.members.spec import LoraSpec, decoder_layers
 
 
 class Members:
@@ -95,7 +40,7 @@ class Members:
         self._selection = Selection()
         self.linears = {
             name: MemberLinear(linear, num_members, spec.rank, spec.lora_alpha / spec.rank, self._selection)
-            for name, linear in _targets(model, spec)
+            for name, linear in spec.targets(model)
         }
         self._install(self.linears)
         for member in range(num_members):
@@ -106,15 +51,15 @@ class Members:
         return [weight for linear in self.linears.values() for weight in (linear.lora_a, linear.lora_b)]
 
     @contextmanager
-    def running(self, rows: Rows | None) -> Iterator[None]:
-        """Run the model on these rows: give it B examples, it returns R rows. None is the base model."""
-        if rows is None:
+    def running(self, pairs: Pairs | None) -> Iterator[None]:
+        """Run the model on these pairs: give it B examples, it returns R pairs. None is the base model."""
+        if pairs is None:
             yield
             return
-        layers, first, run = decoder_layers(self.model), self.spec.layers[0], Run(rows)
+        layers, first, run = decoder_layers(self.model), self.spec.layers[0], Run(pairs)
         with ExitStack() as stack:
             stack.enter_context(self._selection.of(run))
-            stack.enter_context(expanded_from(layers, first, rows))
+            stack.enter_context(expanded_from(layers, first, pairs))
             stack.enter_context(layers[-1].register_forward_hook(lambda _, args, states: run.watch(states)))
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 stack.enter_context(recomputed(layers, first, lambda: self._selection.of(run)))
@@ -198,19 +143,3 @@ class Members:
 def member_seed(seed: int, member: int) -> int:
     """The seed of one member's A; no two (run, member) pairs of ordinary size share one."""
     return 1000 * seed + member
-
-
-def _linears(layer: nn.Module) -> list[tuple[str, nn.Linear]]:
-    return [(name, module) for name, module in layer.named_modules() if isinstance(module, nn.Linear)]
-
-
-def _targets(model: nn.Module, spec: LoraSpec) -> list[tuple[str, nn.Linear]]:
-    """Full name and module of every linear layer that the spec adapts, in model order."""
-    layers = decoder_layers(model)
-    wanted = {
-        id(module)
-        for index in spec.layers
-        for name, module in _linears(layers[index])
-        if name.rpartition(".")[2] in spec.target_modules
-    }
-    return [(name, module) for name, module in _linears(model) if id(module) in wanted]

@@ -1,10 +1,10 @@
-"""Rows: the (example, member) pairs of one forward pass, and where a model's batch becomes them.
+"""Pairs of an example and a member: which ones a forward pass runs, and where a model's batch becomes them.
 
 In: a model's decoder layers. Out: hooks for the length of one forward pass. Knows attention masks and caches;
 knows nothing of adapters, losses or data.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +14,15 @@ from torch import Tensor, nn
 
 PER_EXAMPLE_ARGUMENTS = ("attention_mask", "position_embeddings", "position_ids")
 
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments of a decoder layer."""
+
 
 @dataclass(frozen=True)
-class Rows:
-    """Row i runs example `examples[i]` under member `members[i]`; both (R,), int64.
+class Pairs:
+    """R pairs of one forward pass: pair i runs example `examples[i]` under member `members[i]`; both (R,), int64.
 
-    `is_every_pair`: they are those of `all_pairs`, so a member's rows are neighbours and as many as any other's.
+    `is_every_pair`: they are those of `all_pairs`, so a member's pairs are neighbours and as many as any other's.
     """
 
     examples: Tensor
@@ -28,8 +31,8 @@ class Rows:
     is_every_pair: bool = False
 
     @classmethod
-    def all_pairs(cls, num_members: int, num_examples: int, device: torch.device) -> "Rows":
-        """Every member on every example, member by member: row k * B + b."""
+    def all_pairs(cls, num_members: int, num_examples: int, device: torch.device) -> "Pairs":
+        """Every member on every example, member by member: pair k * B + b."""
         return cls(
             examples=torch.arange(num_examples, device=device).repeat(num_members),
             members=torch.arange(num_members, device=device).repeat_interleave(num_examples),
@@ -37,16 +40,16 @@ class Rows:
             is_every_pair=True,
         )
 
-    def only(self, chosen: Tensor) -> "Rows":
-        """The rows with these numbers."""
-        return Rows(self.examples[chosen], self.members[chosen], self.num_examples)
+    def only(self, chosen: Tensor) -> "Pairs":
+        """The pairs with these numbers."""
+        return Pairs(self.examples[chosen], self.members[chosen], self.num_examples)
 
     def of_members(self, stacked: Tensor) -> Tensor:
-        """(K, ...) to (M, ...): what M equal parts of the rows need, in their order; M is K or R."""
+        """A stack of one part for each member, (K, ...), as M equal parts of the pairs need it; M is K or R."""
         return stacked if self.is_every_pair else stacked.index_select(0, self.members)
 
     def sum_by_member(self, parts: Tensor, num_members: int) -> Tensor:
-        """(M, ...) to (K, ...)."""
+        """The sum of each member's parts, (K, ...), from (M, ...)."""
         if self.is_every_pair:
             return parts
         # index_add: in a fixed order on the CPU.
@@ -54,14 +57,14 @@ class Rows:
 
 
 @contextmanager
-def expanded_from(layers: nn.ModuleList, first: int, rows: Rows) -> Iterator[None]:
-    """Run the layers below `first` once per example and the others once per row.
+def expanded_from(layers: nn.ModuleList, first: int, pairs: Pairs) -> Iterator[None]:
+    """Run the layers below `first` once for each example and the others once for each pair.
 
     Lower layers have no adapters, so their states are the same for all members. The model is called with B
-    examples and returns R rows. Cached keys and values of upper layers are expanded with the states they
+    examples and returns R pairs. Cached keys and values of upper layers are expanded with the states they
     belong to.
     """
-    expander = _Expander(rows)
+    expander = _Expander(pairs)
     with ExitStack() as hooks:
         for index in range(first, len(layers)):
             hook = expander.hook(index, expands_states=index == first)
@@ -70,37 +73,39 @@ def expanded_from(layers: nn.ModuleList, first: int, rows: Rows) -> Iterator[Non
 
 
 class _Expander:
-    """Selects the rows' copies of per-example tensors, each tensor once for all layers."""
+    """Copies tensors of examples for the pairs that need them, each tensor once for all layers."""
 
-    def __init__(self, rows: Rows) -> None:
-        self._rows = rows
+    def __init__(self, pairs: Pairs) -> None:
+        self._pairs = pairs
         self._seen: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def hook(self, layer_index: int, expands_states: bool) -> Any:
-        def expand(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    def hook(
+        self, layer_index: int, expands_states: bool
+    ) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Arguments]:
+        def expand(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
             if expands_states:
                 args, kwargs = self._with_states(args, kwargs)
             cache = kwargs.get("past_key_values")
             if cache is not None:
-                cache.layers[layer_index].batch_select_indices(self._rows.examples)
+                cache.layers[layer_index].batch_select_indices(self._pairs.examples)
             return args, {
-                name: self._per_row(value) if name in PER_EXAMPLE_ARGUMENTS else value
+                name: self._per_pair(value) if name in PER_EXAMPLE_ARGUMENTS else value
                 for name, value in kwargs.items()
             }
 
         return expand
 
-    def _with_states(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def _with_states(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
         if args:
-            return (args[0].index_select(0, self._rows.examples), *args[1:]), kwargs
-        states = kwargs["hidden_states"].index_select(0, self._rows.examples)
+            return (args[0].index_select(0, self._pairs.examples), *args[1:]), kwargs
+        states = kwargs["hidden_states"].index_select(0, self._pairs.examples)
         return args, {**kwargs, "hidden_states": states}
 
-    def _per_row(self, value: Any) -> Any:
+    def _per_pair(self, value: Any) -> Any:
         if isinstance(value, tuple):
-            return tuple(self._per_row(part) for part in value)
-        if not isinstance(value, Tensor) or value.shape[0] != self._rows.num_examples:
-            return value  # shared by all examples: broadcasts over the rows as it is
+            return tuple(self._per_pair(part) for part in value)
+        if not isinstance(value, Tensor) or value.shape[0] != self._pairs.num_examples:
+            return value  # shared by all examples: broadcasts over the pairs as it is
         if id(value) not in self._seen:
-            self._seen[id(value)] = (value, value.index_select(0, self._rows.examples))
+            self._seen[id(value)] = (value, value.index_select(0, self._pairs.examples))
         return self._seen[id(value)][1]

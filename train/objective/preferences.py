@@ -1,105 +1,129 @@
-"""Preferences as likelihoods: what the alpha-Renyi objective routes in DPO.
+"""Preferences as units (DPO): how likely members find it that the chosen completion is preferred.
 
-In: `Members` and `Preference`s. Out: margins (K, B) in nats, differentiable in the adapters, and their summary. The
-reference is the base with all adapters off. Knows nothing of the optimizer.
+In: `Members` and `Preference`s. Out: margins and log-likelihoods in nats, differentiable in the adapters. The
+reference is the base with all adapters off. Knows nothing of responsibilities or the optimizer.
 
 Source: Rafailov et al. 2023 (arXiv:2305.18290); its use in the alpha-Renyi loss is this project's.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from softspec.artefact.activation import Activation
-from softspec.maths.mixture import sequence_loglik
-from softspec.maths.renyi import dpo_loglik, load, renyi_loss, responsibilities, routing_perplexity
+from softspec.maths.renyi import dpo_loglik
 from softspec.train.config import TrainConfig
-from softspec.train.data.preferences import Preference
-from softspec.train.data.rows import in_batches
-from softspec.train.members.likelihood import Batch, base_loglik, collate, row_loglik
+from softspec.train.data.preferences import read_preferences
+from softspec.train.data.rows import PlacedRows
+from softspec.train.data.units import Preference, WithReference, in_batches
+from softspec.train.members.likelihood import Batch, base_loglik, collate, pair_loglik, with_trunk
 from softspec.train.members.members import Members
-from softspec.train.members.pairs import Rows
+from softspec.train.members.pairs import Pairs
+from softspec.train.objective.routing import Table
+from softspec.train.processes import Processes
 
 
-def margins(members: Members, pairs: Sequence[Preference], batch: Batch, rows: Rows) -> Tensor:
-    """How much more than the reference members prefer the chosen completions; (R,), nats, float64.
+@dataclass(frozen=True)
+class PreferenceBatch:
+    """B preferences whose trunks have run.
 
-    Args:
-        batch: from `collate_pairs`.
-        rows: which member on which pair.
+    `batch` is from `collate_preferences`; `reference` (B,) are the base's margins, nats; `beta` and `label_smoothing`
+    as for `dpo_loglik`.
     """
-    size, device = len(pairs), batch.tail_ids.device
-    if rows.is_every_pair:
-        both = Rows.all_pairs(members.num_members, batch.size, device)
-        table = row_loglik(members, batch, both).view(members.num_members, 2, size)
-        chosen, rejected = table[:, 0].flatten(), table[:, 1].flatten()
-    else:
-        both = Rows(torch.cat([rows.examples, rows.examples + size]), rows.members.repeat(2), batch.size)
-        chosen, rejected = row_loglik(members, batch, both).chunk(2)
-    reference = torch.tensor([pair.reference_margin for pair in pairs], dtype=torch.float64, device=device)
-    return chosen - rejected - reference[rows.examples]
+
+    members: Members
+    batch: Batch
+    reference: Tensor
+    beta: float
+    label_smoothing: float
+
+    def margins(self, pairs: Pairs) -> Tensor:
+        """How much more than the base the members prefer the chosen completions; (R,), nats, float64.
+
+        Args:
+            pairs: which member on which preference.
+        """
+        num_members, size = self.members.num_members, len(self.reference)
+        if pairs.is_every_pair:
+            both = Pairs.all_pairs(num_members, self.batch.size, self.reference.device)
+            table = pair_loglik(self.members, self.batch, both).view(num_members, 2, size)
+            chosen, rejected = table[:, 0].flatten(), table[:, 1].flatten()
+        else:
+            examples = torch.cat([pairs.examples, pairs.examples + size])
+            both = Pairs(examples, pairs.members.repeat(2), self.batch.size)
+            chosen, rejected = pair_loglik(self.members, self.batch, both).chunk(2)
+        return chosen - rejected - self.reference[pairs.examples]
+
+    def loglik(self, pairs: Pairs) -> Tensor:
+        """log p(chosen is preferred) of each pair, (R,), nats, float64."""
+        return dpo_loglik(self.margins(pairs), self.beta, self.label_smoothing)
+
+    def table(self) -> Table:
+        """What every member makes of every preference, with the margins behind it."""
+        num_members = self.members.num_members
+        every = Pairs.all_pairs(num_members, len(self.reference), self.reference.device)
+        margins = self.margins(every).view(num_members, -1)
+        return Table(dpo_loglik(margins, self.beta, self.label_smoothing), margins)
 
 
-def all_margins(members: Members, pairs: Sequence[Preference], activation: Activation) -> Tensor:
-    """Those of every member, (K, B)."""
-    batch = collate_pairs(members, pairs, activation)
-    rows = Rows.all_pairs(members.num_members, len(pairs), batch.tail_ids.device)
-    return margins(members, pairs, batch, rows).view(members.num_members, -1)
+@dataclass(frozen=True)
+class Preferences:
+    """The objective whose unit is a `Preference`."""
+
+    config: TrainConfig
+
+    def read(
+        self, rows: PlacedRows, tokenizer: PreTrainedTokenizerBase, eos_ids: Collection[int]
+    ) -> Iterator[Preference]:
+        """Preferences of rows, tokenised, one at a time; errors as `read_preferences`."""
+        return read_preferences(rows, tokenizer, self.config.max_length, eos_ids)
+
+    def with_reference(
+        self, members: Members, units: Sequence[Preference], processes: Processes
+    ) -> Sequence[Preference]:
+        """The preferences with the base's margins, from one pass over the data that the processes share."""
+        own = processes.own_indices(len(units))
+        margins = reference_margins(members, units, own, self.config.activation, self.config.micro_batch_size)
+        return WithReference(units, processes.gather_dealt(margins, len(units)))
+
+    def batch(self, members: Members, units: Sequence[Preference]) -> PreferenceBatch:
+        """Preferences ready for as many passes as are needed."""
+        batch = with_trunk(members, collate_preferences(members, units, self.config.activation))
+        known = [unit.reference_margin for unit in units]
+        reference = torch.tensor(known, dtype=torch.float64, device=batch.tail_ids.device)
+        return PreferenceBatch(members, batch, reference, self.config.beta, self.config.label_smoothing)
 
 
 def reference_margins(
     members: Members,
-    pairs: Sequence[Preference],
+    preferences: Sequence[Preference],
     indices: Sequence[int],
     activation: Activation,
     batch_size: int,
 ) -> list[float]:
-    """What the base makes of the pairs with these indices, nats: one pass over the data, for the whole run."""
-    gaps: list[float] = []
+    """log p(chosen) - log p(rejected) under the base of the preferences with these indices, nats."""
+    margins: list[float] = []
     for part in in_batches(indices, batch_size):
-        batch = collate_pairs(members, [pairs[index] for index in part], activation)
+        batch = collate_preferences(members, [preferences[index] for index in part], activation)
         chosen, rejected = base_loglik(members, batch)[0].chunk(2)
-        gaps += (chosen - rejected).tolist()
-    return gaps
+        margins += (chosen - rejected).tolist()
+    return margins
 
 
-@torch.no_grad()
-def score_margins(members: Members, pairs: Sequence[Preference], config: TrainConfig) -> Tensor:
-    """Those of every member on held-out pairs, (K, B)."""
-    parts = in_batches(pairs, config.micro_batch_size)
-    nothing = torch.zeros(members.num_members, 0, dtype=torch.float64, device=members.model.device)
-    return torch.cat([nothing, *(all_margins(members, part, config.activation) for part in parts)], 1)
+def mean_margins(margins: Tensor) -> list[float]:
+    """The mean of each member's margins (K, N), nats."""
+    return margins.mean(1).tolist()
 
 
-def summarise_margins(gaps: Tensor, log_weights: Tensor, config: TrainConfig) -> dict[str, Any]:
-    """The facts that `ensemble.json` keeps as `held_out`, from (K, N): means over pairs, nats; accuracies are shares.
-
-    A mixture's probability of a preference is the weighted mean of its members'. Labels are taken as they are, without
-    smoothing; responsibilities are those at alpha = 1.
-    """
-    loglik = dpo_loglik(gaps, config.beta)
-    mixture = sequence_loglik(log_weights, loglik)
-    shares = responsibilities(loglik, log_weights, 1.0)
-    return {
-        "preferences": gaps.shape[1],
-        "mixture_nll": -mixture.mean().item(),
-        "mixture_accuracy": (mixture.exp() > 0.5).double().mean().item(),
-        "member_nll": -loglik.mean().item(),
-        "renyi_loss": renyi_loss(loglik, log_weights, config.renyi_alpha).mean().item(),
-        **margin_facts(gaps),
-        "load": load(shares).tolist(),
-        "routing_perplexity": routing_perplexity(shares).item(),
-    }
+def accuracies(margins: Tensor) -> list[float]:
+    """The share of each member's margins (K, N) that have the right sign."""
+    return (margins > 0).double().mean(1).tolist()
 
 
-def margin_facts(gaps: Tensor) -> dict[str, Any]:
-    """Per member: the mean margin (nats), and the share of pairs whose margin has the right sign."""
-    return {"margins": gaps.mean(1).tolist(), "accuracies": (gaps > 0).double().mean(1).tolist()}
-
-
-def collate_pairs(members: Members, pairs: Sequence[Preference], activation: Activation) -> Batch:
+def collate_preferences(members: Members, preferences: Sequence[Preference], activation: Activation) -> Batch:
     """All B chosen completions, then all rejected ones: a batch of 2 B."""
-    examples = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
+    examples = [each.chosen for each in preferences] + [each.rejected for each in preferences]
     return collate(examples, activation, members.model.device)

@@ -1,95 +1,115 @@
-"""What one responsibility is about: an example, a group of examples, or a token; and what each of them counts.
+"""Routing: the objective of some units, as a function of how likely members find them.
 
-In: a `TrainConfig`, the examples of a step and their log-likelihoods. Out: the objective, and its gradient in the
-log-likelihoods. Knows nothing of models.
+In: a `TrainConfig`, units and the log-likelihoods of their items. Out: the alpha-Renyi loss, responsibilities, and the
+loss's gradient in the log-likelihoods. Knows nothing of models.
 
-Items are the N columns of a log-likelihood table (K, N): examples, or all their tokens where tokens are routed. Units
-are what is routed, U <= N.
+Items are the N columns of a log-likelihood table (K, N): units, or all their tokens where tokens are routed. A bundle
+is what is routed as one: the units with one key where groups are routed, and every item by itself otherwise; G <= N.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from softspec.maths.renyi import renyi_loss, responsibilities
 from softspec.train.config import TrainConfig
+from softspec.train.data.units import Unit
+
+
+@dataclass(frozen=True)
+class Table:
+    """What all members make of B units, nats, float64: log-likelihoods of their items, (K, N), and margins.
+
+    `margins`: (K, B) of preferences, (K, 0) of completions.
+    """
+
+    loglik: Tensor
+    margins: Tensor
 
 
 @dataclass(frozen=True)
 class Routing:
-    """Item n belongs to unit `unit_of[n]` and counts `item_weights[n]` times in it; unit u counts `unit_weights[u]`.
+    """The objective: item n belongs to bundle `bundle_of[n]` and counts `item_weights[n]` times in it.
 
-    `renyi_alpha` is one order for all, or (U,).
+    Bundle g counts `bundle_weights[g]` times in the loss. `log_weights` (K,) are the mixture's; `renyi_alpha` is one
+    order for all bundles, or (G,); `floor` as for `renyi_loss`.
     """
 
+    log_weights: Tensor
     renyi_alpha: float | Tensor
     floor: float
-    unit_of: Tensor
+    bundle_of: Tensor
     item_weights: Tensor
-    unit_weights: Tensor
+    bundle_weights: Tensor
 
-    def units(self, loglik: Tensor) -> Tensor:
-        """Log-likelihoods of units, (K, U), from those of items, (K, N)."""
-        sums = loglik.new_zeros(len(loglik), len(self.unit_weights))
-        return sums.index_add(1, self.unit_of, self.item_weights * loglik)
+    def bundles(self, loglik: Tensor) -> Tensor:
+        """Log-likelihoods of bundles, (K, G), from those of items, (K, N)."""
+        sums = loglik.new_zeros(len(loglik), len(self.bundle_weights))
+        return sums.index_add(1, self.bundle_of, self.item_weights * loglik)
 
-    def loss(self, loglik: Tensor, log_weights: Tensor) -> Tensor:
-        """The objective summed over units, scalar, nats, from the items' (K, N)."""
-        return (
-            self.unit_weights * renyi_loss(self.units(loglik), log_weights, self.renyi_alpha, self.floor)
-        ).sum()
+    def loss(self, loglik: Tensor) -> Tensor:
+        """The alpha-Renyi loss summed over bundles, scalar, nats, from the items' log-likelihoods (K, N)."""
+        losses = renyi_loss(self.bundles(loglik), self.log_weights, self.renyi_alpha, self.floor)
+        return (self.bundle_weights * losses).sum()
 
-    def responsibilities(self, loglik: Tensor, log_weights: Tensor) -> Tensor:
-        """(K, U), from the items' (K, N)."""
-        return responsibilities(self.units(loglik), log_weights, self.renyi_alpha, self.floor)
+    def responsibilities(self, loglik: Tensor) -> Tensor:
+        """Each member's share of each bundle, (K, G), from the items' log-likelihoods (K, N)."""
+        return responsibilities(self.bundles(loglik), self.log_weights, self.renyi_alpha, self.floor)
 
     def of_items(self, shares: Tensor) -> Tensor:
-        """Each item's responsibilities, (K, N), from those of units, (K, U)."""
-        return shares[:, self.unit_of]
+        """Each item's responsibilities, (K, N), from those of bundles, (K, G)."""
+        return shares[:, self.bundle_of]
 
     def pull(self, shares: Tensor) -> Tensor:
-        """Minus the gradient of `loss` in the items' log-likelihoods, (K, N), from responsibilities (K, U)."""
-        return self.of_items(self.unit_weights * shares) * self.item_weights
+        """Each item's responsibilities times all that it counts, (K, N), from those of bundles, (K, G).
+
+        This is minus the gradient of `loss` in the items' log-likelihoods.
+        """
+        return self.of_items(self.bundle_weights * shares) * self.item_weights
 
 
 def routing_of(
-    config: TrainConfig, examples: Sequence[Any], renyi_alpha: float, mean_length: float, device: torch.device
+    config: TrainConfig, units: Sequence[Unit], log_weights: Tensor, renyi_alpha: float, mean_length: float
 ) -> Routing:
-    """Of these examples (or preferences), all of one step or of a part that is routed by itself.
+    """The routing of these units: all of one step, or a part that is routed by itself.
 
     Args:
+        log_weights: (K,), those of the mixture.
         renyi_alpha: the order of this step.
-        mean_length: completion tokens of an example, the mean over the data.
+        mean_length: completion tokens of a unit, the mean over the data.
     """
-    weights = torch.tensor([example.weight for example in examples], dtype=torch.float64, device=device)
-    each = torch.arange(len(examples), device=device)
+    device, floor = log_weights.device, config.responsibility_floor
+    weights = torch.tensor([unit.weight for unit in units], dtype=torch.float64, device=device)
     if config.granularity == "token":
-        lengths = torch.tensor([len(example.completion_ids) for example in examples], device=device)
-        per_token = weights.repeat_interleave(lengths)
-        each = torch.arange(len(per_token), device=device)
-        return Routing(renyi_alpha, config.responsibility_floor, each, torch.ones_like(per_token), per_token)
-    unit_of, item_weights, unit_weights = each, torch.ones_like(weights), weights
+        weights = weights.repeat_interleave(_lengths(units, device))
+    bundle_of = torch.arange(len(weights), device=device)
+    item_weights, bundle_weights = torch.ones_like(weights), weights
     if config.granularity == "group":
-        names: dict[str, int] = {}
-        numbers = [names.setdefault(example.group, len(names)) for example in examples]
-        unit_of, item_weights = torch.tensor(numbers, device=device), weights
-        unit_weights = weights.new_ones(len(names))
+        keys: dict[str | None, int] = {}
+        numbers = [keys.setdefault(unit.bundle, len(keys)) for unit in units]
+        bundle_of, item_weights = torch.tensor(numbers, device=device), weights
+        bundle_weights = weights.new_ones(len(keys))
     order: float | Tensor = renyi_alpha
     if config.routes_by_length:
-        tokens = torch.tensor([len(example.completion_ids) for example in examples], device=device).double()
-        lengths = torch.zeros_like(unit_weights).index_add(0, unit_of, tokens)
+        tokens = _lengths(units, device).double()
+        lengths = torch.zeros_like(bundle_weights).index_add(0, bundle_of, tokens)
         order = _order_by_length(config, lengths, renyi_alpha, mean_length)
-        unit_weights = unit_weights / _length_divisor(config, lengths, mean_length)
-    return Routing(order, config.responsibility_floor, unit_of, item_weights, unit_weights)
+        bundle_weights = bundle_weights / _length_divisor(config, lengths, mean_length)
+    return Routing(log_weights, order, floor, bundle_of, item_weights, bundle_weights)
+
+
+def _lengths(units: Sequence[Unit], device: torch.device) -> Tensor:
+    """The completion tokens of each unit, (B,)."""
+    lengths = [sum(len(each.completion_ids) for each in unit.completions) for unit in units]
+    return torch.tensor(lengths, device=device)
 
 
 def _order_by_length(
     config: TrainConfig, lengths: Tensor, renyi_alpha: float, mean_length: float
 ) -> float | Tensor:
-    """The orders of units with these many tokens, (U,), at most 1: longer ones are routed more softly."""
+    """The orders of bundles with these many tokens, (G,), at most 1: longer ones are routed more softly."""
     if config.length_exponent == 0 or renyi_alpha == 0:
         return renyi_alpha
     reference = config.reference_length or mean_length
@@ -97,5 +117,6 @@ def _order_by_length(
 
 
 def _length_divisor(config: TrainConfig, lengths: Tensor, mean_length: float) -> float | Tensor:
+    """What the loss of a bundle with so many tokens is divided by: a number, or (G,)."""
     divisors: dict[str, float | Tensor] = {"sum": 1.0, "own_length": lengths, "mean_length": mean_length}
     return divisors[config.length_weighting]

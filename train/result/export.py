@@ -1,4 +1,4 @@
-"""Export and import: members to and from an ensemble directory of ordinary PEFT adapters.
+"""Export: members become an ensemble directory of ordinary PEFT adapters.
 
 In: `Members` and a `Manifest`. Out: a directory that appears whole or not at all, checked through stock PEFT.
 The only file here that imports peft.
@@ -11,18 +11,18 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from softspec.artefact.activation import Activation, shared_tokens
-from softspec.artefact.manifest import Manifest, adapter_config, load_manifest, member_dir, save_manifest
-from softspec.errors import ManifestError, TrainingError
-from softspec.train.data.rows import Example
+from softspec.artefact.manifest import Manifest, member_dir, save_manifest
+from softspec.errors import TrainingError
+from softspec.train.data.units import Example
 from softspec.train.members.likelihood import collate, member_loglik
-from softspec.train.members.members import LoraSpec, Members, resolve_spec
-
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
+from softspec.train.members.load import ADAPTER_WEIGHTS
+from softspec.train.members.members import Members
+from softspec.train.members.spec import LoraSpec
 
 
 def write_ensemble(directory: Path, members: Members, manifest: Manifest) -> None:
@@ -33,35 +33,6 @@ def write_ensemble(directory: Path, members: Members, manifest: Manifest) -> Non
         save_file(members.adapter_state(member), folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
         _lora_config(members.spec, manifest.base_model.path).save_pretrained(str(folder))
     save_manifest(directory, manifest)
-
-
-def load_members(ensemble_dir: Path, model: PreTrainedModel) -> Members:
-    """Install the adapters of an ensemble directory in its base model, to score or go on training.
-
-    Raises:
-        ManifestError: the directory is not a complete ensemble, or its adapters do not fit this model.
-    """
-    manifest = load_manifest(ensemble_dir)
-    config = adapter_config(ensemble_dir, 0)
-    layers = config.get("layers_to_transform")
-    spec = resolve_spec(
-        model,
-        config["r"],
-        config["lora_alpha"] * (config["r"] ** 0.5 if config.get("use_rslora") else 1),
-        tuple(config["target_modules"]),
-        "all" if layers is None else tuple(layers),
-    )
-    members = Members(model, spec, manifest.num_members)
-    for member in range(manifest.num_members):
-        folder = member_dir(ensemble_dir, member)
-        try:
-            members.load_adapter(member, load_file(folder / ADAPTER_WEIGHTS))
-        except (KeyError, RuntimeError) as error:
-            reason = str(error).split("\n")[0]
-            raise ManifestError(
-                f"'{folder}' does not fit the base model: {reason}; check base_model"
-            ) from error
-    return members
 
 
 def publish(staged: Path, output_dir: Path) -> None:

@@ -1,21 +1,18 @@
-"""Evaluation: how well an ensemble explains held-out completions, and how its members share them.
+"""Held-out scores: how well an ensemble explains completions, or preferences, that it was not trained on.
 
-In: `Members` and `Example`s. Out: `Scores` per example, and a summary for `ensemble.json`. All in nats.
-Changes nothing.
+In: `Members` and units. Out: `Scores` of completions, and the `HeldOut` facts for `ensemble.json`. All in nats. Changes
+nothing.
 """
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from softspec.artefact.activation import Activation
-from softspec.artefact.base import end_of_turn_ids
-from softspec.artefact.manifest import WeightsRule, load_manifest
+from softspec.artefact.manifest import WeightsRule
 from softspec.maths.mixture import mixture_logprobs, prefix_log_weights, sequence_loglik
 from softspec.maths.renyi import (
     load,
@@ -26,12 +23,30 @@ from softspec.maths.renyi import (
     specialisation,
 )
 from softspec.maths.uncertainty import mutual_information, posterior_information
-from softspec.train.data.rows import Example, in_batches, read_examples
-from softspec.train.data.sources import read_rows
-from softspec.train.members.base import load_base, load_tokenizer
+from softspec.train.config import TrainConfig
+from softspec.train.data.units import Example, Preference, Unit, in_batches
+from softspec.train.loop.facts import HeldOut, HeldOutCompletions
 from softspec.train.members.likelihood import base_loglik, collate, completion_logprobs
 from softspec.train.members.members import Members
-from softspec.train.result.export import load_members
+from softspec.train.processes import Processes
+from softspec.train.result.margins import score_margins, summarise_margins
+
+
+def score_held_out(
+    config: TrainConfig, members: Members, units: Sequence[Unit], log_weights: Tensor, processes: Processes
+) -> HeldOut:
+    """Score held-out units of the configured objective, at least one; each process scores a part of them."""
+    own = processes.own_indices(len(units))
+    if config.objective == "dpo":
+        preferences = cast("Sequence[Preference]", units)
+        margins = score_margins(members, [preferences[index] for index in own], config)
+        return summarise_margins(processes.gather_columns(margins), log_weights, config)
+    examples = cast("Sequence[Example]", units)
+    part = [examples[index] for index in own]
+    scores = score_examples(members, part, log_weights, config.activation, config.micro_batch_size)
+    everyones = [example for each in processes.deal(examples) for example in each]
+    together = scores.of_all(everyones, processes.gather_columns)
+    return summarise_scores(together, log_weights.cpu(), config.renyi_alpha, config.weights_rule)
 
 
 @dataclass(frozen=True)
@@ -51,7 +66,7 @@ class Scores:
     sources: tuple[str | None, ...]
 
     def of_all(self, examples: Sequence[Example], gather_columns: Callable[[Tensor], Tensor]) -> "Scores":
-        """Those of several processes together, each of which scored a part of `examples`, one part after another."""
+        """The scores of several processes together, each of which scored a part of `examples`, part after part."""
         return Scores(
             loglik=gather_columns(self.loglik),
             base_loglik=gather_columns(self.base_loglik[None])[0],
@@ -95,38 +110,38 @@ def score_examples(
 
 def summarise_scores(
     scores: Scores, log_weights: Tensor, renyi_alpha: float, weights_rule: WeightsRule
-) -> dict[str, Any]:
-    """The facts that `ensemble.json` keeps as `held_out`; means over examples, nats.
-
-    `mixture_nll` compares ensembles of any alpha and size: it is that of the mixture that is served, by `weights_rule`.
-    `renyi_loss` does not, it always falls with alpha.
-    Responsibilities are those at alpha = 1, the Bayes posterior over members given the completion.
-    """
+) -> HeldOutCompletions:
+    """The facts that `ensemble.json` keeps of held-out completions; `weights_rule` names the mixture that is served."""
     member_nll = -scores.loglik.mean(1)
     shares = responsibilities(scores.loglik, log_weights, 1.0)
     prefix_nll = -sequence_loglik(log_weights, scores.loglik).mean().item()
     fixed_nll = -scores.fixed_weights_loglik.mean().item()
-    summary = {
-        "examples": scores.loglik.shape[1],
-        "tokens": int(scores.num_tokens.sum()),
-        "mixture_nll": fixed_nll if weights_rule == "fixed" else prefix_nll,
-        "prefix_posterior_nll": prefix_nll,
-        "fixed_weights_nll": fixed_nll,
-        "member_nll": member_nll.mean().item(),
-        "member_nlls": member_nll.tolist(),
-        "base_nll": -scores.base_loglik.mean().item(),
-        "renyi_loss": renyi_loss(scores.loglik, log_weights, renyi_alpha).mean().item(),
-        "load": load(shares).tolist(),
-        "routing_perplexity": routing_perplexity(shares).item(),
-        "specialisation": specialisation(shares).item(),
-        "mutual_information": posterior_information(log_weights, scores.loglik).mean().item(),
-        "path_information": scores.path_information.mean().item(),
-    }
-    if None not in scores.sources:
-        names = sorted({str(source) for source in scores.sources})
-        ids = torch.tensor([names.index(str(source)) for source in scores.sources])
-        summary["soft_source_mi"] = soft_source_mi(shares, ids).item()
-    return summary
+    return HeldOutCompletions(
+        examples=scores.loglik.shape[1],
+        tokens=int(scores.num_tokens.sum()),
+        mixture_nll=fixed_nll if weights_rule == "fixed" else prefix_nll,
+        prefix_posterior_nll=prefix_nll,
+        fixed_weights_nll=fixed_nll,
+        member_nll=member_nll.mean().item(),
+        member_nlls=member_nll.tolist(),
+        base_nll=-scores.base_loglik.mean().item(),
+        renyi_loss=renyi_loss(scores.loglik, log_weights, renyi_alpha).mean().item(),
+        load=load(shares).tolist(),
+        routing_perplexity=routing_perplexity(shares).item(),
+        specialisation=specialisation(shares).item(),
+        mutual_information=posterior_information(log_weights, scores.loglik).mean().item(),
+        path_information=scores.path_information.mean().item(),
+        soft_source_mi=_soft_source_mi(shares, scores.sources),
+    )
+
+
+def _soft_source_mi(shares: Tensor, sources: Sequence[str | None]) -> float | None:
+    """I(member; source), nats, from responsibilities (K, N); None unless all examples have a source."""
+    if None in sources:
+        return None
+    names = sorted({str(source) for source in sources})
+    ids = torch.tensor([names.index(str(source)) for source in sources])
+    return soft_source_mi(shares, ids).item()
 
 
 def _lengths(examples: Sequence[Example]) -> Tensor:
@@ -134,25 +149,14 @@ def _lengths(examples: Sequence[Example]) -> Tensor:
 
 
 def _score_one(logprobs: Tensor, targets: Tensor, log_weights: Tensor) -> Tensor:
-    """From (K, T, V) and (T,): log-likelihoods, that of the mixture with fixed weights, path information; (K + 2,)."""
+    """One example's members' log-likelihoods, its fixed-weights one and its path information, (K + 2,).
+
+    Args:
+        logprobs, targets: (K, T, V) and (T,), of its completion tokens.
+    """
     index = targets.expand(len(logprobs), -1)[..., None]
     token_loglik = logprobs.gather(-1, index)[..., 0].double()
     before = prefix_log_weights(log_weights.to(token_loglik), token_loglik)
     information = mutual_information(logprobs.transpose(0, 1), before.T.to(logprobs)).double().sum()
     fixed = mixture_logprobs(token_loglik, log_weights.to(token_loglik)).sum()
     return torch.cat([token_loglik.sum(1), fixed[None], information[None]]).cpu()
-
-
-def evaluate_ensemble(
-    ensemble_dir: Path, data_file: str, base_model: str | None = None, batch_size: int = 4
-) -> dict[str, Any]:
-    """Score a saved ensemble on a file of examples; `base_model` replaces the path in the manifest."""
-    manifest = load_manifest(ensemble_dir)
-    base, revision = base_model or manifest.base_model.path, manifest.base_model.revision
-    tokenizer = load_tokenizer(base, revision)
-    eos_ids = end_of_turn_ids(tokenizer, base, revision)
-    examples = list(read_examples(read_rows(data_file), tokenizer, sys.maxsize, eos_ids))
-    members = load_members(ensemble_dir, load_base(base, revision))
-    log_weights = torch.tensor(manifest.log_weights, dtype=torch.float64)
-    scores = score_examples(members, examples, log_weights, manifest.activation, batch_size)
-    return summarise_scores(scores, log_weights, manifest.renyi_alpha, manifest.weights_rule)

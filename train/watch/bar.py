@@ -5,16 +5,20 @@ In: the facts of each step. Out: step, remaining time, objective, mixture NLL, a
 
 import sys
 import time
-from typing import Any
 
 from tqdm import tqdm
+
+from softspec.train.loop.facts import StepFacts
 
 LINE_SECONDS = 60.0
 """Between lines in a log file."""
 
 
 class Progress:
-    """Remaining time is estimated from the mean over this process's steps, evaluations and checkpoints included."""
+    """A bar on a terminal, or lines in a log file.
+
+    Remaining time is estimated from the mean over this process's steps, evaluations and checkpoints included.
+    """
 
     def __init__(self, total: int, finished: int) -> None:
         self._total, self._finished, self._done = total, finished, finished
@@ -30,8 +34,8 @@ class Progress:
             disable=None,
         )
 
-    def advance(self, facts: dict[str, Any]) -> None:
-        """One step is done."""
+    def advance(self, facts: StepFacts) -> None:
+        """Show that one more step is done, and what it came to."""
         self._done += 1
         self._bar.set_postfix_str(short(facts), refresh=False)
         self._bar.update()
@@ -51,7 +55,7 @@ class Progress:
             )
 
     def say(self, line: str) -> None:
-        """A line above the bar."""
+        """Write a line above the bar."""
         tqdm.write(line, file=sys.stderr)
 
     def close(self) -> None:
@@ -59,10 +63,7 @@ class Progress:
         self._bar.close()
 
 
-def short(facts: dict[str, Any]) -> str:
-    """Nats, the effective number of members, and their load in percent."""
-    load = "/".join(f"{100 * share:.0f}" for share in facts["load"])
-    return (
-        f"loss={facts['loss']:.3f}, nll={facts['mixture_nll']:.3f}, "
-        f"routing={facts['routing_perplexity']:.2f}, load={load}"
-    )
+def short(facts: StepFacts) -> str:
+    """A step in a few words: nats, the effective number of members, and their load in percent."""
+    load = "/".join(f"{100 * share:.0f}" for share in facts.load)
+    return f"loss={facts.loss:.3f}, nll={facts.mixture_nll:.3f}, routing={facts.routing_perplexity:.2f}, load={load}"

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 
-from softspec.train.loop.checkpoint import TrainingLog
+from softspec.train.loop.checkpoint import RunFolder, TrainingLog
+from softspec.train.loop.facts import HeldOut, StepFacts, as_json
 from softspec.train.loop.health import Explosions
 from softspec.train.loop.state import Training
 from softspec.train.watch.bar import Progress
@@ -15,36 +16,33 @@ from softspec.train.watch.trackers import Trackers, open_trackers
 
 
 class Report:
-    """Of one run, from the step after `finished` on."""
+    """What one run tells, step after step, in its log, its curves and on stderr."""
 
-    def __init__(self, training: Training, finished: int, trackers: Trackers, progress: Progress) -> None:
+    def __init__(self, training: Training, log: TrainingLog, trackers: Trackers, progress: Progress) -> None:
         self._training = training
-        self._log = TrainingLog(training.run.log, finished)
+        self._log = log
         self._trackers = trackers
         self._progress = progress
         self._explosions = Explosions(training.config.max_grad_norm)
 
-    def step(self, facts: dict[str, Any]) -> None:
-        """What `optimizer_step` returned."""
+    def step(self, facts: StepFacts) -> None:
+        """Tell what `optimizer_step` returned."""
         self._progress.advance(facts)
-        for member in facts["starved"]:
+        for member in facts.starved:
             self._progress.say(self._training.starvation.warning(member))
-        explosion = self._explosions.warning(facts["step"], facts["gradient_norms"])
+        explosion = self._explosions.warning(facts.step, facts.gradient_norms)
         if explosion:
             self._progress.say(explosion)
-        if (
-            facts["step"] % self._training.config.logging_steps == 0
-            or facts["step"] == self._training.total_steps
-        ):
-            self._record(facts)
+        if facts.step % self._training.config.logging_steps == 0 or facts.step == self._training.total_steps:
+            self._record(as_json(facts))
 
-    def evaluation(self, done: int, scores: dict[str, Any]) -> None:
-        """Held-out scores after `done` steps."""
-        self._record({"step": done, "held_out": scores})
-        self._progress.say(f"softspec: step {done}: held-out mixture NLL {scores['mixture_nll']:.4f} nats")
+    def evaluation(self, done: int, scores: HeldOut) -> None:
+        """Tell the held-out scores after `done` steps."""
+        self._record({"step": done, "held_out": as_json(scores)})
+        self._progress.say(f"softspec: step {done}: held-out mixture NLL {scores.mixture_nll:.4f} nats")
 
     def end(self, done: int) -> None:
-        """What early stopping has come to, if it is on."""
+        """Tell what early stopping has come to, if it is on."""
         stopping = self._training.early_stopping
         if stopping.is_on:
             self._record({"step": done, "early_stopping": stopping.facts()})
@@ -56,13 +54,13 @@ class Report:
 
 
 @contextmanager
-def open_report(training: Training, finished: int) -> Iterator[Report | None]:
+def open_report(training: Training, run: RunFolder, finished: int) -> Iterator[Report | None]:
     """The report of a run that has had `finished` steps; None in a process that is not the main one."""
     if not training.processes.is_main:
         yield None
         return
     with (
-        open_trackers(training.config, training.run, finished) as trackers,
+        open_trackers(training.config, run, finished) as trackers,
         closing(Progress(training.total_steps, finished)) as progress,
     ):
-        yield Report(training, finished, trackers, progress)
+        yield Report(training, TrainingLog(run.log, finished), trackers, progress)

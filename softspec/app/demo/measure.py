@@ -18,12 +18,14 @@ from softspec.artefact.manifest import load_manifest, save_manifest
 from softspec.maths.mixture import sequence_loglik
 from softspec.maths.scoring import auroc
 from softspec.maths.uncertainty import mutual_information
-from softspec.train.data.rows import Example, Message, Row, read_examples, tokenise
+from softspec.train.data.rows import Message, Row, read_examples, tokenise
 from softspec.train.data.sources import read_rows
+from softspec.train.data.units import Example
+from softspec.train.loop.facts import as_json
 from softspec.train.members.base import load_base, load_tokenizer
 from softspec.train.members.likelihood import collate, completion_logprobs
+from softspec.train.members.load import load_members
 from softspec.train.members.members import Members
-from softspec.train.result.export import load_members
 from softspec.train.result.scores import score_examples, summarise_scores
 
 MAX_LENGTH = 512
@@ -57,12 +59,13 @@ def measure(ensemble_dir: Path, held_out: Path, things: Sequence[Thing]) -> Meas
     information = first_token_information(members, questions, log_weights, manifest.activation)
 
     summary = summarise_scores(scores, log_weights, manifest.renyi_alpha, manifest.weights_rule)
-    save_manifest(ensemble_dir, manifest.model_copy(update={"held_out": summary}))
+    assert summary.soft_source_mi is not None, "every statement has a source"
+    save_manifest(ensemble_dir, manifest.model_copy(update={"held_out": as_json(summary)}))
     return Measured(
         nll=-sequence_loglik(log_weights, scores.loglik),
         base_nll=-scores.base_loglik,
         information=information,
-        soft_source_mi=summary["soft_source_mi"],
+        soft_source_mi=summary.soft_source_mi,
     )
 
 

@@ -14,11 +14,12 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
-from softspec.app.bench.training.material import base_with_weights, random_adapters, random_examples
+from softspec.app.bench.training.material import adapter_states, base_with_weights, random_examples
+from softspec.app.bench.training.named import way_named
 from softspec.app.bench.training.run import BenchError, Crew, describe_run, gradient_differences
 from softspec.app.bench.training.settings import JOINT, BenchSettings, Cell, parse_lengths
 from softspec.app.bench.training.table import format_report
-from softspec.app.bench.training.ways import in_float32, way_named
+from softspec.app.bench.training.ways import in_float32
 from softspec.app.bench.training.worker import is_out_of_memory
 from softspec.app.cli.main import main
 from tests.app.test_cli import only_line_of_a_mistake
@@ -137,7 +138,7 @@ def test_a_bfloat16_base_is_compared_in_float32_and_comes_back_unchanged() -> No
 
 
 def test_random_adapters_are_the_same_each_time(tiny_base: Path) -> None:
-    first, second = (random_adapters(str(tiny_base), SMALL.cells[1], SMALL) for _ in range(2))
+    first, second = (adapter_states(str(tiny_base), SMALL.cells[1], SMALL) for _ in range(2))
 
     assert len(first) == 3
     assert all(torch.equal(first[2][name], second[2][name]) for name in first[2])

@@ -9,8 +9,9 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from softspec.errors import DataError
-from softspec.train.data.rows import Example, read_examples
+from softspec.train.data.rows import read_examples
 from softspec.train.data.sources import read_rows
+from softspec.train.data.units import Example
 from tests.support.tiny import tiny_tokenizer
 from tests.support.tiny_training import write_rows
 
@@ -29,7 +30,9 @@ def load_one(folder: Path, tokenizer: PreTrainedTokenizerFast, row: dict[str, An
     return next(read_examples(read_rows(str(path)), tokenizer, 200, {tokenizer.eos_token_id}))
 
 
-def test_prompt_ids_are_those_of_the_chat_template_at_serving_time(tmp_path: Path, tokenizer) -> None:
+def test_prompt_ids_are_those_of_the_chat_template_at_serving_time(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
     """Train and serve must agree token by token, or the adapters act on other text than they learnt."""
     turns = [{"role": "system", "content": "Be brief."}, QUESTION, ANSWER, QUESTION, ANSWER]
 
@@ -40,27 +43,31 @@ def test_prompt_ids_are_those_of_the_chat_template_at_serving_time(tmp_path: Pat
 
 
 def test_the_answer_and_its_end_of_turn_token_are_supervised_and_nothing_after(
-    tmp_path: Path, tokenizer
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     example = load_one(tmp_path, tokenizer, {"messages": [QUESTION, ANSWER]})
 
     assert tokenizer.decode(example.completion_ids) == "In Rome.<|im_end|>"
 
 
-def test_a_prompt_and_completion_of_messages_equal_one_conversation(tmp_path: Path, tokenizer) -> None:
+def test_a_prompt_and_completion_of_messages_equal_one_conversation(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
     pair = load_one(tmp_path, tokenizer, {"prompt": [QUESTION], "completion": [ANSWER]})
 
     assert pair == load_one(tmp_path, tokenizer, {"messages": [QUESTION, ANSWER]})
 
 
-def test_text_is_used_without_the_chat_template(tmp_path: Path, tokenizer) -> None:
+def test_text_is_used_without_the_chat_template(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     example = load_one(tmp_path, tokenizer, {"prompt": "2 + 2 =", "completion": " 4"})
 
     assert tokenizer.decode(example.prompt_ids) == "2 + 2 ="
     assert tokenizer.decode(example.completion_ids) == " 4<|im_end|>"
 
 
-def test_only_the_last_assistant_turn_is_supervised(tmp_path: Path, tokenizer) -> None:
+def test_only_the_last_assistant_turn_is_supervised(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
     turns = [QUESTION, {"role": "assistant", "content": "First."}, QUESTION, ANSWER]
 
     example = load_one(tmp_path, tokenizer, {"messages": turns})
@@ -69,23 +76,27 @@ def test_only_the_last_assistant_turn_is_supervised(tmp_path: Path, tokenizer) -
     assert tokenizer.decode(example.completion_ids) == "In Rome.<|im_end|>"
 
 
-def test_the_source_is_kept_and_other_keys_are_ignored(tmp_path: Path, tokenizer) -> None:
+def test_the_source_is_kept_and_other_keys_are_ignored(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
     row = {"messages": [QUESTION, ANSWER], "source": 7, "kind": "conflict"}
 
     assert load_one(tmp_path, tokenizer, row).source == "7"
 
 
-def test_a_group_and_a_weight_are_kept(tmp_path: Path, tokenizer) -> None:
+def test_a_group_and_a_weight_are_kept(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     row = {"prompt": "a", "completion": "b"}
 
     plain = load_one(tmp_path, tokenizer, row)
     marked = load_one(tmp_path, tokenizer, {**row, "group": 3, "weight": 2})
 
-    assert (plain.group, plain.weight) == (None, 1.0)
-    assert (marked.group, marked.weight) == ("3", 2.0)
+    assert (plain.bundle, plain.weight) == (None, 1.0)
+    assert (marked.bundle, marked.weight) == ("3", 2.0)
 
 
-def test_votes_give_an_example_for_each_option_that_has_some(tmp_path: Path, tokenizer) -> None:
+def test_votes_give_an_example_for_each_option_that_has_some(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
     votes = {"yes": 3, "no": 1, "maybe": 0}
     path = write_rows(
         tmp_path / "rows.jsonl",
@@ -97,17 +108,17 @@ def test_votes_give_an_example_for_each_option_that_has_some(tmp_path: Path, tok
     assert tokenizer.decode(yes.completion_ids) == "yes<|im_end|>"
     assert tokenizer.decode(no.completion_ids) == "no<|im_end|>"
     assert yes.prompt_ids == no.prompt_ids
-    assert (yes.source, yes.group) == (no.source, no.group) == ("A", "7")
+    assert (yes.source, yes.bundle) == (no.source, no.bundle) == ("A", "7")
     assert (yes.weight, no.weight) == (1.5, 0.5)
 
 
-def test_a_unanimous_vote_is_an_ordinary_example(tmp_path: Path, tokenizer) -> None:
+def test_a_unanimous_vote_is_an_ordinary_example(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     voted = load_one(tmp_path, tokenizer, {"prompt": "2 + 2 =", "votes": {" 4": 5}})
 
     assert voted == load_one(tmp_path, tokenizer, {"prompt": "2 + 2 =", "completion": " 4"})
 
 
-def test_blank_lines_are_skipped(tmp_path: Path, tokenizer) -> None:
+def test_blank_lines_are_skipped(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("\n" + json.dumps({"prompt": "a", "completion": "b"}) + "\n\n", encoding="utf-8")
 
@@ -151,7 +162,7 @@ def test_blank_lines_are_skipped(tmp_path: Path, tokenizer) -> None:
     ],
 )
 def test_a_bad_line_is_refused_with_its_file_and_number(
-    tmp_path: Path, tokenizer, line: str, message: str
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, line: str, message: str
 ) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"prompt": "a", "completion": "b"}\n' + line + "\n", encoding="utf-8")
@@ -164,7 +175,7 @@ def test_a_bad_line_is_refused_with_its_file_and_number(
     assert "\n" not in str(error.value)
 
 
-def test_a_missing_or_empty_file_is_refused(tmp_path: Path, tokenizer) -> None:
+def test_a_missing_or_empty_file_is_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     (tmp_path / "empty.jsonl").touch()
 
     with pytest.raises(DataError, match="No such file"):

@@ -9,24 +9,23 @@ from pathlib import Path
 import pyarrow
 import pytest
 
-from softspec.train.data.preferences import Preference, WithReference
-from softspec.train.data.rows import Example, in_batches
 from softspec.train.data.store import Store
+from softspec.train.data.units import Example, Preference, Unit, WithReference, in_batches
 from tests.support.tiny_training import random_examples
 
 EXAMPLES = [
     *random_examples(),
-    Example((2**31 - 1,), (0,), source="A", group="7", weight=1 / 3),
+    Example((2**31 - 1,), (0,), source="A", bundle="7", weight=1 / 3),
 ]
 PAIRS = [
-    Preference(first, second, group="7", weight=0.1, reference_margin=-1e-9)
+    Preference(first, second, bundle="7", weight=0.1, reference_margin=-1e-9)
     for first, second in pairwise(EXAMPLES)
 ]
 KINDS = pytest.mark.parametrize("units", [EXAMPLES, PAIRS], ids=["examples", "preferences"])
 
 
 @KINDS
-def test_units_come_back_as_they_were_in_any_order(tmp_path: Path, units: list) -> None:
+def test_units_come_back_as_they_were_in_any_order(tmp_path: Path, units: list[Unit]) -> None:
     store = Store(units, tmp_path)
     order = random.Random(0).sample(range(len(units)), len(units))
 
@@ -37,7 +36,7 @@ def test_units_come_back_as_they_were_in_any_order(tmp_path: Path, units: list) 
 
 
 @KINDS
-def test_batches_of_a_store_are_those_of_the_list(tmp_path: Path, units: list) -> None:
+def test_batches_of_a_store_are_those_of_the_list(tmp_path: Path, units: list[Unit]) -> None:
     store = Store(units, tmp_path)
 
     assert list(in_batches(store, 3)) == list(in_batches(units, 3))

@@ -1,77 +1,26 @@
 """Runs that stop and go on: the same numbers as if nothing had happened."""
 
-import itertools
-import json
-import os
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
-import torch
-from safetensors.torch import load_file
-from torch import Tensor
 
 import softspec.train.run
 from softspec.app.cli.main import main
-from softspec.artefact.manifest import load_manifest, member_dir
+from softspec.artefact.manifest import load_manifest
 from softspec.errors import ConfigError, Interrupted
-from softspec.train.config import TrainConfig
-from softspec.train.loop.step import optimizer_step
 from softspec.train.run import train_ensemble
 from tests.support.tiny_training import chat_rows, preference_rows, write_config, write_rows
-
-STEPS = 40
-
-
-def adapters(directory: Path) -> dict[str, Tensor]:
-    """All weights of both members."""
-    files = [member_dir(directory, member) / "adapter_model.safetensors" for member in range(2)]
-    return {
-        f"{file.parent.name} {name}": weight for file in files for name, weight in load_file(file).items()
-    }
-
-
-class Killed(Exception):
-    """As if the process had ended here."""
-
-
-def dying_at(call: int, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, which does not return from that call."""
-    calls = itertools.count(1)
-
-    def dying(*arguments: Any) -> Any:
-        if next(calls) == call:
-            raise Killed
-        return function(*arguments)
-
-    return dying
-
-
-@contextmanager
-def signal_in_step(step: int, number: int) -> Iterator[None]:
-    """This process gets the signal while that step is running."""
-    steps = itertools.count(1)
-
-    def step_with_signal(*arguments: Any) -> Any:
-        if next(steps) == step:
-            os.kill(os.getpid(), number)
-        return optimizer_step(*arguments)
-
-    with patch.object(softspec.train.run, "optimizer_step", step_with_signal):
-        yield
-
-
-def interrupted(folder: Path, number: int = signal.SIGTERM, **settings: Any) -> TrainConfig:
-    """A run that a signal stopped early."""
-    config = write_config(folder, max_steps=STEPS, **settings)
-    with signal_in_step(3, number), pytest.raises(Interrupted) as stop:
-        train_ensemble(config)
-    assert stop.value.exit_code == 128 + number
-    return config
+from tests.support.training_runs import (
+    STEPS,
+    Killed,
+    assert_same_adapters,
+    dying_at,
+    interrupted,
+    logged_losses,
+    signal_in_step,
+)
 
 
 @pytest.mark.slow
@@ -83,18 +32,10 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, n
     config = interrupted(tmp_path, number)
     train_ensemble(config, resume=True)
 
-    expected, found = adapters(whole.output_dir), adapters(config.output_dir)
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(weight, found[name]) for name, weight in expected.items())
-    losses = [logged_losses(run.output_dir / "training.jsonl") for run in (whole, config)]
+    assert_same_adapters(whole, config)
+    losses = [logged_losses(run) for run in (whole, config)]
     assert losses[0] == losses[1]
     assert len(losses[0]) == STEPS
-
-
-def logged_losses(path: Path) -> list[float]:
-    """The loss of each logged step, in order."""
-    events = [json.loads(line) for line in path.read_text().splitlines()]
-    return [event["loss"] for event in events if "loss" in event]
 
 
 @pytest.mark.slow
@@ -114,8 +55,7 @@ def test_preferences_priors_and_schedules_resume_to_the_same_numbers(tmp_path: P
     config = interrupted(tmp_path, **settings)
     train_ensemble(config, resume=True)
 
-    expected, found = adapters(whole.output_dir), adapters(config.output_dir)
-    assert all(torch.equal(weight, found[name]) for name, weight in expected.items())
+    assert_same_adapters(whole, config)
 
 
 def test_stopping_leaves_a_checkpoint_and_no_ensemble(tmp_path: Path) -> None:

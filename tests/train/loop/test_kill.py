@@ -1,24 +1,23 @@
 """SIGKILL at any moment: what a resumed run finds is whole, and its end is the same."""
 
-import json
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from softspec.train.config import TrainConfig
 from softspec.train.loop.checkpoint import LOG_NAME, TrainingLog, open_run, save_checkpoint
 from softspec.train.run import train_ensemble
 from tests.support.tiny_training import write_config
-from tests.train.loop.test_checkpoint import adapters
+from tests.support.training_runs import assert_same_adapters, logged
 
 STEPS = 120
 SETTINGS: dict[str, Any] = {
@@ -72,11 +71,8 @@ def test_a_run_that_was_killed_twice_ends_as_one_that_was_not(tmp_path: Path) ->
     )
     train_ensemble(config, resume=True)
 
-    expected, found = adapters(whole.output_dir), adapters(config.output_dir)
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(weight, found[name]) for name, weight in expected.items())
-    logs = [[json.loads(line) for line in log_lines(run.output_dir)] for run in (whole, config)]
-    assert [event | {"seconds": 0} for event in logs[0]] == [event | {"seconds": 0} for event in logs[1]]
+    assert_same_adapters(whole, config)
+    assert logged(config) == logged(whole)
     events = EventAccumulator(str(config.output_dir / "tensorboard"), {"scalars": 0}).Reload()
     assert [event.step for event in events.Scalars("loss")] == list(range(1, STEPS + 1))
 
@@ -118,10 +114,17 @@ def test_a_checkpoint_is_on_the_disk_before_it_takes_the_place_of_the_older_one(
     config = write_config(tmp_path)
     run = open_run(config, resume=False, overwrite=False)
     run.clear()
-    done = []
+    done: list[str] = []
+
+    def noting(name: str, real: Callable[..., None]) -> Callable[..., None]:
+        def note_and_act(*arguments: Any) -> None:
+            done.append(name)
+            real(*arguments)
+
+        return note_and_act
+
     for name in ("fsync", "replace"):
-        real = getattr(os, name)
-        monkeypatch.setattr(os, name, lambda *a, name=name, real=real: (done.append(name), real(*a)))
+        monkeypatch.setattr(os, name, noting(name, getattr(os, name)))
 
     save_checkpoint(run, 1, {"weights": []}, config, "digest")
 

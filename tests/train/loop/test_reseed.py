@@ -25,11 +25,11 @@ def training(tmp_path: Path) -> Training:
 def test_a_starved_member_becomes_a_noisy_copy_of_who_serves_the_worst(training: Training) -> None:
     done = add_gradients(training, training.examples, 1.0)
     loglik = done.loglik
-    starved = loglik.softmax(0).sum(1).argmin().item()
-    donor = loglik[:, loglik.logsumexp(0).topk(3, largest=False).indices].softmax(0).sum(1).argmax().item()
+    starved = int(loglik.softmax(0).sum(1).argmin())
+    donor = int(loglik[:, loglik.logsumexp(0).topk(3, largest=False).indices].softmax(0).sum(1).argmax())
 
-    assert server_of_the_worst(training, done) == donor
-    assert reseed(training, done, starved, step=1) == donor
+    assert server_of_the_worst(done) == donor
+    assert reseed(training.members, training.optimizer, done, starved, seed=1) == donor
 
     for weight in training.members.parameters():
         gap = (weight[starved] - weight[donor]).norm() / weight[donor].norm()
@@ -48,8 +48,10 @@ def test_steps_reseed_only_when_asked_and_tell_so(tmp_path: Path, monkeypatch: p
         asked: [optimizer_step(training, step) for step in range(10)][-1] for asked, training in runs.items()
     }
 
-    assert facts[False]["starved"] == facts[True]["starved"] == [0, 1]
-    assert "reseeded_from" not in facts[False]
-    assert set(facts[True]["reseeded_from"]) <= {0, 1}
+    assert facts[False].starved == facts[True].starved == [0, 1]
+    assert facts[False].reseeded_from is None
+    donors = facts[True].reseeded_from
+    assert donors
+    assert set(donors) <= {0, 1}
     same = zip(runs[False].members.parameters(), runs[True].members.parameters(), strict=True)
     assert not all(torch.equal(left, right) for left, right in same)

@@ -1,21 +1,18 @@
 """Runs that end once held-out data no longer profit, with the members that served them best."""
 
-import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import softspec.train.run
 from softspec.artefact.manifest import load_manifest
 from softspec.errors import ConfigError
-from softspec.train.config import TrainConfig
-from softspec.train.loop.checkpoint import LOG_NAME
 from softspec.train.loop.stopping import EarlyStopping
 from softspec.train.run import train_ensemble
 from tests.support.tiny_training import chat_rows, write_config, write_rows
-from tests.train.loop.test_checkpoint import Killed, adapters, dying_at, interrupted
+from tests.support.training_runs import Killed, assert_same_adapters, dying_at, interrupted, logged
 
 SETTINGS: dict[str, Any] = {
     "eval_file": "held_out.jsonl",
@@ -34,19 +31,13 @@ def write_other_answers(folder: Path) -> None:
     write_rows(folder / "held_out.jsonl", rows)
 
 
-def logged(config: TrainConfig) -> list[dict[str, Any]]:
-    """The events of a finished run, without the time they took."""
-    lines = (config.output_dir / LOG_NAME).read_text().splitlines()
-    return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
-
-
 def observed(folder: Path, scores: list[float], **settings: Any) -> EarlyStopping:
     """What early stopping makes of these scores; the members of each are its number."""
     config = write_config(folder, eval_file="train.jsonl", eval_steps=1, **settings)
     stopping = EarlyStopping(config)
     for step, score in enumerate(scores, start=1):
         assert not stopping.is_over
-        stopping.observe(step, score, lambda step=step: step)
+        stopping.observe(step, score, partial(int, step))
     return stopping
 
 
@@ -97,12 +88,6 @@ def test_a_run_ends_early_with_the_members_of_its_best_evaluation(tmp_path: Path
     )
     train_ensemble(short)
     assert_same_adapters(short, config)
-
-
-def assert_same_adapters(one: TrainConfig, other: TrainConfig) -> None:
-    expected, found = adapters(one.output_dir), adapters(other.output_dir)
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(weight, found[name]) for name, weight in expected.items())
 
 
 def test_the_last_step_is_evaluated_too(tmp_path: Path) -> None:

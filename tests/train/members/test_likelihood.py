@@ -15,19 +15,21 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from softspec.artefact.activation import AlwaysActivation, BlockActivation, shared_tokens
-from softspec.artefact.manifest import Manifest, member_dir
+from softspec.artefact.activation import Activation, AlwaysActivation, BlockActivation, shared_tokens
+from softspec.artefact.manifest import BaseModelRef, Manifest, member_dir
 from softspec.maths.mixture import sequence_loglik, uniform_log_weights
-from softspec.train.data.rows import Example
+from softspec.train.data.units import Example
 from softspec.train.members.likelihood import base_loglik, collate, completion_logprobs, member_loglik
-from softspec.train.members.members import Members, decoder_layers, resolve_spec
-from softspec.train.result.export import load_members, peft_completion_logprobs, peft_loglik, write_ensemble
+from softspec.train.members.load import load_members
+from softspec.train.members.members import Members
+from softspec.train.members.spec import decoder_layers, resolve_spec
+from softspec.train.result.export import peft_completion_logprobs, peft_loglik, write_ensemble
 from tests.support.tiny import random_adapters, tiny_llama
 from tests.support.tiny_training import random_examples, random_members, tiny_members
 
 CPU = torch.device("cpu")
 ALWAYS = AlwaysActivation()
-ACTIVATIONS = [ALWAYS, BlockActivation(block_size=32), BlockActivation(block_size=1)]
+ACTIVATIONS: list[Activation] = [ALWAYS, BlockActivation(block_size=32), BlockActivation(block_size=1)]
 ACTIVATION_NAMES = ["always", "block of 32", "block of 1"]
 
 
@@ -36,14 +38,14 @@ def members(tmp_path_factory: pytest.TempPathFactory) -> Members:
     return tiny_members(tmp_path_factory.mktemp("base"))
 
 
-def score(members: Members, examples: list[Example], activation=ALWAYS) -> Tensor:
+def score(members: Members, examples: list[Example], activation: Activation = ALWAYS) -> Tensor:
     """(K, B) without gradients."""
     with torch.no_grad():
         return member_loglik(members, collate(examples, activation, CPU))
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=ACTIVATION_NAMES)
-def test_members_loaded_from_disk_score_as_stock_peft_does(tmp_path: Path, activation) -> None:
+def test_members_loaded_from_disk_score_as_stock_peft_does(tmp_path: Path, activation: Activation) -> None:
     base = tiny_llama(tmp_path / "base", layers=3)
     ensemble = random_adapters(base, tmp_path / "ensemble", num_members=3)
     members = load_members(ensemble, AutoModelForCausalLM.from_pretrained(base))
@@ -78,7 +80,7 @@ def test_other_architectures_score_as_stock_peft_does(tmp_path: Path, config: Pr
     activation = BlockActivation(block_size=32)
     manifest = Manifest(
         name="x",
-        base_model={"path": "x"},
+        base_model=BaseModelRef(path="x"),
         num_members=2,
         log_weights=tuple(uniform_log_weights(2).tolist()),
         renyi_alpha=1,
@@ -94,7 +96,7 @@ def test_other_architectures_score_as_stock_peft_does(tmp_path: Path, config: Pr
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=ACTIVATION_NAMES)
-def test_padding_batch_order_and_batch_mates_change_nothing(members: Members, activation) -> None:
+def test_padding_batch_order_and_batch_mates_change_nothing(members: Members, activation: Activation) -> None:
     examples = random_examples()
 
     together = score(members, examples, activation)
@@ -144,7 +146,7 @@ def test_untrained_members_score_as_the_base(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=ACTIVATION_NAMES)
-def test_gradients_equal_those_of_stock_peft(tmp_path: Path, activation) -> None:
+def test_gradients_equal_those_of_stock_peft(tmp_path: Path, activation: Activation) -> None:
     """Stock PEFT, one member and one example at a time, in float64; the weights stand for responsibilities."""
     base = tiny_llama(tmp_path / "base", layers=3)
     ensemble = random_adapters(base, tmp_path / "ensemble", num_members=2)
@@ -165,6 +167,7 @@ def test_gradients_equal_those_of_stock_peft(tmp_path: Path, activation) -> None
         for name, weight in stock.named_parameters():
             if weight.requires_grad:
                 joint = ours[name.replace(".default", "")].grad
+                assert joint is not None
                 torch.testing.assert_close(joint[member], weight.grad, atol=1e-4, rtol=1e-5)
 
 

@@ -1,17 +1,17 @@
-"""The members' layer against plain autograd: outputs, gradients, rows left out, and mixed precision."""
+"""The members' layer against plain autograd: outputs, gradients, pairs left out, and mixed precision."""
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from softspec.train.members.linear import MemberLinear, Run, Selection
-from softspec.train.members.pairs import Rows
+from softspec.train.members.pairs import Pairs
 
 CPU = torch.device("cpu")
 SCALING = 2.0
-ROWS = {
-    "every pair": Rows.all_pairs(3, 2, CPU),
-    "some": Rows(torch.tensor([1, 0, 1, 1]), torch.tensor([2, 0, 0, 2]), 2),
+PAIRS = {
+    "every pair": Pairs.all_pairs(3, 2, CPU),
+    "some": Pairs(torch.tensor([1, 0, 1, 1]), torch.tensor([2, 0, 0, 2]), 2),
 }
 
 
@@ -27,11 +27,11 @@ def layer_and_selection(
     return layer.to(dtype), selection
 
 
-def by_autograd(layer: MemberLinear, inputs: Tensor, rows: Rows) -> Tensor:
-    """Row by row, as the definition says."""
+def by_autograd(layer: MemberLinear, inputs: Tensor, pairs: Pairs) -> Tensor:
+    """Pair by pair, as the definition says."""
     outputs = [
         layer.base(states) + SCALING * states @ layer.lora_a[member].T @ layer.lora_b[member].T
-        for states, member in zip(inputs, rows.members, strict=True)
+        for states, member in zip(inputs, pairs.members, strict=True)
     ]
     return torch.stack(outputs)
 
@@ -41,18 +41,18 @@ def gradients(outputs: Tensor, pull: Tensor, layer: MemberLinear, inputs: Tensor
     return torch.autograd.grad(outputs, (inputs, layer.lora_a, layer.lora_b), pull)
 
 
-@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
+@pytest.mark.parametrize("pairs", PAIRS.values(), ids=PAIRS)
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.parametrize("pulling", [None, [0, 3], [2], []], ids=str)
 def test_gradients_are_those_of_autograd_whatever_rows_pull(
-    rows: Rows, bias: bool, pulling: list[int] | None
+    pairs: Pairs, bias: bool, pulling: list[int] | None
 ) -> None:
     layer, selection = layer_and_selection(bias)
-    inputs = torch.randn(len(rows.members), 3, 5, dtype=torch.float64, requires_grad=True)
-    pull = torch.randn(len(rows.members), 3, 4, dtype=torch.float64)
+    inputs = torch.randn(len(pairs.members), 3, 5, dtype=torch.float64, requires_grad=True)
+    pull = torch.randn(len(pairs.members), 3, 4, dtype=torch.float64)
     if pulling is not None:
-        pull[[row for row in range(len(pull)) if row not in pulling]] = 0
-    run = Run(rows)
+        pull[[pair for pair in range(len(pull)) if pair not in pulling]] = 0
+    run = Run(pairs)
 
     with selection.of(run):
         outputs = layer(inputs)
@@ -60,7 +60,7 @@ def test_gradients_are_those_of_autograd_whatever_rows_pull(
     run.watch(top)
     found = gradients(top, pull, layer, inputs)
 
-    expected_outputs = by_autograd(layer, inputs, rows)
+    expected_outputs = by_autograd(layer, inputs, pairs)
     torch.testing.assert_close(outputs, expected_outputs)
     torch.testing.assert_close(found, gradients(expected_outputs, pull, layer, inputs))
     assert (None if run.pulling is None else run.pulling.tolist()) == (pulling or None)
@@ -68,17 +68,17 @@ def test_gradients_are_those_of_autograd_whatever_rows_pull(
 
 def test_mixed_precision_computes_in_bfloat16_with_gradients_in_float32() -> None:
     layer, selection = layer_and_selection(dtype=torch.float32)
-    rows = ROWS["some"]
+    pairs = PAIRS["some"]
     inputs = torch.randn(4, 3, 5, requires_grad=True)
     pull = torch.randn(4, 3, 4)
 
-    with torch.autocast("cpu", torch.bfloat16), selection.of(Run(rows)):
+    with torch.autocast("cpu", torch.bfloat16), selection.of(Run(pairs)):
         outputs = layer(inputs)
     found = gradients(outputs, pull.bfloat16(), layer, inputs)
 
     assert outputs.dtype == torch.bfloat16
     assert {gradient.dtype for gradient in found} == {torch.float32}
-    expected = gradients(by_autograd(layer, inputs, rows), pull, layer, inputs)
+    expected = gradients(by_autograd(layer, inputs, pairs), pull, layer, inputs)
     for one, other in zip(found, expected, strict=True):
         assert (one - other).norm() < 0.02 * other.norm()
 

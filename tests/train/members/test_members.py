@@ -12,7 +12,8 @@ from softspec.artefact.activation import AlwaysActivation
 from softspec.errors import ConfigError
 from softspec.train.members.base import load_skeleton
 from softspec.train.members.likelihood import collate, member_loglik
-from softspec.train.members.members import LoraSpec, Members, resolve_spec
+from softspec.train.members.members import Members
+from softspec.train.members.spec import LoraSpec, resolve_spec
 from tests.support.tiny import TARGET_MODULES, tiny_llama
 from tests.support.tiny_training import random_examples, tiny_members
 

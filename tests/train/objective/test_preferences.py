@@ -1,6 +1,5 @@
 """Preferences: which rows are read, margins equal to stock PEFT's, and runs that learn what was preferred."""
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,24 +10,34 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from softspec.artefact.activation import AlwaysActivation, BlockActivation
+from softspec.artefact.activation import Activation, AlwaysActivation, BlockActivation
 from softspec.artefact.manifest import load_manifest
 from softspec.errors import DataError
-from softspec.maths.renyi import dpo_loglik, renyi_loss, responsibilities
-from softspec.train.data.preferences import Preference, WithReference, read_preferences
+from softspec.maths.renyi import renyi_loss, responsibilities
+from softspec.train.data.preferences import read_preferences
 from softspec.train.data.sources import read_rows
-from softspec.train.loop.checkpoint import LOG_NAME
-from softspec.train.members.members import Members, resolve_spec
-from softspec.train.objective.preferences import all_margins, reference_margins
-from softspec.train.result.export import load_members, peft_completion_logprobs, peft_loglik
+from softspec.train.data.units import Preference, WithReference
+from softspec.train.members.load import load_members
+from softspec.train.members.members import Members
+from softspec.train.members.spec import resolve_spec
+from softspec.train.objective.preferences import Preferences, reference_margins
+from softspec.train.objective.routing import Table
+from softspec.train.result.export import peft_completion_logprobs, peft_loglik
 from softspec.train.run import train_ensemble
 from tests.support.tiny import random_adapters, tiny_llama, tiny_tokenizer
-from tests.support.tiny_training import preference_rows, random_examples, write_config, write_rows
+from tests.support.tiny_training import (
+    config_of_no_files,
+    preference_rows,
+    random_examples,
+    write_config,
+    write_rows,
+)
+from tests.support.training_runs import logged
 
 QUESTION = {"role": "user", "content": "Where is it?"}
 ROME = {"role": "assistant", "content": "In Rome."}
 PARIS = {"role": "assistant", "content": "In Paris."}
-ACTIVATIONS = [AlwaysActivation(), BlockActivation(block_size=32)]
+ACTIVATIONS: list[Activation] = [AlwaysActivation(), BlockActivation(block_size=32)]
 
 
 @pytest.fixture(scope="module")
@@ -51,17 +60,27 @@ def random_pairs() -> list[Preference]:
     ]
 
 
-def with_reference(members: Members, pairs: Sequence[Preference], activation) -> Sequence[Preference]:
+def with_reference(
+    members: Members, pairs: Sequence[Preference], activation: Activation
+) -> Sequence[Preference]:
     """The pairs with the base's margins."""
     return WithReference(
         pairs, reference_margins(members, pairs, range(len(pairs)), activation, batch_size=2)
     )
 
 
+def table_of(members: Members, pairs: Sequence[Preference], activation: Activation) -> Table:
+    """What the members make of the pairs, as training asks them."""
+    config = config_of_no_files(objective="dpo", beta=0.1, activation=activation)
+    return Preferences(config).batch(members, pairs).table()
+
+
 # Rows
 
 
-def test_a_prompt_with_two_messages_gives_two_completions_of_one_prompt(tmp_path: Path, tokenizer) -> None:
+def test_a_prompt_with_two_messages_gives_two_completions_of_one_prompt(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
     pair = load_one(tmp_path, tokenizer, {"prompt": [QUESTION], "chosen": [ROME], "rejected": [PARIS]})
 
     assert pair.chosen.prompt_ids == pair.rejected.prompt_ids
@@ -69,14 +88,16 @@ def test_a_prompt_with_two_messages_gives_two_completions_of_one_prompt(tmp_path
     assert tokenizer.decode(pair.rejected.completion_ids) == "In Paris.<|im_end|>"
 
 
-def test_the_prompt_of_two_conversations_is_what_they_begin_with(tmp_path: Path, tokenizer) -> None:
+def test_the_prompt_of_two_conversations_is_what_they_begin_with(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
     explicit = {"prompt": [QUESTION], "chosen": [ROME], "rejected": [PARIS]}
     implicit = {"chosen": [QUESTION, ROME], "rejected": [QUESTION, PARIS]}
 
     assert load_one(tmp_path, tokenizer, implicit) == load_one(tmp_path, tokenizer, explicit)
 
 
-def test_text_is_used_without_the_chat_template(tmp_path: Path, tokenizer) -> None:
+def test_text_is_used_without_the_chat_template(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     row = {"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5", "source": 7}
     pair = load_one(tmp_path, tokenizer, row)
 
@@ -85,12 +106,12 @@ def test_text_is_used_without_the_chat_template(tmp_path: Path, tokenizer) -> No
     assert pair.chosen.source == "7"
 
 
-def test_a_group_and_a_weight_are_the_pairs(tmp_path: Path, tokenizer) -> None:
+def test_a_group_and_a_weight_are_the_pairs(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     row = {"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5", "group": "sum", "weight": 0.5}
 
     pair = load_one(tmp_path, tokenizer, row)
 
-    assert (pair.group, pair.weight) == ("sum", 0.5)
+    assert (pair.bundle, pair.weight) == ("sum", 0.5)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +132,7 @@ def test_a_group_and_a_weight_are_the_pairs(tmp_path: Path, tokenizer) -> None:
     ],
 )
 def test_a_bad_row_is_refused_with_its_file_and_number(
-    tmp_path: Path, tokenizer, row: dict[str, Any], message: str
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, row: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(DataError) as error:
         load_one(tmp_path, tokenizer, row)
@@ -125,7 +146,9 @@ def test_a_bad_row_is_refused_with_its_file_and_number(
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=["always", "block of 32"])
-def test_margins_equal_those_of_stock_peft_with_the_adapters_on_and_off(tmp_path: Path, activation) -> None:
+def test_margins_equal_those_of_stock_peft_with_the_adapters_on_and_off(
+    tmp_path: Path, activation: Activation
+) -> None:
     base = tiny_llama(tmp_path / "base", layers=3)
     ensemble = random_adapters(base, tmp_path / "ensemble", num_members=3)
     members = load_members(ensemble, AutoModelForCausalLM.from_pretrained(base))
@@ -133,7 +156,7 @@ def test_margins_equal_those_of_stock_peft_with_the_adapters_on_and_off(tmp_path
 
     with torch.no_grad():
         known = with_reference(members, pairs, activation)
-        ours = all_margins(members, known, activation)
+        ours = table_of(members, known, activation).margins
 
     def gaps(loglik: Tensor) -> Tensor:
         return loglik[:, : len(pairs)] - loglik[:, len(pairs) :]
@@ -158,7 +181,7 @@ def test_untrained_members_are_undecided_and_share_evenly(tmp_path: Path, alpha:
     pairs = with_reference(members, random_pairs(), ACTIVATIONS[1])
     log_weights = torch.tensor([0.5, 0.3, 0.2]).log()
 
-    loglik = dpo_loglik(all_margins(members, pairs, ACTIVATIONS[1]), beta=0.1)
+    loglik = table_of(members, pairs, ACTIVATIONS[1]).loglik
 
     expected = torch.full((len(pairs),), math.log(2), dtype=torch.float64)
     torch.testing.assert_close(renyi_loss(loglik, log_weights, alpha), expected, rtol=0, atol=1e-5)
@@ -186,8 +209,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, 
         learning_rate=0.002,
     )
     train_ensemble(config)
-    lines = (config.output_dir / LOG_NAME).read_text().splitlines()
-    return config.output_dir, [json.loads(line) for line in lines]
+    return config.output_dir, [event for event in logged(config) if "loss" in event]
 
 
 def test_members_learn_to_prefer_what_was_chosen(log: tuple[Path, list[dict[str, Any]]]) -> None:
@@ -208,7 +230,8 @@ def test_the_manifest_says_that_preferences_were_trained(log: tuple[Path, list[d
     scores = manifest.held_out
     assert scores["preferences"] == 12
     assert scores["mixture_accuracy"] == 1
-    assert scores["mixture_nll"] <= scores["renyi_loss"] <= scores["member_nll"] < math.log(2)
+    assert 0 < scores["mixture_nll"] < math.log(2)
+    assert 0 < scores["member_nll"] < math.log(2)
 
 
 def test_completions_are_no_preferences(tmp_path: Path) -> None:

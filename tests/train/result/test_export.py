@@ -12,8 +12,9 @@ from softspec.artefact.base import fingerprint
 from softspec.artefact.manifest import BaseModelRef, Manifest, load_manifest, member_dir
 from softspec.errors import ManifestError, TrainingError
 from softspec.maths.mixture import uniform_log_weights
+from softspec.train.members.load import ADAPTER_WEIGHTS, load_members
 from softspec.train.members.members import Members
-from softspec.train.result.export import ADAPTER_WEIGHTS, check_reload, load_members, publish, write_ensemble
+from softspec.train.result.export import check_reload, publish, write_ensemble
 from tests.support.tiny import random_adapters, tiny_llama
 from tests.support.tiny_training import random_examples, tiny_members
 

@@ -1,6 +1,7 @@
 """Held-out scores: equal to a slow calculation, and independent of how examples are batched."""
 
 import math
+import statistics
 
 import pytest
 import torch
@@ -53,15 +54,20 @@ def test_path_information_uses_prefix_weights_in_both_terms(members: Members) ->
     assert scores.path_information.item() == pytest.approx(expected, abs=1e-4)
 
 
-def test_the_summary_is_ordered_as_the_theory_says(members: Members) -> None:
+def test_the_summary_says_what_the_formulas_say_of_each_example(members: Members) -> None:
     scores = score_examples(members, random_examples(), WEIGHTS, AlwaysActivation())
 
     summary = summarise_scores(scores, WEIGHTS, renyi_alpha=0.5, weights_rule="prefix_posterior")
 
-    assert summary["mixture_nll"] <= summary["renyi_loss"] <= summary["member_nll"]
-    assert 0 <= summary["mutual_information"] <= math.log(3)
-    assert 1 <= summary["routing_perplexity"] <= 3
-    assert summary["tokens"] == sum(len(example.completion_ids) for example in random_examples())
+    columns = scores.loglik.T
+    power_means = [2 * ((0.5 * column).exp() / 3).sum().log().item() for column in columns]
+    mixtures = [(column.exp() / 3).sum().log().item() for column in columns]
+    assert summary.renyi_loss == pytest.approx(-statistics.fmean(power_means))
+    assert summary.mixture_nll == pytest.approx(-statistics.fmean(mixtures))
+    assert summary.member_nll == pytest.approx(-statistics.fmean(columns.flatten().tolist()))
+    assert 0 <= summary.mutual_information <= math.log(3)
+    assert 1 <= summary.routing_perplexity <= 3
+    assert summary.tokens == sum(len(example.completion_ids) for example in random_examples())
 
 
 def test_the_served_mixture_gives_the_mixture_nll(members: Members) -> None:
@@ -75,13 +81,13 @@ def test_the_served_mixture_gives_the_mixture_nll(members: Members) -> None:
 
     fixed = -(WEIGHTS[:, None] + chosen).logsumexp(0).sum().item()
     prefix = -(WEIGHTS + chosen.sum(1)).logsumexp(0).item()
-    assert rules["fixed"]["mixture_nll"] == pytest.approx(fixed, rel=1e-6)
-    assert rules["prefix_posterior"]["mixture_nll"] == pytest.approx(prefix, rel=1e-6)
-    assert rules["fixed"]["prefix_posterior_nll"] == pytest.approx(prefix, rel=1e-6)
+    assert rules["fixed"].mixture_nll == pytest.approx(fixed, rel=1e-6)
+    assert rules["prefix_posterior"].mixture_nll == pytest.approx(prefix, rel=1e-6)
+    assert rules["fixed"].prefix_posterior_nll == pytest.approx(prefix, rel=1e-6)
     assert abs(fixed - prefix) > 0.01
 
 
 def test_without_sources_there_is_no_source_score(members: Members) -> None:
     scores = score_examples(members, random_examples(), WEIGHTS, AlwaysActivation())
 
-    assert "soft_source_mi" not in summarise_scores(scores, WEIGHTS, 1.0, "fixed")
+    assert summarise_scores(scores, WEIGHTS, 1.0, "fixed").soft_source_mi is None

@@ -6,12 +6,29 @@ from typing import Any
 
 import pytest
 
+from softspec.train.loop.facts import StepFacts
 from softspec.train.loop.health import Explosions
 from softspec.train.run import train_ensemble
 from softspec.train.watch.bar import Progress
 from tests.support.tiny_training import write_config
 
-FACTS = {"loss": 1.25, "mixture_nll": 1.0, "routing_perplexity": 1.5, "load": [0.256, 0.744]}
+FACTS = StepFacts(
+    step=1,
+    epoch=1.0,
+    renyi_alpha=0.8,
+    loss=1.25,
+    mixture_nll=1.0,
+    member_nll=1.5,
+    load=[0.256, 0.744],
+    routing_perplexity=1.5,
+    active_members=2.0,
+    skipped_responsibility=0.0,
+    prior_penalty=0.0,
+    learning_rate=1e-3,
+    gradient_norms=[1.0, 2.0],
+    starved=[],
+    seconds=1.0,
+)
 
 
 class Clock:

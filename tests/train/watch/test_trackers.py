@@ -1,6 +1,5 @@
 """Curves: everything `training.jsonl` says, once a step, and never at the price of the run."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from softspec.errors import ConfigError
 from softspec.train.config import TrainConfig
-from softspec.train.loop.checkpoint import LOG_NAME
 from softspec.train.run import train_ensemble
 from softspec.train.watch.trackers import scalars
 from tests.support.tiny_training import write_config
-from tests.train.loop.test_checkpoint import STEPS, interrupted
+from tests.support.training_runs import STEPS, interrupted, logged
 
 
 class Recorder(GeneralTracker):
@@ -60,11 +58,6 @@ def curves(config: TrainConfig) -> dict[str, list[tuple[int, float]]]:
     return {
         tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]
     }
-
-
-def logged(config: TrainConfig) -> list[dict[str, Any]]:
-    """The events of a finished run."""
-    return [json.loads(line) for line in (config.output_dir / LOG_NAME).read_text().splitlines()]
 
 
 def test_lists_and_mappings_are_spread_out() -> None:

@@ -12,9 +12,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from softspec.app.bench.training.settings import BenchSettings, Cell
 from softspec.app.smollm2 import local_base
-from softspec.train.data.rows import Example
+from softspec.train.data.units import Example
 from softspec.train.members.base import load_skeleton
-from softspec.train.members.members import decoder_layers
+from softspec.train.members.spec import decoder_layers
 
 SPECIALISED_B_STD = 0.5
 """By which members of SmolLM2-135M differ by tens of nats, for completions of 8 random tokens too."""
@@ -38,7 +38,7 @@ def base_with_weights(base: str | None, scratch: Path, seed: int) -> str:
     return str(scratch)
 
 
-def random_adapters(base: str, cell: Cell, settings: BenchSettings) -> list[dict[str, Tensor]]:
+def adapter_states(base: str, cell: Cell, settings: BenchSettings) -> list[dict[str, Tensor]]:
     """One state for each member, for all linear layers of the decoder: A as PEFT draws it, B as the regime has it."""
     generator = torch.Generator().manual_seed(settings.seed)
     scale = SPECIALISED_B_STD if cell.regime == "specialised" else 0.0

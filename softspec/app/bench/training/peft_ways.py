@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from softspec.app.bench.training.material import random_adapters, random_examples
+from softspec.app.bench.training.material import adapter_states, random_examples
 from softspec.app.bench.training.settings import BenchSettings, Cell
 from softspec.app.bench.training.ways import CHECKED_EXAMPLES, LEARNING_RATE, MAX_GRAD_NORM, SteppingWay
 from softspec.maths.mixture import uniform_log_weights
 from softspec.maths.renyi import renyi_loss
-from softspec.train.data.rows import Example, in_batches
+from softspec.train.data.units import Example, in_batches
 from softspec.train.members.base import load_base
 
 
@@ -27,7 +27,7 @@ class PeftWay(SteppingWay):
     """A stock PEFT model with so many adapters, and one AdamW for all of them."""
 
     def __init__(self, base: str, cell: Cell, settings: BenchSettings, adapters: int) -> None:
-        states = random_adapters(base, cell, settings)[:adapters]
+        states = adapter_states(base, cell, settings)[:adapters]
         self.names = [f"member-{number}" for number in range(adapters)]
         self.model = peft_model(load_base(base), self.names, states, settings)
         self.model.train()

@@ -5,17 +5,20 @@ functions of `softspec train`, and by no others.
 """
 
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
-from softspec.app.bench.training.material import random_adapters, random_examples
+from softspec.app.bench.training.material import adapter_states, random_examples
 from softspec.app.bench.training.settings import MICRO_BATCHES, BenchSettings, Cell
-from softspec.app.bench.training.ways import CHECKED_EXAMPLES, LEARNING_RATE, MAX_GRAD_NORM, SteppingWay
+from softspec.app.bench.training.ways import (
+    CHECKED_EXAMPLES,
+    LEARNING_RATE,
+    MAX_GRAD_NORM,
+    ROUTING,
+    SteppingWay,
+)
 from softspec.artefact.activation import Activation, AlwaysActivation
 from softspec.train.config import TrainConfig
-from softspec.train.loop.checkpoint import RunFolder
 from softspec.train.loop.schedule import ExampleOrder
 from softspec.train.loop.step import optimizer_step
 from softspec.train.objective.units import objective_of
@@ -45,15 +48,16 @@ class Softspec(SteppingWay):
         }
         config = TrainConfig.model_validate(content)
         examples = random_examples(base, cell, settings)
-        self._training = prepare(config, RunFolder(Path("none")), check_names(config), examples, [])
-        for member, state in enumerate(random_adapters(base, cell, settings)):
+        self._training = prepare(config, check_names(config), examples, [])
+        for member, state in enumerate(adapter_states(base, cell, settings)):
             self._training.members.load_adapter(member, state)
         self.model = self._training.members.model
         self._steps = 0
 
-    def optimizer_step(self) -> dict[str, Any]:
+    def optimizer_step(self) -> dict[str, float]:
         self._steps += 1
-        return optimizer_step(self._training, self._steps)
+        facts = optimizer_step(self._training, self._steps)
+        return {name: getattr(facts, name) for name in ROUTING}
 
     def gradients(self) -> dict[str, Tensor]:
         """Of a first step on `CHECKED_EXAMPLES` with adapters on everywhere; (K, ...) by PEFT's names, on the CPU."""

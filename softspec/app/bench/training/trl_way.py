@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from softspec.app.bench.training.material import random_adapters, random_examples
+from softspec.app.bench.training.material import adapter_states, random_examples
 from softspec.app.bench.training.peft_ways import peft_model
 from softspec.app.bench.training.settings import MICRO_BATCHES, BenchSettings, Cell
 from softspec.app.bench.training.ways import LEARNING_RATE, MAX_GRAD_NORM, Timing, Way, synchronize
@@ -44,7 +44,7 @@ class Trl(Way):
 
     def __init__(self, base: str, cell: Cell, settings: BenchSettings) -> None:
         self._members = cell.members
-        states = random_adapters(base, cell, settings)[:1]
+        states = adapter_states(base, cell, settings)[:1]
         self.model = peft_model(load_base(base), ["default"], states, settings)
         rows = [
             {

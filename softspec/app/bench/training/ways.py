@@ -7,15 +7,13 @@ that the adapters stay what they are. Ways with one loss over all members also h
 import statistics
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-
-from softspec.app.bench.training.settings import BenchSettings, Cell
 
 LEARNING_RATE = 1e-9
 MAX_GRAD_NORM = 1.0
@@ -59,8 +57,8 @@ class SteppingWay(Way):
         return Timing(took / steps, routing)
 
     @abstractmethod
-    def optimizer_step(self) -> dict[str, Any] | None:
-        """One step; returns what it tells of the routing."""
+    def optimizer_step(self) -> dict[str, float] | None:
+        """Take one step; returns what it tells of the routing, by the names in `ROUTING`."""
 
 
 @contextmanager
@@ -80,18 +78,3 @@ def synchronize() -> None:
     """Wait until all that was asked of a GPU is done."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-
-
-def way_named(name: str) -> Callable[[str, Cell, BenchSettings], Way]:
-    """What makes one of `WAYS` from base, cell and settings. Imports what that way needs, and no other's."""
-    if name.startswith("softspec"):
-        from softspec.app.bench.training.softspec_way import Softspec, SoftspecAlways
-
-        return Softspec if name == "softspec" else SoftspecAlways
-    if name == "trl":
-        from softspec.app.bench.training.trl_way import Trl
-
-        return Trl
-    from softspec.app.bench.training.peft_ways import PeftMixed, PeftSeparate, PeftSwitching
-
-    return {"peft-switching": PeftSwitching, "peft-mixed": PeftMixed, "peft-separate": PeftSeparate}[name]

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
+from softspec.app.bench.training.named import way_named
 from softspec.app.bench.training.settings import BenchSettings, Cell
-from softspec.app.bench.training.ways import in_float32, way_named
+from softspec.app.bench.training.ways import in_float32
 from softspec.errors import WorkerError, WorkerOutOfMemory
 
 

@@ -1,0 +1,65 @@
+"""Completions as units (SFT): how likely members find each example, or each of its tokens.
+
+In: `Members` and `Example`s. Out: log-likelihoods in nats, differentiable in the adapters. Knows nothing of
+responsibilities or the optimizer.
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from softspec.train.config import TrainConfig
+from softspec.train.data.rows import PlacedRows, read_examples
+from softspec.train.data.units import Example
+from softspec.train.members.likelihood import Batch, collate, pair_loglik, token_loglik, with_trunk
+from softspec.train.members.members import Members
+from softspec.train.members.pairs import Pairs
+from softspec.train.objective.routing import Table
+from softspec.train.processes import Processes
+
+
+@dataclass(frozen=True)
+class CompletionBatch:
+    """B examples whose trunks have run; `by_token`: it is their tokens that are routed."""
+
+    members: Members
+    batch: Batch
+    by_token: bool
+
+    def loglik(self, pairs: Pairs) -> Tensor:
+        """log p(completion | prompt) of each pair, (R,), or of their tokens, pair after pair, (M,); nats, float64."""
+        if self.by_token:
+            return token_loglik(self.members, self.batch, pairs).double()
+        return pair_loglik(self.members, self.batch, pairs)
+
+    def table(self) -> Table:
+        """What every member makes of every example or token."""
+        num_members = self.members.num_members
+        loglik = self.loglik(Pairs.all_pairs(num_members, self.batch.size, self.batch.tail_ids.device))
+        return Table(loglik.view(num_members, -1), margins=loglik.new_zeros(num_members, 0))
+
+
+@dataclass(frozen=True)
+class Completions:
+    """The objective whose unit is an `Example`."""
+
+    config: TrainConfig
+
+    def read(
+        self, rows: PlacedRows, tokenizer: PreTrainedTokenizerBase, eos_ids: Collection[int]
+    ) -> Iterator[Example]:
+        """Examples of rows, tokenised, one at a time; errors as `read_examples`."""
+        return read_examples(rows, tokenizer, self.config.max_length, eos_ids)
+
+    def with_reference(
+        self, members: Members, units: Sequence[Example], processes: Processes
+    ) -> Sequence[Example]:
+        """The examples as they are: nothing is compared with the base."""
+        return units
+
+    def batch(self, members: Members, units: Sequence[Example]) -> CompletionBatch:
+        """Examples ready for as many passes as are needed."""
+        batch = with_trunk(members, collate(units, self.config.activation, members.model.device))
+        return CompletionBatch(members, batch, by_token=self.config.granularity == "token")

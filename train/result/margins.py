@@ -1,0 +1,44 @@
+"""Held-out preferences: how clearly members prefer what was chosen.
+
+In: `Members` and `Preference`s. Out: margins (K, N) in nats, and their summary for `ensemble.json`. Changes nothing.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from softspec.maths.mixture import sequence_loglik
+from softspec.maths.renyi import dpo_loglik, load, renyi_loss, responsibilities, routing_perplexity
+from softspec.train.config import TrainConfig
+from softspec.train.data.units import Preference, in_batches
+from softspec.train.loop.facts import HeldOutPreferences
+from softspec.train.members.members import Members
+from softspec.train.objective.preferences import Preferences, accuracies, mean_margins
+
+
+@torch.no_grad()
+def score_margins(members: Members, preferences: Sequence[Preference], config: TrainConfig) -> Tensor:
+    """Every member's margin over the base on every preference, (K, N), nats, float64."""
+    objective = Preferences(config)
+    parts = in_batches(preferences, config.micro_batch_size)
+    nothing = torch.zeros(members.num_members, 0, dtype=torch.float64, device=members.model.device)
+    return torch.cat([nothing, *(objective.batch(members, part).table().margins for part in parts)], 1)
+
+
+def summarise_margins(margins: Tensor, log_weights: Tensor, config: TrainConfig) -> HeldOutPreferences:
+    """The facts that `ensemble.json` keeps of held-out preferences, from their margins (K, N)."""
+    loglik = dpo_loglik(margins, config.beta)
+    mixture = sequence_loglik(log_weights, loglik)
+    shares = responsibilities(loglik, log_weights, 1.0)
+    return HeldOutPreferences(
+        preferences=margins.shape[1],
+        mixture_nll=-mixture.mean().item(),
+        mixture_accuracy=(mixture.exp() > 0.5).double().mean().item(),
+        member_nll=-loglik.mean().item(),
+        renyi_loss=renyi_loss(loglik, log_weights, config.renyi_alpha).mean().item(),
+        margins=mean_margins(margins),
+        accuracies=accuracies(margins),
+        load=load(shares).tolist(),
+        routing_perplexity=routing_perplexity(shares).item(),
+    )
