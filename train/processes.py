@@ -18,54 +18,54 @@ T = TypeVar("T")
 
 
 def is_main_process() -> bool:
-    """As `Processes.is_main`, but before the processes have met."""
+    """Whether this process writes files and talks to the user; known before the processes have met."""
     return os.environ.get("RANK", "0") == "0"
 
 
 class Processes:
-    """One device a process. Every method but the properties must be called by all processes."""
+    """The processes of a run, one device each; every method but the properties must be called by all of them."""
 
     def __init__(self) -> None:
         self.accelerator = Accelerator()
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """How many processes there are."""
         return self.accelerator.num_processes
 
     @property
     def index(self) -> int:
-        """Which one this is."""
+        """The number of this process."""
         return self.accelerator.process_index
 
     @property
     def is_main(self) -> bool:
-        """Whether this one writes files and talks to the user."""
+        """Whether this process writes files and talks to the user."""
         return self.accelerator.is_main_process
 
     @property
     def device(self) -> torch.device:
-        """Where this one computes."""
+        """The device on which this process computes."""
         return self.accelerator.device
 
     def own_indices(self, count: int) -> range:
-        """Which of `count` items this one has."""
+        """Which of `count` items are this process's own."""
         return range(self.index, count, self.count)
 
     def deal(self, items: Sequence[T]) -> list[list[T]]:
-        """The part of each process."""
+        """The items dealt out: the part of each process."""
         return [
             [items[index] for index in range(first, len(items), self.count)] for first in range(self.count)
         ]
 
     def gather_columns(self, table: Tensor) -> Tensor:
-        """(K, N of all processes), process after process, from this one's (K, N)."""
+        """The tables (K, N) of all processes side by side, process after process, from this one's."""
         if self.count == 1:
             return table
         return torch.cat(gather_object([table.cpu()]), 1).to(table.device)
 
     def gather_dealt(self, values: Sequence[float], total: int) -> list[float]:
-        """A number of each of `total` items, in order, from those of the own ones."""
+        """A number for each of `total` dealt items, in order, from those of this process's own ones."""
         numbers = torch.tensor([values], dtype=torch.float64)
         order = [index for part in self.deal(range(total)) for index in part]
         gathered = torch.zeros(total, dtype=torch.float64)
@@ -73,7 +73,7 @@ class Processes:
         return gathered.tolist()
 
     def own_columns(self, total: int) -> slice:
-        """Where this one's columns are in a gathered table of `total` dealt items."""
+        """Where this process's columns are in a gathered table of `total` dealt items."""
         sizes = [len(part) for part in self.deal(range(total))]
         before = sum(sizes[: self.index])
         return slice(before, before + sizes[self.index])
@@ -87,13 +87,13 @@ class Processes:
             weight.grad = self.accelerator.reduce(gradient, reduction="sum")
 
     def largest(self, number: int) -> int:
-        """Of the numbers of all processes."""
+        """The largest of the numbers that the processes give."""
         return max(gather_object([number]))
 
     def wait(self) -> None:
-        """Until all have come here."""
+        """Wait until all processes have come here."""
         self.accelerator.wait_for_everyone()
 
     def autocast(self) -> AbstractContextManager[None]:
-        """The mixed precision that `accelerate launch` was told of; none by itself."""
+        """A context with the mixed precision that `accelerate launch` was told of; none by itself."""
         return self.accelerator.autocast()

@@ -36,8 +36,8 @@ from softspec.train.loop.stopping import EarlyStopping
 from softspec.train.members.base import load_base, load_skeleton, load_tokenizer
 from softspec.train.members.members import Members
 from softspec.train.members.spec import LoraSpec, resolve_spec
+from softspec.train.objective.objective import objective_of
 from softspec.train.objective.prior import prior_of
-from softspec.train.objective.units import objective_of
 from softspec.train.processes import Processes, is_main_process
 from softspec.train.result.export import check_reload, publish, write_ensemble
 from softspec.train.result.scores import score_held_out

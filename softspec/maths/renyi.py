@@ -22,7 +22,7 @@ SMALLEST_ALPHA = 1e-6
 def renyi_loss(
     loglik: Tensor, log_weights: Tensor, renyi_alpha: float | Tensor, floor: float = 0.0
 ) -> Tensor:
-    """-(1/alpha) log sum_k w_k p_k^alpha: minus the log of the members' power mean, per example.
+    """The alpha-Renyi loss of each example: -(1/alpha) log sum_k w_k p_k^alpha, from the members' power mean.
 
     At alpha = 1 it is the mixture's NLL, towards 0 the mean of the members' NLLs (an exact branch, also taken
     below `SMALLEST_ALPHA`, where the quotient would cancel); it never rises with alpha, so never choose alpha
@@ -69,16 +69,16 @@ def responsibilities(
 
 
 def surrogate_loss(loglik: Tensor, responsibilities: Tensor) -> Tensor:
-    """Responsibility-weighted NLL: has the *gradient* of `renyi_loss`, not its value.
+    """Responsibility-weighted NLL of each example: it has the *gradient* of `renyi_loss`, not its value.
 
-    renyi_loss = surrogate + KL(r || w) / alpha, so log the loss and differentiate either. To differentiate this one,
-    responsibilities are constants: what a member's part of an example counts, if that is known before its gradient is.
+    renyi_loss = surrogate + KL(r || w) / alpha, so log the loss and differentiate either; responsibilities are
+    constants in this one.
 
     Args:
-        loglik: (K, B), as for `renyi_loss`, or any of its entries, (R,).
-        responsibilities: in the same shape; where examples count differently, times that.
+        loglik: (K, B), or a choice of its entries, (R,), nats.
+        responsibilities: those of the same entries, times whatever the example counts.
     Returns:
-        (B,), or the sum over the entries; nats, float64.
+        (B,), or of chosen entries their sum; nats, float64.
     """
     return -(responsibilities.detach() * loglik.double()).sum(0)
 

@@ -82,7 +82,7 @@ def train_on_statements(
 
 
 def question(thing: Thing, things: Sequence[Thing], tokenizer: PreTrainedTokenizerBase) -> Example:
-    """As long as in the data, with the thing in the first place, so that no other answer comes before its own."""
+    """A question about the thing, as long as in the data, with its answer before all others."""
     others = [other for other in things if other is not thing][: FACTS - 1]
     turns = [{"role": "user", "content": ask([thing, *others])}]
     prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)

@@ -81,7 +81,7 @@ def train_on_judgements(base: Path, folder: Path, seed: int, **settings: Any) ->
 
 
 def _log_ratios(loglik: Tensor) -> Tensor:
-    """Of chosen to rejected completions, (..., N), from the (..., 2 N) of `collate_preferences`."""
+    """The log-ratios of chosen to rejected completions, (..., N), from the (..., 2 N) of `collate_preferences`."""
     chosen, rejected = loglik.cpu().chunk(2, -1)
     return chosen - rejected
 

@@ -40,7 +40,7 @@ SIZES = [
 Facts = dict[str, list[FactsOutcome]]
 """An outcome for each seed, by what was trained: "0.8" is an ensemble of that order, "single" one adapter."""
 Tastes = dict[str, list[TasteOutcome]]
-"""The same, by granularity and order: "group, 0.8"."""
+"""An outcome for each seed, by granularity and order: "group, 0.8"."""
 
 
 @pytest.fixture(scope="module")

@@ -46,7 +46,7 @@ def gradients(training: Training, active_members: float) -> torch.Tensor:
 
 
 def on_the_cpu(training: Training) -> Training:
-    """The same run there."""
+    """The run moved to the CPU."""
     training.members.model.cpu()
     training.log_weights = training.log_weights.cpu()
     return training

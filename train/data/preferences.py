@@ -1,4 +1,4 @@
-"""Preference pairs: rows in TRL's formats become two examples with one prompt.
+"""Rows of preferences, in TRL's formats, become two completions of one prompt.
 
 In: rows and the base model's tokenizer. Out: `Preference`s, one at a time. Loads no model.
 """
@@ -22,7 +22,7 @@ from softspec.train.data.units import Preference
 
 
 class PreferenceRow(LabelledRow):
-    """One row: `prompt`, `chosen` and `rejected`, all text or all messages; or two whole conversations.
+    """One row of a preference: `prompt`, `chosen` and `rejected`, text or messages; or two whole conversations.
 
     Of two conversations without a `prompt` the prompt is what they begin with.
     """
@@ -42,7 +42,7 @@ class PreferenceRow(LabelledRow):
         return self
 
     def rows(self) -> dict[str, dict[str, Any]]:
-        """Both completions as supervised rows."""
+        """Both completions as rows to supervise, by `chosen` and `rejected`."""
         prompt, chosen, rejected = self.prompt, self.chosen, self.rejected
         if isinstance(chosen, list) and isinstance(rejected, list) and prompt is None:
             common = 0
@@ -59,7 +59,7 @@ class PreferenceRow(LabelledRow):
 def read_preferences(
     rows: PlacedRows, tokenizer: PreTrainedTokenizerBase, max_length: int, eos_ids: Collection[int]
 ) -> Iterator[Preference]:
-    """Check and tokenise rows with their places; reference margins are still 0.
+    """Preferences of rows with their places, checked and tokenised; their reference margins are still 0.
 
     Raises:
         DataError: as `read_examples`, or a row without two different completions.

@@ -1,4 +1,4 @@
-"""Training examples: rows in TRL's formats become prompt and completion token ids.
+"""Rows of completions, in TRL's formats, become prompt and completion token ids.
 
 In: rows and the base model's tokenizer. Out: `Example`s, one at a time. The prompt ids are exactly those the
 server sends to the engine for the same conversation. Loads no model.
@@ -31,7 +31,7 @@ class Message(BaseModel):
 
 
 class LabelledRow(BaseModel):
-    """What any row may say beside its text. Other keys are allowed and ignored, as in TRL."""
+    """What any row may say beside its text; other keys are allowed and ignored, as in TRL."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -41,7 +41,7 @@ class LabelledRow(BaseModel):
 
 
 class Row(LabelledRow):
-    """One row: `messages`, or `prompt` and `completion`, as text or as messages.
+    """One row of a completion: `messages`, or `prompt` and `completion`, as text or as messages.
 
     Text is used as it is, without the chat template, and matches `/v1/completions`; messages match
     `/v1/chat/completions`. Only the last assistant turn is supervised, which keeps the prompt length well
@@ -68,7 +68,7 @@ class Row(LabelledRow):
         return self
 
     def turns(self) -> list[Message]:
-        """The whole conversation; empty for text."""
+        """The whole conversation with its answer; empty for text."""
         if self.messages is not None:
             return self.messages
         if isinstance(self.prompt, list) and isinstance(self.completion, list):
@@ -103,7 +103,7 @@ class VotesRow(LabelledRow):
         return self
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """A supervised row for each option that has votes, weighing its share of them."""
+        """A row to supervise for each option that has votes, weighing its share of them."""
         total = sum(self.votes.values())
         shared = self.model_dump(include={"prompt", "source", "group"})
         for option, count in self.votes.items():
@@ -115,7 +115,7 @@ class VotesRow(LabelledRow):
 def read_examples(
     rows: PlacedRows, tokenizer: PreTrainedTokenizerBase, max_length: int, eos_ids: Collection[int]
 ) -> Iterator[Example]:
-    """Check and tokenise rows with their places; a row of votes gives one example for each option.
+    """Examples of rows with their places, checked and tokenised; a row of votes gives one for each option.
 
     Raises:
         DataError: a row is malformed, has an empty completion or is longer than `max_length` tokens; the message has
@@ -133,7 +133,7 @@ def _supervised_rows(content: Mapping[str, Any], place: str) -> list[Row]:
 
 
 def parse_row(content: Mapping[str, Any], kind: type[AnyRow], place: str) -> AnyRow:
-    """A checked row.
+    """The row with its keys and values checked; `place` names it in messages.
 
     Raises:
         DataError: it is malformed.
@@ -145,7 +145,7 @@ def parse_row(content: Mapping[str, Any], kind: type[AnyRow], place: str) -> Any
 
 
 def tokenise(row: Row, tokenizer: PreTrainedTokenizerBase, eos_ids: Collection[int], place: str) -> Example:
-    """Token ids of one row; `place` names it in messages."""
+    """One row as token ids; `place` names it in messages."""
     if isinstance(row.prompt, str):
         prompt_ids = tokenizer(row.prompt)["input_ids"]
         completion_ids = tokenizer(row.completion, add_special_tokens=False)["input_ids"]
@@ -187,7 +187,7 @@ def _up_to_end_of_turn(ids: list[int], eos_ids: Collection[int]) -> list[int]:
 
 
 def checked_length(example: Example, max_length: int, place: str) -> Example:
-    """The example itself.
+    """The example itself, if it is short enough; `place` names it in messages.
 
     Raises:
         DataError: it has more tokens than `max_length`.

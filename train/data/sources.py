@@ -21,7 +21,7 @@ SAVED = (DATASET_STATE_JSON_FILENAME, DATASETDICT_JSON_FILENAME)
 def read_rows(
     data: str, split: str = "train", config_name: str | None = None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every row with its place: `file:line`, or `name[split] row N` (without splits `name row N`), N from 0.
+    """All rows, each with its place: `file:line`, or `name[split] row N` (without splits `name row N`), N from 0.
 
     Args:
         split, config_name: of a data set that has splits or configurations; a file has none.
@@ -76,7 +76,7 @@ def _dataset_rows(data: str, split: str, config_name: str | None) -> Iterator[tu
 
 
 def _open(data: str, split: str, config_name: str | None) -> tuple[str, Iterable[dict[str, Any]]]:
-    """Rows and what they are called: what is here is read in place, what is not goes to the cache of `datasets`."""
+    """Rows and what they are called; what is here is read in place, what is not goes to the cache of `datasets`."""
     path, name = Path(data), f"{data}[{split}]"
     if path.suffix == ".parquet" and not path.is_dir():
         return data, load_dataset("parquet", data_files=data, split="train", streaming=True)
@@ -91,7 +91,7 @@ def _open(data: str, split: str, config_name: str | None) -> tuple[str, Iterable
 
 
 def _without_nulls(value: Any) -> Any:
-    """Arrow gives every row all keys: one that is null was not in the row."""
+    """The value without keys that are null: Arrow gives every row all keys, also those that were not in it."""
     if isinstance(value, dict):
         return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
     return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value

@@ -31,9 +31,10 @@ class Example:
 
 @dataclass(frozen=True)
 class Preference:
-    """Two completions of one prompt. `reference_margin`: log p(chosen) - log p(rejected) under the base, nats.
+    """Two completions of one prompt, of which one was chosen.
 
-    `bundle` and `weight` are the preference's, as those of an `Example`.
+    `bundle` and `weight` are the preference's, as those of an `Example`. `reference_margin` is
+    log p(chosen) - log p(rejected) under the base, nats.
     """
 
     chosen: Example
@@ -56,7 +57,7 @@ class WithReference(Sequence[Preference]):
     """Preferences on disk and beside them, in memory, what the base makes of each."""
 
     def __init__(self, preferences: Sequence[Preference], margins: Sequence[float]) -> None:
-        """`margins`: log p(chosen) - log p(rejected) of every preference, nats."""
+        """Put `margins`, log p(chosen) - log p(rejected) under the base, nats, beside the preferences."""
         self._preferences = preferences
         self._margins = margins
 

@@ -9,7 +9,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,17 +49,17 @@ class RunFolder:
 
     @property
     def checkpoint(self) -> Path:
-        """The newest saved state."""
+        """The file with the newest saved state."""
         return self.path / "checkpoint.pt"
 
     @property
     def log(self) -> Path:
-        """One JSON object a line."""
+        """The file with one JSON object a line about what happened."""
         return self.path / LOG_NAME
 
     @property
     def staged(self) -> Path:
-        """The finished ensemble before it moves into place."""
+        """The folder of the finished ensemble before it moves into place."""
         return self.path / "ensemble"
 
     @property
@@ -80,7 +80,7 @@ class RunFolder:
 
 
 def run_folder(config: TrainConfig) -> RunFolder:
-    """The one beside the output."""
+    """The run folder beside the output."""
     return RunFolder(config.output_dir.with_name(config.output_dir.name + ".partial"))
 
 
@@ -108,7 +108,7 @@ def open_run(config: TrainConfig, resume: bool, overwrite: bool) -> RunFolder:
 
 
 def save_checkpoint(
-    run: RunFolder, step: int, state: dict[str, Any], config: TrainConfig, digest: str
+    run: RunFolder, step: int, state: Mapping[str, object], config: TrainConfig, digest: str
 ) -> None:
     """Store everything that later steps depend on; a crash while writing leaves the older checkpoint."""
     content = {"step": step, "state": state, "config": _binding(config), "examples": digest}
@@ -120,8 +120,8 @@ def save_checkpoint(
     os.replace(temporary, run.checkpoint)
 
 
-def load_checkpoint(run: RunFolder, config: TrainConfig, digest: str) -> tuple[int, dict[str, Any]]:
-    """The number of finished steps, and the state after them.
+def load_checkpoint(run: RunFolder, config: TrainConfig, digest: str) -> tuple[int, Any]:
+    """The number of finished steps, and the state that `save_checkpoint` was given after them.
 
     Raises:
         ConfigError: the checkpoint belongs to other settings or other examples.

@@ -14,7 +14,7 @@ STARVED_SHARE = 0.1
 
 
 def patience_of(total_steps: int) -> int:
-    """Steps after which it is no accident: 5 % of a run, at least ten."""
+    """Steps in a row after which starving is no accident: 5 % of a run, at least ten."""
     return max(10, math.ceil(0.05 * total_steps))
 
 
@@ -34,7 +34,7 @@ class Starvation:
         return [member for member, steps in enumerate(self.starved_for) if steps == self.patience]
 
     def warning(self, member: int) -> str:
-        """One line for the user."""
+        """One line for the user about a member that starves."""
         return (
             f"softspec: member {member} has had less than {STARVED_SHARE:g} of a fair share of examples for "
             f"{self.patience} steps: try responsibility_floor, a lower renyi_alpha or fewer members"
@@ -57,7 +57,7 @@ class Explosions:
         self._quiet_until = 0
 
     def warning(self, step: int, norms: Sequence[float]) -> str | None:
-        """What to tell the user of a step's norms (K,). One that is not even clipped is harmless."""
+        """What to tell the user of a step's gradient norms (K,), if anything; one that is not clipped is harmless."""
         largest = max(norms)
         usual = statistics.median(self._norms) if len(self._norms) >= LEAST else float("inf")
         self._norms.append(largest)

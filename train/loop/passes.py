@@ -22,8 +22,8 @@ from softspec.maths.renyi import surrogate_loss
 from softspec.train.data.units import Unit, in_batches
 from softspec.train.loop.state import Training
 from softspec.train.members.pairs import Pairs
+from softspec.train.objective.objective import UnitBatch
 from softspec.train.objective.routing import Routing, Table, routing_of
-from softspec.train.objective.units import UnitBatch
 
 ONE_PASS_FROM = 0.3
 """The share of active pairs: below it two passes are faster, and above it one."""
@@ -108,7 +108,7 @@ def _one_by_one(
         of_items, pull = routing.of_items(shares), scale * routing.pull(shares)
         counted = of_items >= config.skip_responsibility
         if one_pass:
-            # Where no pull remains the gradients are zero, and the members' layers do not compute them.
+            # `pull` is constant. Where none remains the gradients are zero, and the members' layers do not compute them.
             surrogate_loss(table.loglik, counted * pull).sum().backward()
         else:
             _second_pass(batch, counted, pull)
@@ -139,14 +139,14 @@ def _together(
 
 
 def _second_pass(batch: UnitBatch, counted: Tensor, pull: Tensor) -> None:
-    """Run the pairs of member and unit that count, (K, B) bool, forward and backward."""
+    """Run the pairs of member and unit that count, (K, B) bool, forward and backward; `pull` (K, B) is constant."""
     member, unit = counted.nonzero(as_tuple=True)
     loglik = batch.loglik(Pairs(unit, member, counted.shape[1]))
     surrogate_loss(loglik, pull[counted]).sum().backward()
 
 
 def _part(table: Table, counted: Tensor, of_items: Tensor, units: int) -> _Part:
-    """What so many units came to, whose items have these responsibilities (K, N); tokens are parts of a unit."""
+    """What so many units came to, from the responsibilities of their items (K, N); tokens are parts of a unit."""
     items_per_unit = counted.shape[1] / units
     active, skipped = counted.sum().item(), of_items[~counted].sum().item()
     return _Part(table, active / items_per_unit, skipped / items_per_unit)
@@ -158,5 +158,5 @@ def _joined(training: Training, tables: Sequence[Tensor]) -> Tensor:
 
 
 def _routing(training: Training, units: Sequence[Unit], alpha: float) -> Routing:
-    """The routing of these units in a step with this order."""
+    """The routing of these units in a step whose order is `alpha`."""
     return routing_of(training.config, units, training.log_weights, alpha, training.survey.mean_length)

@@ -11,9 +11,9 @@ from softspec.train.loop.passes import Pass
 from softspec.train.members.members import Members
 
 WORST_SHARE = 0.25
-"""Of the units of a step, those that are served worst."""
+"""The part of a step's units that counts as served worst."""
 NOISE = 0.1
-"""By which a new member differs from the one it comes from, as part of the size of its weights."""
+"""How far a new member is from the one it comes from, as part of the size of its weights."""
 
 
 def reseed(members: Members, optimizer: torch.optim.Optimizer, done: Pass, member: int, seed: int) -> int:

@@ -14,14 +14,14 @@ from softspec.train.data.units import in_batches
 
 
 def total_steps(config: TrainConfig, steps_per_epoch: int) -> int:
-    """Optimizer steps of the whole run."""
+    """How many optimizer steps the whole run has."""
     if config.max_steps is not None:
         return config.max_steps
     return math.ceil(config.num_epochs * steps_per_epoch)
 
 
 def learning_rate(config: TrainConfig, step: int, total: int) -> float:
-    """Linear warm-up that starts above zero, then the configured decay, which ends just above zero."""
+    """The learning rate of a step: a linear warm-up from above zero, then the configured decay to just above zero."""
     warmup = math.ceil(config.warmup_ratio * total)
     if step < warmup:
         return config.learning_rate * (step + 1) / warmup
@@ -31,7 +31,7 @@ def learning_rate(config: TrainConfig, step: int, total: int) -> float:
 
 
 def renyi_alpha(config: TrainConfig, step: int, total: int) -> float:
-    """Linear from 0 to the configured order over the first `alpha_warmup_ratio` of the run."""
+    """The order of a step: linear from 0 to the configured one over the first `alpha_warmup_ratio` of the run."""
     warmup = math.ceil(config.alpha_warmup_ratio * total)
     return config.renyi_alpha * (step / warmup if step < warmup else 1)
 
@@ -54,11 +54,11 @@ class ExampleOrder:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps that see every example once; the last one may be smaller."""
+        """How many optimizer steps see every example once; the last one may be smaller."""
         return math.ceil(self.num_examples / self.config.examples_per_step)
 
     def indices(self, step: int) -> list[int]:
-        """The examples of one step."""
+        """The numbers of the examples of one step."""
         epoch, position = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             self._epoch, self._order = epoch, self._permutation(epoch)

@@ -5,7 +5,7 @@ In: the parts that `prepare` puts together. Out: the same, and their state for c
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -15,11 +15,22 @@ from softspec.train.data.survey import Survey
 from softspec.train.data.units import Unit
 from softspec.train.loop.health import Starvation
 from softspec.train.loop.schedule import ExampleOrder, total_steps
-from softspec.train.loop.stopping import EarlyStopping
+from softspec.train.loop.stopping import EarlyStopping, MembersState, StoppingState
 from softspec.train.members.members import Members
+from softspec.train.objective.objective import Objective
 from softspec.train.objective.prior import GaussianPrior
-from softspec.train.objective.units import Objective
 from softspec.train.processes import Processes
+
+
+class TrainingState(TypedDict):
+    """All that later steps depend on, in types that `torch.load` reads safely."""
+
+    weights: list[Tensor]
+    log_weights: Tensor
+    optimizer: dict[str, Any]
+    active_members: float
+    starved_for: list[int]
+    early_stopping: StoppingState
 
 
 @dataclass
@@ -47,11 +58,11 @@ class Training:
 
     @property
     def total_steps(self) -> int:
-        """Optimizer steps of the whole run."""
+        """How many optimizer steps the whole run has."""
         return total_steps(self.config, self.order.steps_per_epoch)
 
-    def state_dict(self) -> dict[str, Any]:
-        """All that later steps depend on, as torch's own state dicts."""
+    def state_dict(self) -> TrainingState:
+        """All that later steps depend on."""
         return {
             **self.members_state(),
             "optimizer": self.optimizer.state_dict(),
@@ -60,22 +71,22 @@ class Training:
             "early_stopping": self.early_stopping.state,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`."""
-        self.load_members(state)
+    def load_state_dict(self, state: TrainingState) -> None:
+        """Take up where `state_dict` was called."""
+        self.load_members({"weights": state["weights"], "log_weights": state["log_weights"]})
         self.optimizer.load_state_dict(state["optimizer"])
         self.active_members = state["active_members"]
         self.starvation.starved_for = state["starved_for"]
         self.early_stopping.state = state["early_stopping"]
 
-    def members_state(self) -> dict[str, Any]:
-        """What is exported: a copy of the adapters and of the mixture weights."""
+    def members_state(self) -> MembersState:
+        """A copy of what is exported, the adapters and the mixture weights, on the CPU."""
         weights = [weight.detach().to("cpu", copy=True) for weight in self.members.parameters()]
         return {"weights": weights, "log_weights": self.log_weights.cpu()}
 
     @torch.no_grad()
-    def load_members(self, state: dict[str, Any]) -> None:
-        """The inverse of `members_state`."""
+    def load_members(self, state: MembersState) -> None:
+        """Put the adapters and mixture weights back that `members_state` returned."""
         for weight, saved in zip(self.members.parameters(), state["weights"], strict=True):
             weight.copy_(saved)
         self.log_weights = state["log_weights"].to(self.log_weights)

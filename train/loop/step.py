@@ -99,7 +99,7 @@ def _move_members(training: Training, done: Pass, rate: float, step: int) -> Ten
 
 
 def _losses(done: Pass, count: int) -> tuple[float, float, float]:
-    """The honest loss of a step's units, the mixture's NLL and the mean of the members' NLLs, nats per example."""
+    """The loss of a step's units, the mixture's NLL and the mean of the members' NLLs; nats per example."""
     mixture = replace(done.routing, renyi_alpha=1.0, floor=0.0)
     average = replace(done.routing, renyi_alpha=0.0, floor=0.0)
     loss, mixture_nll, member_nll = (
@@ -122,7 +122,7 @@ def _move_weights(training: Training, member_load: list[float]) -> list[float]:
 
 
 def moved_log_weights(log_weights: Tensor, member_load: list[float], config: TrainConfig) -> Tensor:
-    """A step of expectation maximisation: the mixture weights (K,) move towards the load, but never below the floor."""
+    """The mixture log-weights (K,) after a step of expectation maximisation towards the load, never below the floor."""
     rate, least = config.weights_learning_rate, config.weights_floor / len(member_load)
     goal = torch.tensor(member_load, dtype=log_weights.dtype, device=log_weights.device)
     moved = (1 - rate) * log_weights.exp() + rate * goal

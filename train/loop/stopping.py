@@ -5,20 +5,40 @@ In: the score of every evaluation, and the members that have it. Out: whether th
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TypedDict
+
+from torch import Tensor
 
 from softspec.train.config import TrainConfig
 
 
+class MembersState(TypedDict):
+    """A copy of what is exported: the adapters' weights and the mixture's log-weights (K,)."""
+
+    weights: list[Tensor]
+    log_weights: Tensor
+
+
+class StoppingState(TypedDict):
+    """What early stopping remembers: the best evaluation with its members, and how many since then were no better."""
+
+    best_step: int
+    best_mixture_nll: float
+    waited: int
+    members: MembersState | None
+
+
 class EarlyStopping:
-    """As transformers' callback: patience counts evaluations in a row that did not improve on the best by more than the
-    threshold; the best itself is the best of all. Does nothing without `early_stopping_patience`.
+    """The end of a run that no longer gets better; does nothing without `early_stopping_patience`.
+
+    As transformers' callback: patience counts evaluations in a row that did not improve on the best by more than the
+    threshold; the best itself is the best of all.
     """
 
     def __init__(self, config: TrainConfig) -> None:
         self.patience = config.early_stopping_patience
         self.threshold = config.early_stopping_threshold
-        self.state: dict[str, Any] = {
+        self.state: StoppingState = {
             "best_step": 0,
             "best_mixture_nll": math.inf,
             "waited": 0,
@@ -36,12 +56,12 @@ class EarlyStopping:
         return self.patience is not None and self.state["waited"] >= self.patience
 
     @property
-    def best_members(self) -> Any:
-        """Those with the best score; None without one."""
+    def best_members(self) -> MembersState | None:
+        """The members with the best score; None before the first score."""
         return self.state["members"]
 
-    def observe(self, step: int, mixture_nll: float, members: Callable[[], Any]) -> None:
-        """An evaluation after `step` steps; `members` is called if they are the best so far."""
+    def observe(self, step: int, mixture_nll: float, members: Callable[[], MembersState]) -> None:
+        """Take note of an evaluation after `step` steps; `members` is called if they are the best so far."""
         if not self.is_on:
             return
         best = self.state["best_mixture_nll"]
@@ -49,9 +69,11 @@ class EarlyStopping:
         if mixture_nll < best:
             self.state |= {"best_step": step, "best_mixture_nll": mixture_nll, "members": members()}
 
-    def facts(self) -> dict[str, Any]:
-        """What the log and the manifest say of it; empty if it is off."""
-        return {key: self.state[key] for key in ("best_step", "best_mixture_nll") if self.is_on}
+    def facts(self) -> dict[str, float]:
+        """What the log and the manifest say of early stopping; empty if it is off."""
+        if not self.is_on:
+            return {}
+        return {"best_step": self.state["best_step"], "best_mixture_nll": self.state["best_mixture_nll"]}
 
     def verdict(self, done: int) -> str:
         """One line for the user, at the end of the run."""

@@ -30,7 +30,7 @@ def load_tokenizer(base_model: str, revision: str | None = None) -> PreTrainedTo
 
 
 def load_skeleton(base_model: str, revision: str | None = None) -> nn.Module:
-    """The base's modules without weights: cheap, to check names before the real thing is loaded.
+    """The base's modules without weights, which are cheap: to check names before the real thing is loaded.
 
     Raises:
         ConfigError: no model there, or one with quantised weights.
@@ -54,7 +54,11 @@ def load_skeleton(base_model: str, revision: str | None = None) -> nn.Module:
 def load_base(
     base_model: str, revision: str | None = None, dtype: str = "auto", device: torch.device | None = None
 ) -> PreTrainedModel:
-    """The base with its weights, on the GPU if there is one; `auto` is bfloat16 there and float32 on the CPU."""
+    """The base with its weights, on the GPU if there is one; `auto` is bfloat16 there and float32 on the CPU.
+
+    Raises:
+        ConfigError: no model there.
+    """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if dtype == "auto":
         dtype = "bfloat16" if device.type == "cuda" else "float32"

@@ -43,12 +43,12 @@ class Batch:
 
     @property
     def size(self) -> int:
-        """B."""
+        """How many examples there are, B."""
         return len(self.tail_ids)
 
 
 def collate(examples: Sequence[Example], activation: Activation, device: torch.device) -> Batch:
-    """Split each example into trunk and tail and pad them; padding never changes a result."""
+    """A batch of the examples, each split into trunk and tail and padded; padding never changes a result."""
     trunks: dict[tuple[int, ...], int] = {}
     trunk_of, tails, supervised, targets = [], [], [], []
     for example in examples:
@@ -72,7 +72,7 @@ def collate(examples: Sequence[Example], activation: Activation, device: torch.d
 
 @torch.no_grad()
 def with_trunk(members: Members, batch: Batch) -> Batch:
-    """The same batch once the base model has run its trunks: several passes over it then share them."""
+    """The batch with its trunks run by the base model, so that several passes over it share them."""
     if batch.trunk is not None or batch.trunk_ids.shape[1] == 0:
         return batch
     output = members.model.get_decoder()(
@@ -96,7 +96,7 @@ def member_loglik(members: Members, batch: Batch) -> Tensor:
 
 @torch.no_grad()
 def base_loglik(members: Members, batch: Batch) -> Tensor:
-    """The same for the base model alone, adapters off; (1, B)."""
+    """log p(completion | prompt) of every example under the base model, adapters off; (1, B), nats, float64."""
     return pair_loglik(members, batch, None)[None]
 
 
@@ -113,7 +113,7 @@ def completion_logprobs(members: Members, batch: Batch) -> Tensor:
 
 
 def pair_loglik(members: Members, batch: Batch, pairs: Pairs | None) -> Tensor:
-    """log p(completion | prompt) of each pair, (R,), nats, float64; of each example under the base if pairs is None."""
+    """log p(completion | prompt) of each pair, (R,), nats, float64; None for pairs is the base on every example."""
     tokens = token_loglik(members, batch, pairs)
     supervised = _of_pairs(batch.supervised, pairs)
     sums = torch.zeros(len(supervised), dtype=torch.float64, device=tokens.device)
@@ -121,14 +121,14 @@ def pair_loglik(members: Members, batch: Batch, pairs: Pairs | None) -> Tensor:
 
 
 def token_loglik(members: Members, batch: Batch, pairs: Pairs | None) -> Tensor:
-    """Log-probabilities of the completion tokens, pair after pair, (M,), nats, float32."""
+    """Log-probabilities of the completion tokens of each pair, pair after pair, (M,), nats, float32."""
     logits = _supervised_logits(members, batch, pairs)
     targets = _of_pairs(batch.targets, pairs)[_of_pairs(batch.supervised, pairs)]
     return -cross_entropy(logits.float(), targets, reduction="none")
 
 
 def _supervised_logits(members: Members, batch: Batch, pairs: Pairs | None) -> Tensor:
-    """(M, V): the logits of all supervised positions, pair after pair."""
+    """The logits of all supervised positions, pair after pair, (M, V)."""
     batch = with_trunk(members, batch)
     trunk_mask = batch.trunk_mask[batch.trunk_of]
     positions = trunk_mask.sum(1, keepdim=True) + torch.arange(
@@ -147,7 +147,7 @@ def _supervised_logits(members: Members, batch: Batch, pairs: Pairs | None) -> T
 
 
 def _extendable(trunk: Cache | None, trunk_of: Tensor) -> Cache | None:
-    """A cache that one pass may extend, for every example; the trunk itself stays as it is."""
+    """A cache with each example's trunk, which one pass may extend; the trunk itself stays as it is."""
     if trunk is None:
         return None
     extendable = copy.copy(trunk)
@@ -166,7 +166,7 @@ def _of_pairs(per_example: Tensor, pairs: Pairs | None) -> Tensor:
 
 
 def _padded(parts: Sequence[Sequence[int]], device: torch.device, left: bool = False) -> Tensor:
-    """(B, longest), int64, padded with zeros; masks make the value irrelevant."""
+    """Numbers of different lengths as one tensor (B, longest), int64, padded with zeros that masks hide."""
     length = max(len(part) for part in parts)
     padding = [(0,) * (length - len(part)) for part in parts]
     filled = [(*pad, *part) if left else (*part, *pad) for part, pad in zip(parts, padding, strict=True)]

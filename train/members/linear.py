@@ -22,7 +22,7 @@ from softspec.train.members.pairs import Pairs
 
 @dataclass
 class Run:
-    """A forward pass of these pairs. `pulling` are those with a gradient; None while that is open, or if all have."""
+    """A forward pass of these pairs; `pulling` are those with a gradient, None while that is open or if all have."""
 
     pairs: Pairs
     pulling: Tensor | None = None
@@ -68,7 +68,7 @@ class MemberLinear(nn.Module):
         self._selection = selection
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """(R, ..., in) to (R, ..., out); the base alone while no pairs are selected."""
+        """Outputs (R, ..., out) of inputs (R, ..., in); the base's alone while no pairs are selected."""
         run = self._selection.run
         if run is None:
             return self.base(inputs)
@@ -82,7 +82,7 @@ class MemberLinear(nn.Module):
 
 
 class _AdaptedLinear(torch.autograd.Function):
-    """x W^T + bias + scaling (x A_k^T) B_k^T, in one node; no gradients of W and the bias."""
+    """The function x W^T + bias + scaling (x A_k^T) B_k^T in one node, without gradients of W and the bias."""
 
     @staticmethod
     def forward(

@@ -22,7 +22,7 @@ from softspec.train.members.spec import LoraSpec, decoder_layers
 
 
 class Members:
-    """K adapters in one frozen model. Adapters are off except inside `running`."""
+    """K adapters in one frozen model, which are off except inside `running`."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class Members:
         return norms
 
     def squared_distance(self, centre: Sequence[Tensor]) -> Tensor:
-        """Of each member's weights from `centre`, which has the shapes of `parameters()`; (K,), differentiable."""
+        """Each member's squared distance from `centre`, in the shapes of `parameters()`; (K,), differentiable."""
         pairs = zip(self.parameters(), centre, strict=True)
         return torch.stack([(weight - mean).square().flatten(1).sum(1) for weight, mean in pairs]).sum(0)
 
@@ -92,19 +92,11 @@ class Members:
 
     def adapter_state(self, member: int) -> dict[str, Tensor]:
         """One member's weights under PEFT's names, on the CPU."""
-        state = {}
-        for name, linear in self.linears.items():
-            state[f"base_model.model.{name}.lora_A.weight"] = (
-                linear.lora_a[member].detach().cpu().contiguous()
-            )
-            state[f"base_model.model.{name}.lora_B.weight"] = (
-                linear.lora_b[member].detach().cpu().contiguous()
-            )
-        return state
+        return {key: weight[member].detach().cpu().contiguous() for key, weight in self.named_weights()}
 
     @torch.no_grad()
     def load_adapter(self, member: int, state: dict[str, Tensor]) -> None:
-        """The inverse of `adapter_state`; KeyError when a weight is missing."""
+        """Take the weights of one member that `adapter_state` returned; KeyError when one is missing."""
         for key, weight in self.named_weights():
             weight[member] = state[key]
 
@@ -118,7 +110,7 @@ class Members:
             self._install(self.linears)
 
     def named_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Every adapter weight under the name PEFT gives one member's part of it."""
+        """Every adapter weight under the name that PEFT gives to one member's part of it."""
         for name, linear in self.linears.items():
             yield f"base_model.model.{name}.lora_A.weight", linear.lora_a
             yield f"base_model.model.{name}.lora_B.weight", linear.lora_b
@@ -130,7 +122,10 @@ class Members:
 
     @torch.no_grad()
     def _initialise(self, member: int, seed: int, b_init_std: float) -> None:
-        """PEFT's start: A Kaiming-uniform, B zero (or noise). A must differ, or members stay equal for ever."""
+        """Start a member as PEFT does: A Kaiming-uniform, B zero (or noise).
+
+        A must differ between members, or they stay equal for ever.
+        """
         generator = torch.Generator().manual_seed(seed)
         for linear in self.linears.values():
             drawn = torch.empty(linear.lora_a.shape[1:])

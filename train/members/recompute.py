@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 def recomputed(
     layers: nn.ModuleList, first: int, setting: Callable[[], AbstractContextManager[None]]
 ) -> Iterator[None]:
-    """Checkpoint every layer from `first` on.
+    """Checkpoint every layer from `first` on, for as long as the context is open.
 
     Args:
         setting: a context for every run of a layer: what it depends on beside its arguments.

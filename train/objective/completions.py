@@ -25,19 +25,19 @@ class CompletionBatch:
     """B examples whose trunks have run; `by_token`: it is their tokens that are routed."""
 
     members: Members
-    batch: Batch
+    padded: Batch
     by_token: bool
 
     def loglik(self, pairs: Pairs) -> Tensor:
         """log p(completion | prompt) of each pair, (R,), or of their tokens, pair after pair, (M,); nats, float64."""
         if self.by_token:
-            return token_loglik(self.members, self.batch, pairs).double()
-        return pair_loglik(self.members, self.batch, pairs)
+            return token_loglik(self.members, self.padded, pairs).double()
+        return pair_loglik(self.members, self.padded, pairs)
 
     def table(self) -> Table:
         """What every member makes of every example or token."""
         num_members = self.members.num_members
-        loglik = self.loglik(Pairs.all_pairs(num_members, self.batch.size, self.batch.tail_ids.device))
+        loglik = self.loglik(Pairs.all_pairs(num_members, self.padded.size, self.padded.tail_ids.device))
         return Table(loglik.view(num_members, -1), margins=loglik.new_zeros(num_members, 0))
 
 
@@ -61,5 +61,5 @@ class Completions:
 
     def batch(self, members: Members, units: Sequence[Example]) -> CompletionBatch:
         """Examples ready for as many passes as are needed."""
-        batch = with_trunk(members, collate(units, self.config.activation, members.model.device))
-        return CompletionBatch(members, batch, by_token=self.config.granularity == "token")
+        padded = with_trunk(members, collate(units, self.config.activation, members.model.device))
+        return CompletionBatch(members, padded, by_token=self.config.granularity == "token")

@@ -22,7 +22,7 @@ from softspec.train.processes import Processes
 
 
 class UnitBatch(Protocol):
-    """The units of a micro-batch, ready for as many passes as are needed."""
+    """The units of a micro-batch, whose prompts have run as far as members share them."""
 
     def loglik(self, pairs: Pairs) -> Tensor:
         """How likely members find the units of these pairs, (R,), or their tokens, (M,); nats, float64."""
@@ -32,7 +32,7 @@ class UnitBatch(Protocol):
 
 
 class Objective(Protocol[UnitT]):
-    """One kind of unit for K members."""
+    """What a kind of unit has to offer: how it is read, and how K members are asked about it."""
 
     def read(
         self, rows: PlacedRows, tokenizer: PreTrainedTokenizerBase, eos_ids: Collection[int]
@@ -49,7 +49,7 @@ class Objective(Protocol[UnitT]):
         """The units with what the base says of them, if that is needed; once for a whole run."""
 
     def batch(self, members: Members, units: Sequence[UnitT]) -> UnitBatch:
-        """These units, ready for the members to be asked."""
+        """These units, ready for as many passes as are needed."""
 
 
 def objective_of(config: TrainConfig) -> Objective[Unit]:

@@ -30,12 +30,12 @@ from softspec.train.processes import Processes
 class PreferenceBatch:
     """B preferences whose trunks have run.
 
-    `batch` is from `collate_preferences`; `reference` (B,) are the base's margins, nats; `beta` and `label_smoothing`
+    `padded` is from `collate_preferences`; `reference` (B,) are the base's margins, nats; `beta` and `label_smoothing`
     as for `dpo_loglik`.
     """
 
     members: Members
-    batch: Batch
+    padded: Batch
     reference: Tensor
     beta: float
     label_smoothing: float
@@ -48,13 +48,13 @@ class PreferenceBatch:
         """
         num_members, size = self.members.num_members, len(self.reference)
         if pairs.is_every_pair:
-            both = Pairs.all_pairs(num_members, self.batch.size, self.reference.device)
-            table = pair_loglik(self.members, self.batch, both).view(num_members, 2, size)
+            both = Pairs.all_pairs(num_members, self.padded.size, self.reference.device)
+            table = pair_loglik(self.members, self.padded, both).view(num_members, 2, size)
             chosen, rejected = table[:, 0].flatten(), table[:, 1].flatten()
         else:
             examples = torch.cat([pairs.examples, pairs.examples + size])
-            both = Pairs(examples, pairs.members.repeat(2), self.batch.size)
-            chosen, rejected = pair_loglik(self.members, self.batch, both).chunk(2)
+            both = Pairs(examples, pairs.members.repeat(2), self.padded.size)
+            chosen, rejected = pair_loglik(self.members, self.padded, both).chunk(2)
         return chosen - rejected - self.reference[pairs.examples]
 
     def loglik(self, pairs: Pairs) -> Tensor:
@@ -91,10 +91,10 @@ class Preferences:
 
     def batch(self, members: Members, units: Sequence[Preference]) -> PreferenceBatch:
         """Preferences ready for as many passes as are needed."""
-        batch = with_trunk(members, collate_preferences(members, units, self.config.activation))
+        padded = with_trunk(members, collate_preferences(members, units, self.config.activation))
         known = [unit.reference_margin for unit in units]
-        reference = torch.tensor(known, dtype=torch.float64, device=batch.tail_ids.device)
-        return PreferenceBatch(members, batch, reference, self.config.beta, self.config.label_smoothing)
+        reference = torch.tensor(known, dtype=torch.float64, device=members.model.device)
+        return PreferenceBatch(members, padded, reference, self.config.beta, self.config.label_smoothing)
 
 
 def reference_margins(

@@ -51,7 +51,7 @@ def check_reload(
     examples: Sequence[Example],
     activation: Activation,
 ) -> float:
-    """Score examples in training and through stock PEFT from disk; the largest difference in nats, relative above 1.
+    """Score examples in training and through stock PEFT from disk; returns the largest gap, nats, relative above 1.
 
     Raises:
         TrainingError: they differ by more than float32 (or the base's lower precision) explains.
@@ -78,7 +78,7 @@ def peft_loglik(
     examples: Sequence[Example],
     activation: Activation,
 ) -> Tensor:
-    """The slow road to (K, B), nats: stock PEFT, one member and one example at a time."""
+    """Log-likelihoods (K, B), nats, float64, by the slow road: stock PEFT, one member and one example at a time."""
     names = [f"member-{member}" for member in range(num_members)]
     device = str(base.device)
     first = str(member_dir(directory, 0))

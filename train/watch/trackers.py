@@ -29,7 +29,7 @@ NOT_CURVES = {"step", "starved", "reseeded_from"}
 
 
 def check_trackers(config: TrainConfig) -> None:
-    """Are the trackers of `report_to` known and installed?
+    """Check that the trackers of `report_to` are known and installed.
 
     Raises:
         ConfigError: one is not.
@@ -92,7 +92,7 @@ def open_trackers(config: TrainConfig, run: RunFolder, finished: int) -> Iterato
 
 
 def scalars(values: dict[str, Any]) -> dict[str, float]:
-    """Lists and mappings spread out: `{"load": [0.4, 0.6]}` becomes `{"load/0": 0.4, "load/1": 0.6}`."""
+    """Values with lists and mappings spread out: `{"load": [0.4, 0.6]}` becomes `{"load/0": 0.4, "load/1": 0.6}`."""
     found: dict[str, float] = {}
     for key, value in values.items():
         if isinstance(value, list):
@@ -105,6 +105,6 @@ def scalars(values: dict[str, Any]) -> dict[str, float]:
 
 
 def _store(tracker: GeneralTracker, config: TrainConfig) -> None:
-    """The configuration, beside the curves."""
+    """Give a tracker the configuration, to be kept beside the curves."""
     if tracker.name != TENSORBOARD:  # which would show it as a run of its own, without curves
         tracker.store_init_configuration(config.model_dump(mode="json"))

@@ -44,7 +44,7 @@ def exact(folder: Path, **settings: Any) -> Training:
 
 
 def preferring(folder: Path, **settings: Any) -> Training:
-    """The same for preferences."""
+    """A run in float64 on preferences."""
     write_config(folder)
     write_rows(
         folder / "pairs.jsonl", [{**row, "group": "AB"[n % 2]} for n, row in enumerate(preference_rows())]
@@ -53,7 +53,7 @@ def preferring(folder: Path, **settings: Any) -> Training:
 
 
 def grouped(folder: Path, **settings: Any) -> Training:
-    """Completions of three annotators."""
+    """A run in float64 on completions of three annotators."""
     write_config(folder)
     rows = [{**row, "group": number % 3} for number, row in enumerate(chat_rows())]
     write_rows(folder / "grouped.jsonl", rows)

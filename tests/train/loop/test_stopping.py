@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import softspec.train.run
 from softspec.artefact.manifest import load_manifest
 from softspec.errors import ConfigError
-from softspec.train.loop.stopping import EarlyStopping
+from softspec.train.loop.stopping import EarlyStopping, MembersState
 from softspec.train.run import train_ensemble
 from tests.support.tiny_training import chat_rows, write_config, write_rows
 from tests.support.training_runs import Killed, assert_same_adapters, dying_at, interrupted, logged
@@ -31,13 +32,18 @@ def write_other_answers(folder: Path) -> None:
     write_rows(folder / "held_out.jsonl", rows)
 
 
+def members_after(step: int) -> MembersState:
+    """What stands for the members of this step: no adapters, and its number."""
+    return {"weights": [], "log_weights": torch.tensor([float(step)])}
+
+
 def observed(folder: Path, scores: list[float], **settings: Any) -> EarlyStopping:
-    """What early stopping makes of these scores; the members of each are its number."""
+    """What early stopping makes of these scores."""
     config = write_config(folder, eval_file="train.jsonl", eval_steps=1, **settings)
     stopping = EarlyStopping(config)
     for step, score in enumerate(scores, start=1):
         assert not stopping.is_over
-        stopping.observe(step, score, partial(int, step))
+        stopping.observe(step, score, partial(members_after, step))
     return stopping
 
 
@@ -56,7 +62,7 @@ def test_gains_within_the_threshold_do_not_restore_patience(tmp_path: Path) -> N
 def test_the_best_is_the_best_of_all_whatever_the_threshold(tmp_path: Path) -> None:
     stopping = observed(tmp_path, [3, 2.9, 2.95], early_stopping_patience=9, early_stopping_threshold=0.5)
 
-    assert stopping.best_members == 2
+    assert stopping.best_members == members_after(2)
     assert stopping.facts() == {"best_step": 2, "best_mixture_nll": 2.9}
 
 

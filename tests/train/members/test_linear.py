@@ -37,7 +37,7 @@ def by_autograd(layer: MemberLinear, inputs: Tensor, pairs: Pairs) -> Tensor:
 
 
 def gradients(outputs: Tensor, pull: Tensor, layer: MemberLinear, inputs: Tensor) -> tuple[Tensor, ...]:
-    """Of inputs and adapters, for this gradient (R, T, out) of the outputs."""
+    """The gradients of inputs and adapters, for this gradient (R, T, out) of the outputs."""
     return torch.autograd.grad(outputs, (inputs, layer.lora_a, layer.lora_b), pull)
 
 

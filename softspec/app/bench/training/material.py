@@ -1,4 +1,4 @@
-"""What every way starts from: a base with weights, the same random adapters and the same random examples.
+"""The material of every way: a base with weights, the same random adapters and the same random examples.
 
 In: a base and a cell. Out: a checkpoint directory; adapters under PEFT's names; tokens. Trains nothing.
 """
@@ -39,7 +39,7 @@ def base_with_weights(base: str | None, scratch: Path, seed: int) -> str:
 
 
 def adapter_states(base: str, cell: Cell, settings: BenchSettings) -> list[dict[str, Tensor]]:
-    """One state for each member, for all linear layers of the decoder: A as PEFT draws it, B as the regime has it."""
+    """Adapter weights of each member for all linear layers of the decoder: A as PEFT draws it, B as the regime says."""
     generator = torch.Generator().manual_seed(settings.seed)
     scale = SPECIALISED_B_STD if cell.regime == "specialised" else 0.0
     shapes = {
@@ -61,7 +61,7 @@ def adapter_states(base: str, cell: Cell, settings: BenchSettings) -> list[dict[
 
 
 def random_examples(base: str, cell: Cell, settings: BenchSettings) -> list[Example]:
-    """Those of every step of a cell, random token ids: the same ones for all ways, again and again."""
+    """The examples of every step of a cell, random token ids: the same ones for all ways, again and again."""
     draw = random.Random(f"{settings.seed} tokens {cell.prompt_tokens} {cell.completion_tokens}")
     vocabulary = range(AutoConfig.from_pretrained(base).vocab_size)
 

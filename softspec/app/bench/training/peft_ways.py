@@ -52,10 +52,10 @@ class PeftWay(SteppingWay):
 
     @abstractmethod
     def add_gradients(self, examples: Sequence[Example], micro_batch_size: int) -> None:
-        """Those of the mean loss over examples, micro-batch by micro-batch."""
+        """Add the gradients of the mean loss over examples, micro-batch by micro-batch."""
 
     def loglik(self, examples: Sequence[Example], copies: int = 1, **peft: Any) -> Tensor:
-        """Of each row's completion under the active adapters, (copies * B,), nats, float64.
+        """log p(completion | prompt) under the active adapters, (copies * B,), nats, float64.
 
         The examples of a cell are equally long: there is no padding and no mask, and logits only of the completion.
         """
@@ -72,7 +72,7 @@ class PeftWay(SteppingWay):
 
 
 class JointPeftWay(PeftWay):
-    """All K adapters under the one loss that softspec has."""
+    """A way that trains all K adapters under the one loss that softspec has."""
 
     def __init__(self, base: str, cell: Cell, settings: BenchSettings) -> None:
         super().__init__(base, cell, settings, cell.members)
@@ -80,7 +80,7 @@ class JointPeftWay(PeftWay):
 
     @abstractmethod
     def table(self, examples: Sequence[Example]) -> Tensor:
-        """(K, B), nats."""
+        """Log-likelihoods of the examples under every adapter, (K, B), nats, differentiable."""
 
     def add_gradients(self, examples: Sequence[Example], micro_batch_size: int) -> None:
         for batch in in_batches(examples, micro_batch_size):
@@ -88,7 +88,7 @@ class JointPeftWay(PeftWay):
             (self.members * losses.sum() / len(examples)).backward()
 
     def gradients(self) -> dict[str, Tensor]:
-        """Of the first `CHECKED_EXAMPLES`; (K, ...) by PEFT's names without the adapter's, on the CPU."""
+        """The gradients of the first `CHECKED_EXAMPLES`, (K, ...) by PEFT's names without the adapter's, on the CPU."""
         self.optimizer.zero_grad()
         self.add_gradients(self.examples[:CHECKED_EXAMPLES], 1)
         found: dict[str, list[Tensor]] = {}
@@ -101,20 +101,20 @@ class JointPeftWay(PeftWay):
 
 
 class PeftSwitching(JointPeftWay):
-    """The graphs of K forward passes are kept for one backward pass."""
+    """`peft-switching`: the graphs of K forward passes are kept for one backward pass."""
 
     def table(self, examples: Sequence[Example]) -> Tensor:
-        rows = []
+        table = []
         for name in self.names:
             self.model.set_adapter(name)
-            rows.append(self.loglik(examples))
+            table.append(self.loglik(examples))
         # set_adapter freezes the other adapters: only the last one would get gradients, silently.
         self.model.set_requires_grad(self.names)
-        return torch.stack(rows)
+        return torch.stack(table)
 
 
 class PeftMixed(JointPeftWay):
-    """K x B rows in one pass."""
+    """`peft-mixed`: K x B pairs of adapter and example in one pass."""
 
     def __init__(self, base: str, cell: Cell, settings: BenchSettings) -> None:
         super().__init__(base, cell, settings)
@@ -127,7 +127,7 @@ class PeftMixed(JointPeftWay):
 
 
 class PeftSeparate(PeftWay):
-    """K runs of the same cost, one after another; in memory there is one."""
+    """`peft-separate`: K runs of the same cost, one after another; in memory there is one."""
 
     def __init__(self, base: str, cell: Cell, settings: BenchSettings) -> None:
         super().__init__(base, cell, settings, adapters=1)

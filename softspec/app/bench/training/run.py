@@ -1,4 +1,4 @@
-"""`softspec bench train`: all ways in all cells, alternating, measured on this machine.
+"""The run of `softspec bench train`: all ways in all cells, alternating, measured on this machine.
 
 In: settings and a base. Out: a JSON document, rewritten after every repeat. Runs no model itself: every way has a
 process of its own.
@@ -37,7 +37,7 @@ TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class Sample:
-    """One way in one repeat of one cell.
+    """What was measured of one way in one repeat of one cell.
 
     step_s: seconds of an optimizer step. tokens_per_s: prompt and completion tokens of the examples, each counted
     once whatever K. peak_bytes: on CPUs resident in the process, on a GPU allocated by torch; added_bytes: without
@@ -92,7 +92,7 @@ def bench_train(base: str | None, output: Path, settings: BenchSettings) -> dict
 
 
 class Crew:
-    """The workers of a cell by way. One that runs out of memory is left out from then on."""
+    """The workers of a cell by way; one that runs out of memory is left out from then on."""
 
     def __init__(
         self, base: str, cell: Cell, settings: BenchSettings, document: dict[str, Any], bar: "tqdm[Any]"
@@ -111,7 +111,7 @@ class Crew:
             worker.close()
 
     def ask(self, way: str, question: Callable[[Worker], T]) -> T | None:
-        """None where the way is, or is now, left out."""
+        """What the way's worker answers; None where the way is, or is now, left out."""
         if way not in self.workers:
             return None
         self._bar.set_description(f"{self._cell}: {way}")
@@ -144,7 +144,7 @@ def measure_cell(crew: Crew, cell: Cell, settings: BenchSettings, results: Resul
 
 
 def gradient_differences(found: Iterable[tuple[str, dict[str, Tensor]]]) -> dict[str, float]:
-    """By `way/way`: how far the gradients of each way are from those of the first one.
+    """How far the gradients of each way are from those of the first one, by `way/way`.
 
     The largest distance of a member's gradient, relative to the largest gradient of a member; from tensors (K, ...).
 
@@ -170,7 +170,7 @@ def gradient_differences(found: Iterable[tuple[str, dict[str, Tensor]]]) -> dict
 
 
 def describe_run(base: str, settings: BenchSettings) -> dict[str, Any]:
-    """Keys of the document that say what is measured on what."""
+    """The keys of the document that say what is measured on what."""
     packages = ["accelerate", *(way for way in settings.measured_ways if way == "trl")]
     return {
         "command": shlex.join(["softspec", *sys.argv[1:]]),
@@ -186,7 +186,7 @@ def describe_run(base: str, settings: BenchSettings) -> dict[str, Any]:
 
 
 def print_plan(settings: BenchSettings) -> None:
-    """What will be measured, before it begins."""
+    """Tell what will be measured, on stderr, before it begins."""
     print(
         f"{settings.repeats} repeats of {settings.steps} steps of {settings.examples_per_step} examples, "
         f"rank {settings.rank}, each way in each of",
@@ -201,7 +201,7 @@ def print_plan(settings: BenchSettings) -> None:
 
 
 def _squares(gradients: Mapping[str, Tensor]) -> Tensor:
-    """Of each member's gradient, summed; (K,)."""
+    """The squared norm of each member's gradient, (K,)."""
     return torch.stack([gradient.double().square().flatten(1).sum(1) for gradient in gradients.values()]).sum(
         0
     )

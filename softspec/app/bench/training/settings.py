@@ -43,7 +43,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """`lengths` are prompt and completion tokens; `batch` is the examples of a micro-batch, two of which are a step."""
+    """Everything that can be chosen about the benchmark, with its default.
+
+    `lengths` are prompt and completion tokens; `batch` is the examples of a micro-batch, two of which are a step.
+    """
 
     ways: tuple[str, ...] = tuple(WAYS)
     lengths: tuple[tuple[int, int], ...] = ((256, 32), (32, 8))
@@ -78,7 +81,7 @@ class BenchSettings:
 
     @property
     def cells(self) -> list[Cell]:
-        """Small ones first."""
+        """All cells, small ones first."""
         return [
             Cell(prompt, completion, members, regime)
             for prompt, completion in sorted(set(self.lengths), key=sum)
@@ -89,27 +92,29 @@ class BenchSettings:
 
     @property
     def measured_ways(self) -> list[str]:
+        """The ways that are asked for and can run here."""
         return [way for way in WAYS if way in self.ways and (way != "trl" or self.has_trl)]
 
     @property
     def left_out(self) -> list[str]:
-        """What a reader might miss, and why it is not there."""
+        """The ways that a reader might miss, and why they are not there."""
         missing = [f"{way}: not among --ways" for way in WAYS if way not in self.ways]
         return missing + ["trl: not installed"] * ("trl" in self.ways and not self.has_trl)
 
     @property
     def examples_per_step(self) -> int:
+        """How many examples one optimizer step sees."""
         return MICRO_BATCHES * self.batch
 
     def order(self, cell: Cell, repeat: int) -> list[str]:
-        """The ways, shuffled anew for every repeat."""
+        """The ways in their order within a repeat, shuffled anew for each."""
         ways = self.measured_ways
         random.Random(f"{self.seed} order {cell} {repeat}").shuffle(ways)
         return ways
 
 
 def parse_lengths(texts: Sequence[str]) -> tuple[tuple[int, int], ...]:
-    """`PROMPT/COMPLETION`, in tokens.
+    """Prompt and completion tokens of each `PROMPT/COMPLETION`.
 
     Raises:
         ConfigError: something else.

@@ -21,12 +21,12 @@ from softspec.artefact.activation import Activation, AlwaysActivation
 from softspec.train.config import TrainConfig
 from softspec.train.loop.schedule import ExampleOrder
 from softspec.train.loop.step import optimizer_step
-from softspec.train.objective.units import objective_of
+from softspec.train.objective.objective import objective_of
 from softspec.train.run import check_names, prepare
 
 
 class Softspec(SteppingWay):
-    """Through the functions that `softspec train` calls."""
+    """`softspec`: a step through the functions that `softspec train` calls."""
 
     activation: Activation = TrainConfig.model_fields["activation"].default
 
@@ -60,7 +60,10 @@ class Softspec(SteppingWay):
         return {name: getattr(facts, name) for name in ROUTING}
 
     def gradients(self) -> dict[str, Tensor]:
-        """Of a first step on `CHECKED_EXAMPLES` with adapters on everywhere; (K, ...) by PEFT's names, on the CPU."""
+        """The gradients of a first step on `CHECKED_EXAMPLES`, (K, ...) by PEFT's names, on the CPU.
+
+        Adapters are on everywhere, as in the other ways.
+        """
         training = self._training
         changes = {
             "activation": AlwaysActivation(),
@@ -85,6 +88,6 @@ class Softspec(SteppingWay):
 
 
 class SoftspecAlways(Softspec):
-    """The same with adapters on in the whole prompt."""
+    """`softspec-always`: the step of `softspec` with adapters on in the whole prompt."""
 
     activation = AlwaysActivation()

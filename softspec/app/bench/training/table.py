@@ -12,7 +12,7 @@ from softspec.app.bench.training.settings import Cell
 
 
 def format_report(document: Mapping[str, Any]) -> str:
-    """Medians with minimum and maximum over the repeats; ratios are taken within each repeat."""
+    """The table: medians with minimum and maximum over the repeats; ratios are taken within each repeat."""
     model, settings = document["model"], document["settings"]
     lines = [
         f"{model['base']} ({model['weights']} weights, {document['dtype']}), rank {settings['rank']}, "

@@ -1,4 +1,4 @@
-"""The K independent runs in TRL's SFTTrainer; TRL must be installed.
+"""TRL's SFTTrainer as a way to K independent runs; TRL must be installed.
 
 In: a base, a cell and settings. Out: a way that takes optimizer steps.
 One run is timed, between the callbacks at the beginning and the end of each optimizer step, and counted K times. No
@@ -24,7 +24,7 @@ from softspec.train.members.base import load_base
 
 
 class Stopwatch(TrainerCallback):
-    """Seconds of each optimizer step."""
+    """A callback that notes the seconds of each optimizer step."""
 
     def __init__(self) -> None:
         self.step_s: list[float] = []
@@ -40,7 +40,7 @@ class Stopwatch(TrainerCallback):
 
 
 class Trl(Way):
-    """`trl`: pre-tokenised data with a completion mask."""
+    """`trl`: one of K equal runs, on pre-tokenised data with a completion mask."""
 
     def __init__(self, base: str, cell: Cell, settings: BenchSettings) -> None:
         self._members = cell.members
@@ -90,6 +90,6 @@ class Trl(Way):
 
 
 def _unused_tokenizer() -> PreTrainedTokenizerFast:
-    """The trainer asks for one; the data are token ids already."""
+    """A tokenizer because the trainer asks for one; the data are token ids already."""
     vocabulary = Tokenizer(models.WordLevel({"<pad>": 0}, unk_token="<pad>"))
     return PreTrainedTokenizerFast(tokenizer_object=vocabulary, pad_token="<pad>", eos_token="<pad>")

@@ -24,14 +24,17 @@ ROUTING = ("routing_perplexity", "active_members", "skipped_responsibility")
 
 @dataclass(frozen=True)
 class Timing:
-    """step_s: seconds of one optimizer step, the mean. `routing`: what `ROUTING` names, where the way tells."""
+    """How long optimizer steps took: `step_s` seconds each, the mean.
+
+    `routing`: the means of what `ROUTING` names, where the way tells.
+    """
 
     step_s: float
     routing: dict[str, float] | None = None
 
 
 class Way(ABC):
-    """One way, ready to take steps."""
+    """One way to a training step, ready to take steps."""
 
     model: Any
     """The base with its adapters."""

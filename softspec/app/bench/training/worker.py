@@ -1,4 +1,4 @@
-"""A way in a process of its own, so that its peak memory is its own. It waits between its turns.
+"""A way in a process of its own, where it waits between its turns, so that its peak memory is its own.
 
 In: a way's name and what it needs. Out: a `Worker` to ask. One computes at a time, because the caller asks one at a
 time.
@@ -28,7 +28,7 @@ from softspec.errors import WorkerError, WorkerOutOfMemory
 
 
 class Worker:
-    """One way for one cell. `weight_bytes` is the size of the base's weights."""
+    """One way for one cell, in a process of its own; `weight_bytes` is the size of the base's weights."""
 
     def __init__(self, way: str, base: str, weight_bytes: int, cell: Cell, settings: BenchSettings) -> None:
         self._way = way
@@ -41,15 +41,19 @@ class Worker:
 
     @property
     def pid(self) -> int | None:
-        """Of its process."""
+        """The number of the worker's process."""
         return self._process.pid
 
     def wait_until_loaded(self) -> None:
-        """All errors of `_ask`."""
+        """Wait until the way is ready to take steps.
+
+        Raises:
+            WorkerError: the way failed, or its process ended. WorkerOutOfMemory: it needs more memory than there is.
+        """
         self._answer()
 
     def gradients(self) -> dict[str, Tensor]:
-        """See the way's own."""
+        """The way's gradients, (K, ...) by name, on the CPU; errors as `wait_until_loaded`."""
         return self._ask("gradients")
 
     def take(self, steps: int) -> dict[str, Any]:
@@ -82,7 +86,7 @@ class Worker:
 
 
 class _Measured:
-    """The way, in its process."""
+    """A way in its process, where its memory is measured."""
 
     def __init__(self, way: str, base: str, weight_bytes: int, cell: Cell, settings: BenchSettings) -> None:
         make = way_named(way)
@@ -129,7 +133,7 @@ def _work(
 
 
 def _limit_memory() -> None:
-    """Of the process to what is free, so that a way too large fails by itself and nobody else's process is killed."""
+    """Limit the process to what is free, so that a way too large fails by itself and no other process is killed."""
     if not torch.cuda.is_available():
         allowed = psutil.Process().memory_info().vms + psutil.virtual_memory().available
         _, most = resource.getrlimit(resource.RLIMIT_AS)
@@ -138,7 +142,7 @@ def _limit_memory() -> None:
 
 
 def _return_freed_memory() -> None:
-    """To the system: the C library would keep gigabytes that the next way may need."""
+    """Give freed memory back to the system: the C library would keep gigabytes that the next way may need."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     else:
@@ -146,7 +150,7 @@ def _return_freed_memory() -> None:
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether it, or what it was raised from, is torch's word for that on a GPU or on CPUs, or Python's."""
+    """Whether an error, or what it was raised from, says that memory ran out: torch's words for it, or Python's."""
     if error is None:
         return False
     known = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
@@ -161,7 +165,7 @@ def _reset_peak() -> None:
 
 
 def _peak_bytes() -> int:
-    """On a GPU what torch had allocated, on CPUs what the process had resident."""
+    """The most memory since the last reset: on a GPU what torch allocated, on CPUs what the process had resident."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
