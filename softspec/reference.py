@@ -16,9 +16,10 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 from softspec.artefact.activation import shared_tokens
 from softspec.artefact.manifest import Manifest, load_manifest, member_dir
+from softspec.maths.answer import TokenUncertainty
 from softspec.maths.mixture import update_log_weights
 from softspec.maths.sampling import SamplingSpec, apply_penalties, draw_tokens
-from softspec.maths.uncertainty import Predictive, TokenUncertainty, predict
+from softspec.maths.uncertainty import Predictive, predict
 
 
 class ReferenceEnsemble:
@@ -71,7 +72,7 @@ class ReferenceEnsemble:
         log_weights, output_ids = self.prior, list[int]()
         while len(output_ids) < max_tokens:
             member_logprobs = self._logprobs(pending, caches)[:, -1]
-            predictive = predict(member_logprobs, log_weights, self.prior)
+            predictive = predict(member_logprobs, log_weights)
             token_id = draw_next(predictive.logprobs, prompt_ids, output_ids, spec)
             yield _record(token_id, member_logprobs, predictive), predictive.logprobs
             if token_id in stop_token_ids:
@@ -145,7 +146,6 @@ def _record(token_id: int, member_logprobs: Tensor, predictive: Predictive) -> T
         total_entropy=float(predictive.total_entropy),
         aleatoric_entropy=float(predictive.aleatoric_entropy),
         epistemic=float(predictive.epistemic),
-        token_disagreement=float(predictive.token_disagreement),
         disagreement=float(predictive.disagreement),
         member_log_probs=tuple(member_logprobs[:, token_id].tolist()),
     )

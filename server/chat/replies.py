@@ -9,7 +9,7 @@ from typing import Any
 
 from softspec.engine.trace import ChoiceTrace, RequestTrace
 from softspec.errors import EngineError
-from softspec.maths.uncertainty import AnswerUncertainty, summarise
+from softspec.maths.answer import AnswerUncertainty, summarise
 from softspec.server.chat.wire import EXTENSION, DecodeToken, Terms, full_report, token_reports
 from softspec.server.policy.policy import Decision
 

@@ -10,7 +10,7 @@ from contextlib import aclosing
 
 from softspec.engine.trace import RequestTrace
 from softspec.errors import SoftspecError
-from softspec.maths.uncertainty import summarise
+from softspec.maths.answer import summarise
 from softspec.server.chat.replies import Json, Observe, choice_trace, withdrawn
 from softspec.server.chat.wire import EXTENSION, DecodeToken, Terms, full_report, token_reports
 from softspec.server.ops.errors import error_body

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from softspec.artefact.validation import first_problem
 from softspec.engine.trace import ChoiceTrace
 from softspec.errors import ConfigError, FieldError
-from softspec.maths.uncertainty import TokenUncertainty, summarise
+from softspec.maths.answer import TokenUncertainty, summarise
 from softspec.server.policy.policy import DEFAULT_METRIC, Action, Decision, Policy
 
 EXTENSION = "uncertainty"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
 
-from softspec.maths.uncertainty import AnswerUncertainty
+from softspec.maths.answer import AnswerUncertainty
 from softspec.server.policy.policy import Decision
 
 _NATS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0)

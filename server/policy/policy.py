@@ -11,7 +11,7 @@ from typing import Literal
 from softspec.artefact.manifest import WeightsRule
 from softspec.engine.trace import ChoiceTrace
 from softspec.errors import ConfigError
-from softspec.maths.uncertainty import METRICS, TokenUncertainty, summarise
+from softspec.maths.answer import METRICS, TokenUncertainty, summarise
 
 Action = Literal["answer", "abstain", "route"]
 DEFAULT_METRIC = "mutual_information"

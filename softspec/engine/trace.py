@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from softspec.artefact.manifest import WeightsRule
-from softspec.maths.uncertainty import TokenUncertainty
+from softspec.maths.answer import TokenUncertainty
 
 
 @dataclass

@@ -37,10 +37,10 @@ def prompt(length: int, seed: int = 0) -> list[int]:
 
 
 def test_model_runner_is_the_one_that_was_asked_for(tiny_engine: "EngineHarness") -> None:
-    """V1, or V2 when `test_model_runner_v2.py` runs this file."""
+    """V1, or V2 when `tests/interpreted` runs this file."""
     version = {"0": "v1", "1": "v2"}[os.environ["VLLM_USE_V2_MODEL_RUNNER"]]
 
-    assert tiny_engine.adapters == [f"softspec.engine.sampler_{version}"]
+    assert tiny_engine.adapters == [f"softspec.engine.worker.runner_{version}"]
 
 
 def test_engine_equals_the_reference_around_block_borders(

@@ -73,7 +73,7 @@ def test_repeated_coins_saturate_mutual_information_but_not_its_reverse(
     heads = torch.tensor(list(itertools.product((0, 1), repeat=length)))
     answers = OPPOSED[:, heads].sum(-1)
 
-    fixed_weight_sum = length * predict(OPPOSED, HALVES, HALVES).token_disagreement
+    fixed_weight_sum = length * predict(OPPOSED, HALVES).epistemic
 
     assert mutual_information(answers, HALVES).item() == pytest.approx(mutual, abs=1e-6)
     assert reverse_mutual_information(answers, HALVES).item() == pytest.approx(reverse, abs=1e-6)
@@ -121,7 +121,7 @@ def test_whole_answer_measures_follow_their_definitions() -> None:
 def test_chain_rule_of_entropy_and_mutual_information() -> None:
     """Oracle U3: averaged over answers, the steps' numbers with prefix weights add up to the answer's."""
     probability = sequence_loglik(LOG_WEIGHTS, loglik_of_answers()).exp()
-    predictives = [predict(*steps_of(tokens), LOG_WEIGHTS) for tokens in ANSWERS]
+    predictives = [predict(*steps_of(tokens)) for tokens in ANSWERS]
 
     entropy_sum = sum(p * step.total_entropy.sum() for p, step in zip(probability, predictives, strict=True))
     path_sum = sum(p * step.epistemic.sum() for p, step in zip(probability, predictives, strict=True))
@@ -198,7 +198,7 @@ def test_impossible_tokens_do_not_poison_the_numbers() -> None:
     """Grammar masks put -inf in all members' rows."""
     members = torch.tensor([[0.5, 0.5, 0.0], [0.25, 0.75, 0.0]]).log()
 
-    predictive = predict(members, HALVES, HALVES)
+    predictive = predict(members, HALVES)
 
     assert predictive.total_entropy.item() == pytest.approx(oracle.entropy([0.375, 0.625]))
     assert math.isfinite(predictive.epistemic.item())
@@ -209,14 +209,13 @@ def test_a_step_reports_what_the_single_functions_do() -> None:
     members = torch.randn(4, 3, 50, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
     log_weights = torch.randn(4, 3, generator=torch.Generator().manual_seed(1)).log_softmax(-1)
 
-    step = predict(members, log_weights, LOG_WEIGHTS)
+    step = predict(members, log_weights)
 
     expected = {
         "logprobs": mixture_logprobs(members, log_weights),
         "total_entropy": total_entropy(members, log_weights),
         "aleatoric_entropy": aleatoric_entropy(members, log_weights),
         "epistemic": mutual_information(members, log_weights),
-        "token_disagreement": mutual_information(members, LOG_WEIGHTS),
         "disagreement": vote_disagreement(members, log_weights),
     }
     for name, value in expected.items():
@@ -232,7 +231,7 @@ def test_unmeasured_numbers_are_not_numbers() -> None:
 
 def test_members_and_weights_must_fit() -> None:
     with pytest.raises(ShapeError, match="found 2 members but 3 log_weights"):
-        predict(OPPOSED, LOG_WEIGHTS, LOG_WEIGHTS)
+        predict(OPPOSED, LOG_WEIGHTS)
 
 
 @settings(deadline=None, max_examples=150)

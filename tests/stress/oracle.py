@@ -16,9 +16,10 @@ import torch
 import xgrammar
 from torch import Tensor
 
+from softspec.maths.answer import TokenUncertainty
 from softspec.maths.mixture import prefix_log_weights
 from softspec.maths.sampling import gumbel_noise
-from softspec.maths.uncertainty import Predictive, TokenUncertainty, predict
+from softspec.maths.uncertainty import Predictive, predict
 from softspec.reference import ReferenceEnsemble
 from tests.stress.traffic import EOS, VOCAB_SIZE, Ask
 from tests.support.parity import NUMBERS, TOLERANCE
@@ -132,7 +133,7 @@ class Oracle:
             weights = prior[:, None].expand(-1, len(token_ids))
         else:
             weights = prefix_log_weights(prior, member_logprobs.gather(-1, drawn)[..., 0]).float()
-        return predict(member_logprobs.transpose(0, 1), weights.T, prior)
+        return predict(member_logprobs.transpose(0, 1), weights.T)
 
     def _processed(self, ask: Ask, token_ids: Sequence[int], scores: Tensor) -> Tensor:
         """(T, V): after masks, biases and penalties, in vLLM's order."""

@@ -19,7 +19,7 @@ from starlette.testclient import TestClient
 
 from softspec.engine.trace import ChoiceTrace, current_trace
 from softspec.errors import SoftspecError
-from softspec.maths.uncertainty import TokenUncertainty
+from softspec.maths.answer import TokenUncertainty
 from softspec.server.chat.service import Service, complete
 from softspec.server.ops.errors import respond_to_error
 from softspec.server.ops.metrics import Metrics
@@ -40,7 +40,6 @@ def token(
         total_entropy=0.5 + epistemic,
         aleatoric_entropy=0.5,
         epistemic=epistemic,
-        token_disagreement=epistemic,
         disagreement=epistemic / 2,
         member_log_probs=members,
     )

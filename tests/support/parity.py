@@ -1,13 +1,12 @@
 """Comparing the engine's tokens with the reference decoder's."""
 
-from softspec.maths.uncertainty import TokenUncertainty
+from softspec.maths.answer import TokenUncertainty
 
 NUMBERS = (
     "log_prob",
     "total_entropy",
     "aleatoric_entropy",
     "epistemic",
-    "token_disagreement",
     "disagreement",
 )
 TOLERANCE = 1e-3

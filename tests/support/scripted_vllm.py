@@ -123,7 +123,7 @@ class FakeAsyncLLM:
         rows = FlatLogprobs()
         for i in steps:
             members = MEMBER_LOG_PROBS[i][: spec.num_members]
-            numbers = [0.5 + EPISTEMIC[i], 0.5, EPISTEMIC[i], EPISTEMIC[i], 0.5, *members]
+            numbers = [0.5 + EPISTEMIC[i], 0.5, EPISTEMIC[i], 0.5, *members]
             top = [self.tokens[i]] * spec.num_top
             ids = [self.tokens[i], *top, *[0] * len(numbers)]
             log_prob = math.log(sum(map(math.exp, members)) / len(members))

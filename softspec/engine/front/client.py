@@ -25,7 +25,7 @@ from softspec.engine.front.registry import Ensemble, Registry, lora_request_of
 from softspec.engine.trace import ChoiceTrace, RequestTrace, current_trace
 from softspec.engine.wire import KEY, GroupSpec, num_columns, unpack
 from softspec.errors import ConfigError
-from softspec.maths.uncertainty import TokenUncertainty
+from softspec.maths.answer import TokenUncertainty
 
 
 class EnsembleClient:

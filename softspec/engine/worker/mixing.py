@@ -1,22 +1,25 @@
 """One decode step of all groups: mix the K rows of each, draw one token for all of them, learn from it.
 
 In: logits (rows, V) and which rows form which complete group. Out: the mixture in each leader's row, the drawn tokens,
-and vLLM's log-probability rows with the telemetry in them. Knows no model runner: `sampler_v1.py` and `sampler_v2.py`
-call `mix`, `draw`, `hand_out` and `report`, in this order, around vLLM's own sampler.
+and log-probability rows with the telemetry in them. Knows no model runner and needs no vLLM: `runner_v1.py` and
+`runner_v2.py` call `mix`, `draw`, `hand_out` and `report`, in this order, around vLLM's own sampler.
 """
 
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
-from vllm.sampling_params import SamplingParams
-from vllm.v1.outputs import LogprobsTensors
 
-from softspec.engine.wire import KEY, NUM_FIXED, Seat, num_columns, pack
+from softspec.engine.wire import COLUMNS, KEY, Seat, num_columns
 from softspec.maths.mixture import distributions, mix, update_log_weights
 from softspec.maths.sampling import draw_tokens
 from softspec.maths.uncertainty import Predictive, predict, unmeasured
+
+if TYPE_CHECKING:
+    from vllm.sampling_params import SamplingParams
+    from vllm.v1.outputs import LogprobsTensors
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,15 @@ class GroupRows:
     position: int
 
 
-def seat_of(params: SamplingParams | None) -> Seat | None:
+class LogprobRows(NamedTuple):
+    """Log-probability rows (rows, columns) and the drawn tokens' ranks (rows,), named as vLLM's `LogprobsTensors`."""
+
+    logprob_token_ids: Tensor
+    logprobs: Tensor
+    selected_token_ranks: Tensor
+
+
+def seat_of(params: "SamplingParams | None") -> Seat | None:
     """The seat that the scheduler gave a row, None for ordinary requests."""
     return (params.extra_args or {}).get(KEY) if params else None
 
@@ -50,7 +61,7 @@ def complete_groups(drawing: Iterable[tuple[Seat, int, int]]) -> list[GroupRows]
 class _Lineup:
     """What stays the same while the same G groups decode in the same rows, made once.
 
-    rows, prior: (G, K). columns: (G, NUM_FIXED + K), where telemetry goes. settings: (G,) each, on the host.
+    rows, prior: (G, K). columns: (G, num_columns(K)), where telemetry goes. settings: (G,) each, on the host.
     """
 
     rows: Tensor
@@ -124,16 +135,17 @@ class GroupMixer:
             assert batch.tokens is not None
             sampled[batch.lineup.rows] = batch.tokens[:, None].to(sampled.dtype)
 
-    def report(self, others: LogprobsTensors | None, num_rows: int) -> LogprobsTensors | None:
+    def report(self, others: "LogprobsTensors | None", num_rows: int) -> LogprobRows | None:
         """End the step: update the prefix posteriors and write the leaders' log-probability rows.
 
         Args:
             others: what vLLM's sampler reports of the other rows, if any of them asked.
         Returns:
             That with the leaders' rows in it: the drawn token, the likeliest ones their callers asked for, telemetry.
+            None when the step had no group.
         """
         if not self._batches:
-            return others
+            return None
         device = self._batches[0].member_logprobs.device
         reported = _widened(others, num_rows, max(batch.lineup.width for batch in self._batches), device)
         for batch in self._batches:
@@ -142,7 +154,7 @@ class GroupMixer:
             tokens = batch.tokens[:, None, None].expand(-1, num_members, 1)
             token_logprobs = batch.member_logprobs.gather(-1, tokens).squeeze(-1)
             self._learn(batch, token_logprobs)
-            _write_rows(reported, batch, pack(batch.predictive, token_logprobs))
+            _write_rows(reported, batch, token_logprobs)
         self._batches = []
         return reported
 
@@ -156,7 +168,7 @@ class GroupMixer:
         members = logits.index_select(0, lineup.rows.flatten()).view(*lineup.rows.shape, -1)
         logprobs, probs = distributions(members)
         if self.measures_uncertainty:
-            predictive = predict(logprobs, log_weights, lineup.prior, probs)
+            predictive = predict(logprobs, log_weights, probs)
         else:
             predictive = unmeasured(mix(logprobs, probs, log_weights)[0])
         return _Batch(groups, lineup, logprobs, log_weights, predictive)
@@ -191,7 +203,7 @@ class GroupMixer:
 def _new_lineup(groups: Sequence[GroupRows], device: torch.device) -> _Lineup:
     specs = [group.seat.spec for group in groups]
     sampling = [group.seat.sampling for group in groups]
-    telemetry = range(NUM_FIXED + len(groups[0].rows))
+    telemetry = range(num_columns(len(groups[0].rows)))
     return _Lineup(
         rows=_on_device([group.rows for group in groups], device),
         prior=_on_device([spec.log_weights for spec in specs], device),
@@ -218,11 +230,11 @@ def _on_device(values: Sequence[object], device: torch.device) -> Tensor:
 
 
 def _widened(
-    others: LogprobsTensors | None, num_rows: int, width: int, device: torch.device
-) -> LogprobsTensors:
+    others: "LogprobsTensors | None", num_rows: int, width: int, device: torch.device
+) -> LogprobRows:
     found = 0 if others is None else others.logprobs.shape[1]
     shape = num_rows, max(width, found)
-    wide = LogprobsTensors(
+    wide = LogprobRows(
         logprob_token_ids=torch.zeros(shape, dtype=torch.int32, device=device),
         logprobs=torch.zeros(shape, device=device),
         selected_token_ranks=torch.zeros(num_rows, dtype=torch.int64, device=device),
@@ -234,7 +246,8 @@ def _widened(
     return wide
 
 
-def _write_rows(reported: LogprobsTensors, batch: _Batch, telemetry: Tensor) -> None:
+def _write_rows(reported: LogprobRows, batch: _Batch, token_logprobs: Tensor) -> None:
+    """Fill the leaders' rows; token_logprobs: (G, K), the drawn tokens' under each member."""
     assert batch.tokens is not None
     lineup, mixture, token_ids = batch.lineup, batch.predictive.logprobs, batch.tokens[:, None]
     if lineup.num_top:
@@ -242,5 +255,6 @@ def _write_rows(reported: LogprobsTensors, batch: _Batch, telemetry: Tensor) -> 
     logprobs = mixture.gather(-1, token_ids)
     reported.logprob_token_ids[lineup.leaders, : 1 + lineup.num_top] = token_ids.to(torch.int32)
     reported.logprobs[lineup.leaders, : 1 + lineup.num_top] = logprobs
-    reported.logprobs[lineup.leaders[:, None], lineup.columns] = telemetry
+    numbers = torch.stack([getattr(batch.predictive, name) for name in COLUMNS], -1)
+    reported.logprobs[lineup.leaders[:, None], lineup.columns] = torch.cat([numbers, token_logprobs], -1)
     reported.selected_token_ranks[lineup.leaders] = (mixture >= logprobs[:, :1]).sum(-1)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, float32
-from vllm.v1.outputs import SamplerOutput
+from vllm.v1.outputs import LogprobsTensors, SamplerOutput
 from vllm.v1.sample.metadata import SamplingMetadata
 from vllm.v1.sample.sampler import Sampler
 
@@ -38,7 +38,9 @@ class EnsembleSampler(Sampler):
         self.mixer.mix(logits, groups)
         metadata = replace(sampling_metadata, max_num_logprobs=self._num_logprobs())
         output = super().forward(logits, metadata, *args, **kwargs)
-        output.logprobs_tensors = self.mixer.report(output.logprobs_tensors, len(logits))
+        reported = self.mixer.report(output.logprobs_tensors, len(logits))
+        if reported is not None:
+            output.logprobs_tensors = LogprobsTensors(*reported)
         return output
 
     def sample(

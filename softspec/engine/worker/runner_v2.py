@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, float32
 from vllm.sampling_params import SamplingParams
 from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.outputs import LogprobsTensors
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.sample.output import SamplerOutput
 from vllm.v1.worker.gpu.sample.sampler import Sampler
@@ -46,7 +47,9 @@ class EnsembleSampler(Sampler):
             logits = logits.to(float32)
         self.mixer.mix(logits, groups)
         output = super().__call__(logits, input_batch)
-        output.logprobs_tensors = self.mixer.report(output.logprobs_tensors, len(logits))
+        reported = self.mixer.report(output.logprobs_tensors, len(logits))
+        if reported is not None:
+            output.logprobs_tensors = LogprobsTensors(*reported)
         return output
 
     def _sample_random(self, processed_logits: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from softspec.maths.answer import TokenUncertainty
 from softspec.maths.sampling import SamplingSpec
-from softspec.maths.uncertainty import TokenUncertainty
 from softspec.reference import ReferenceEnsemble
 from tests.support.parity import largest_difference
 

@@ -7,7 +7,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from softspec.errors import ConfigError
-from softspec.maths.uncertainty import summarise
+from softspec.maths.answer import summarise
 from softspec.server.ops.metrics import METRICS, Metrics
 from softspec.server.ops.readiness import Readiness
 from softspec.server.ops.settings import Settings
