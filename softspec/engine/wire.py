@@ -46,6 +46,7 @@ class GroupSpec:
     num_top: int
 
     def to_wire(self) -> dict[str, Any]:
+        """The group as plain lists and numbers, which vLLM's processes can send."""
         return {
             "adapters": [[adapter.name, adapter.int_id, adapter.path] for adapter in self.adapters],
             "log_weights": list(self.log_weights),
@@ -56,6 +57,7 @@ class GroupSpec:
 
     @classmethod
     def from_wire(cls, wire: dict[str, Any]) -> "GroupSpec":
+        """The group that `to_wire` wrote."""
         return cls(
             adapters=tuple(Adapter(*adapter) for adapter in wire["adapters"]),
             log_weights=tuple(wire["log_weights"]),
@@ -75,7 +77,7 @@ class GroupSpec:
 
 @dataclass(frozen=True)
 class Seat:
-    """Row `member` of the group whose leader (member 0) is request `group_id`."""
+    """The place of a row: member `member` of the group whose leader (member 0) is request `group_id`."""
 
     group_id: str
     member: int

@@ -25,7 +25,7 @@ from softspec.engine.core.group import Group
 from softspec.engine.core.scheduler import LockstepScheduler
 from softspec.engine.front.client import group_params
 from softspec.engine.front.registry import load_ensembles, lora_request_of, read_ensemble
-from softspec.engine.start.requirements import SCHEDULER, WORKER_EXTENSION, require_engine
+from softspec.engine.requirements import SCHEDULER, WORKER_EXTENSION, require_engine
 from softspec.engine.wire import GroupSpec
 
 # vLLM reads these while it makes its configuration. The executor in this process is chosen by the first.

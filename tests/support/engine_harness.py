@@ -16,7 +16,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from softspec.engine.front.client import EnsembleClient
 from softspec.engine.front.registry import load_ensembles
-from softspec.engine.start.requirements import SCHEDULER, WORKER_EXTENSION
+from softspec.engine.requirements import SCHEDULER, WORKER_EXTENSION
 from softspec.engine.trace import ChoiceTrace, RequestTrace, current_trace
 
 T = TypeVar("T")

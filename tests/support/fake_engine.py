@@ -23,7 +23,6 @@ from softspec.maths.answer import TokenUncertainty
 from softspec.server.chat.service import Service, complete
 from softspec.server.ops.errors import respond_to_error
 from softspec.server.ops.metrics import Metrics
-from softspec.server.ops.readiness import Readiness
 from softspec.server.policy.policy import Policy
 
 ENSEMBLE = "jurists"
@@ -192,15 +191,11 @@ def make_app(
     app = FastAPI()
     app.add_exception_handler(SoftspecError, respond_to_error)
 
-    async def canary(_name: str) -> None:
-        return None
-
     service = Service(
         ensembles=frozenset({ENSEMBLE}),
         default_policy=policy or Policy(),
         decode=decode,
         metrics=Metrics(registry or CollectorRegistry()),
-        readiness=Readiness([ENSEMBLE], canary, obstacle=lambda: None),
     )
 
     @app.post("/v1/chat/completions")

@@ -20,6 +20,7 @@ from softspec.artefact.manifest import load_manifest
 from softspec.engine.wire import KEY, GroupSpec
 from softspec.server.ops.launch import server_arguments, server_environment
 from softspec.server.ops.settings import Settings
+from softspec.server.policy.policy import Policy
 
 T = TypeVar("T")
 
@@ -55,7 +56,7 @@ class FakeAsyncLLM:
         self.broken = False
         self.resident: dict[int, str] = {}
         self.unreadable = ""
-        self.began = asyncio.Event()
+        self.began, self.loading = asyncio.Event(), asyncio.Event()
         self.may_load, self.may_answer = asyncio.Event(), asyncio.Event()
         self.may_load.set()
         self.may_answer.set()
@@ -68,6 +69,7 @@ class FakeAsyncLLM:
         return [method]
 
     async def add_lora(self, lora_request: Any) -> bool:
+        self.loading.set()
         await self.may_load.wait()
         if self.unreadable and lora_request.lora_path.endswith(self.unreadable):
             raise Exception(f"Call to add_lora method failed: {lora_request.lora_path} is cut off")
@@ -190,7 +192,9 @@ class Server:
 
 
 @contextmanager
-def serving(ensemble: Path, *flags: str, **environment: str) -> Iterator[Server]:
+def serving(
+    ensemble: Path, *flags: str, policy: Policy | None = None, **environment: str
+) -> Iterator[Server]:
     """A server that was started with this ensemble; one at a time, as they count in the same metrics."""
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
@@ -206,7 +210,11 @@ def serving(ensemble: Path, *flags: str, **environment: str) -> Iterator[Server]
         await init_app_state(engine, app.state, args, ("generate",))  # type: ignore[arg-type]
         return app
 
-    variables = {**server_environment(Settings((ensemble,)), {}), "HF_HUB_OFFLINE": "1", **environment}
+    variables = {
+        **server_environment(Settings((ensemble,), policy or Policy()), {}),
+        "HF_HUB_OFFLINE": "1",
+        **environment,
+    }
     metrics_before = set(REGISTRY._collector_to_names)
     with patch.dict(os.environ, variables), asyncio.Runner() as runner:
         engine = FakeAsyncLLM(AsyncEngineArgs.from_cli_args(args).create_engine_config())

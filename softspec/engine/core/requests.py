@@ -77,7 +77,7 @@ def _sampling_spec(params: SamplingParams) -> SamplingSpec:
 
 
 def _row_params(params: SamplingParams, seat: Seat) -> SamplingParams:
-    """What vLLM's own sampler sees of a row.
+    """The sampling parameters with which vLLM's own sampler sees a row.
 
     The leader's row holds the mixture by then, so masks, biases and penalties act on it there; drawing is ours alone,
     so both vLLM's seed and its temperature are off. Siblings only follow.

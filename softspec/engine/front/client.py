@@ -9,11 +9,13 @@ vLLM 0.32 place: `vllm.engine.protocol.EngineClient`.
 
 import secrets
 from collections.abc import AsyncGenerator, Callable, Collection
+from contextlib import aclosing
 from copy import copy
 from dataclasses import replace
 from typing import Any
 
 from vllm.engine.protocol import EngineClient
+from vllm.inputs import PromptType
 from vllm.logprobs import FlatLogprobs, Logprob
 from vllm.lora.request import LoRARequest
 from vllm.outputs import CompletionOutput, RequestOutput
@@ -24,7 +26,7 @@ from softspec.engine.front.output import carry_telemetry, watch_preemptions
 from softspec.engine.front.registry import Ensemble, Registry, lora_request_of
 from softspec.engine.trace import ChoiceTrace, RequestTrace, current_trace
 from softspec.engine.wire import KEY, GroupSpec, num_columns, unpack
-from softspec.errors import ConfigError
+from softspec.errors import ConfigError, LockstepError
 from softspec.maths.answer import TokenUncertainty
 
 
@@ -36,10 +38,21 @@ class EnsembleClient:
         engine: EngineClient,
         ensembles: Collection[Ensemble],
         base_names: Collection[str] = (),
+        *,
+        may_run: Callable[[str], None] | None = None,
+        on_failed: Callable[[], None] | None = None,
         on_preemption: Callable[[], None] | None = None,
     ) -> None:
-        """`on_preemption` is called for every preemption of a group, with the group's next token."""
+        """Serve `ensembles` on `engine`, beside its base.
+
+        Args:
+            may_run: called with the name of the ensemble that a request asks, before anything else; raises to refuse.
+            on_failed: called when the engine had to end an ensemble's request.
+            on_preemption: called for every preemption of a group, with the group's next token.
+        """
         self._engine = engine
+        self._may_run = may_run
+        self._on_failed = on_failed
         self.registry = Registry(engine, ensembles, base_names)
         if isinstance(engine, AsyncLLM):
             carry_telemetry(engine.output_processor)
@@ -50,63 +63,87 @@ class EnsembleClient:
         return getattr(self._engine, name)
 
     async def add_lora(self, lora_request: LoRARequest) -> bool:
-        """Refused: one number would mean two adapters, and a single adapter could push a member out."""
+        """Refuse single adapters: one number would mean two of them, and one could push a member out.
+
+        Raises:
+            ConfigError: always.
+        """
         raise ConfigError(
             f"adapter '{lora_request.lora_name}' cannot be loaded beside ensembles: load an ensemble instead"
         )
 
     def generate(
         self,
-        prompt: Any,
+        prompt: PromptType,
         sampling_params: SamplingParams,
         request_id: str,
         *,
         lora_request: LoRARequest | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> AsyncGenerator[RequestOutput, None]:
-        """As `EngineClient.generate`; a plain function, so that the caller's trace is taken when it is called.
+        """Answer as `EngineClient.generate` does, from the base, an ensemble or a member.
+
+        Not a coroutine, so that the caller's trace is the one at the time of the call.
 
         Raises:
             ConfigError: the request asks for what a mixture cannot give.
             UnknownModelError: while iterating, if the model was unloaded meanwhile.
+            LockstepError: while iterating, if the engine ended the request of an ensemble.
         """
         if lora_request is None:
             self._refuse_seed_on_cpu(sampling_params)
             return self._engine.generate(prompt, sampling_params, request_id, **kwargs)
+        model = lora_request.lora_name
+        is_ensemble = model in self.registry.ensembles
+        if is_ensemble and self._may_run is not None:
+            self._may_run(model)
         _refuse_unsupported(sampling_params)
         choices = _open_choices(current_trace.get(), sampling_params.n)
-        return self._answer(lora_request.lora_name, prompt, sampling_params, request_id, choices, **kwargs)
+        outputs = self._answer(model, prompt, sampling_params, request_id, choices, **kwargs)
+        return self._raising(outputs, request_id) if is_ensemble else outputs
 
     async def _answer(
         self,
         model: str,
-        prompt: Any,
+        prompt: PromptType,
         params: SamplingParams,
         request_id: str,
         choices: list[ChoiceTrace],
-        **kwargs: Any,
+        **kwargs: object,
     ) -> AsyncGenerator[RequestOutput, None]:
         """The outputs that the caller would have had from one model; telemetry goes into `choices`.
 
         The request begins, and its members are chosen, with the first output that is asked for: a caller may leave
         before, and then nothing must be waited for.
         """
-        with self.registry.running(model) as spec:
+        with self.registry.holding(model) as spec:
             group = group_params(params, spec)
             _describe(choices, spec, group)
-            outputs = self._engine.generate(
-                prompt, group, request_id, lora_request=lora_request_of(spec.adapters[0]), **kwargs
-            )
-            try:
+            lora_request = lora_request_of(spec.adapters[0])
+            outputs = self._engine.generate(prompt, group, request_id, lora_request=lora_request, **kwargs)
+            async with aclosing(outputs):
                 async for output in outputs:
                     for completion in output.outputs:
                         _record(completion, params, spec, choices[completion.index])
                     yield output
-            finally:
-                await outputs.aclose()
+
+    async def _raising(
+        self, outputs: AsyncGenerator[RequestOutput, None], request_id: str
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """The outputs as they come, until one says that the engine ended the request; that one becomes an error."""
+        async with aclosing(outputs):
+            async for output in outputs:
+                if any(completion.finish_reason == "error" for completion in output.outputs):
+                    if self._on_failed is not None:
+                        self._on_failed()
+                    raise LockstepError(
+                        f"request {request_id} was ended because its members came apart: send it again, and "
+                        "report it with the server's log if it happens again"
+                    )
+                yield output
 
     def _refuse_seed_on_cpu(self, params: SamplingParams) -> None:
-        """Ensembles and members draw with noise of our own; the base has vLLM's generators.
+        """Refuse a seed for the base on a CPU; ensembles and members draw with noise of our own instead.
 
         In model runner V1 a chunked prompt rewinds a seeded request's generator, which CPU generators cannot do: the
         whole engine would end.
@@ -168,7 +205,7 @@ def _open_choices(trace: RequestTrace | None, count: int) -> list[ChoiceTrace]:
 
 
 def _describe(choices: list[ChoiceTrace], spec: GroupSpec, params: SamplingParams) -> None:
-    """What is known once the members are chosen; vLLM seeds sample i of n with `seed + i`."""
+    """Fill in what is known once the members are chosen; vLLM seeds sample i of n with `seed + i`."""
     assert params.seed is not None
     for i, choice in enumerate(choices):
         choice.log_weights, choice.weights_rule, choice.seed = (
@@ -181,6 +218,7 @@ def _describe(choices: list[ChoiceTrace], spec: GroupSpec, params: SamplingParam
 def _record(
     completion: CompletionOutput, params: SamplingParams, spec: GroupSpec, choice: ChoiceTrace
 ) -> None:
+    """Move the telemetry of an output into its choice, and leave the log-probabilities that the caller asked for."""
     logprobs = completion.logprobs
     assert isinstance(logprobs, FlatLogprobs)
     split = [split_position(logprobs, i, spec, params.logprobs or 0) for i in range(len(logprobs))]

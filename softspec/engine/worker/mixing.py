@@ -40,7 +40,7 @@ class LogprobRows(NamedTuple):
 
 
 def seat_of(params: "SamplingParams | None") -> Seat | None:
-    """The seat that the scheduler gave a row, None for ordinary requests."""
+    """The seat that the scheduler gave a row; None for a request outside groups."""
     return (params.extra_args or {}).get(KEY) if params else None
 
 
@@ -59,7 +59,7 @@ def complete_groups(drawing: Iterable[tuple[Seat, int, int]]) -> list[GroupRows]
 
 @dataclass(frozen=True)
 class _Lineup:
-    """What stays the same while the same G groups decode in the same rows, made once.
+    """The tensors that stay the same while the same G groups decode in the same rows, made once.
 
     rows, prior: (G, K). columns: (G, num_columns(K)), where telemetry goes. settings: (G,) each, on the host.
     """

@@ -9,7 +9,7 @@ import pytest
 
 from softspec.artefact.activation import BlockActivation
 from softspec.artefact.manifest import BaseModelRef, Manifest
-from softspec.engine.start.requirements import SCHEDULER, WORKER_EXTENSION, require_engine
+from softspec.engine.requirements import SCHEDULER, WORKER_EXTENSION, require_engine
 from softspec.errors import ConfigError, UnsupportedEngineError
 
 
