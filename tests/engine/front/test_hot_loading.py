@@ -13,8 +13,7 @@ from softspec.artefact.manifest import member_dir
 from softspec.errors import ConfigError
 from softspec.maths.sampling import SamplingSpec
 from softspec.reference import ReferenceEnsemble
-from tests.engine.test_parity import base_greedy, prompt
-from tests.support.parity import TOLERANCE, largest_difference
+from tests.support.parity import TOLERANCE, base_greedy, largest_difference, prompt
 from tests.support.tiny import random_adapters
 
 if TYPE_CHECKING:
@@ -96,7 +95,7 @@ def settled_loras(engine: "EngineHarness") -> tuple[set[int], set[int]]:
 
     async def both() -> tuple[set[int], set[int]]:
         registry = engine.client.registry
-        await asyncio.gather(*registry._leaving)
+        await registry.settle()
         served = {a.int_id for ensemble in registry.ensembles.values() for a in ensemble.adapters}
         return set(await engine.engine.list_loras()), served
 
