@@ -41,24 +41,6 @@ def mutual_information(member_logprobs: Tensor, log_weights: Tensor) -> Tensor:
     return predict(member_logprobs, log_weights).epistemic
 
 
-def reverse_mutual_information(member_logprobs: Tensor, log_weights: Tensor) -> Tensor:
-    """sum_k w_k KL(mixture || p_k), >= 0 and unbounded. Source: Malinin & Gales 2021 (arXiv:2002.07650)."""
-    mixture = mixture_logprobs(member_logprobs, log_weights)[..., None, :]
-    return _expected(kl_divergence(mixture, member_logprobs), log_weights)
-
-
-def pairwise_kl(member_logprobs: Tensor, log_weights: Tensor) -> Tensor:
-    """sum_kj w_k w_j KL(p_k || p_j), which is the mutual plus the reverse mutual information."""
-    return mutual_information(member_logprobs, log_weights) + reverse_mutual_information(
-        member_logprobs, log_weights
-    )
-
-
-def vote_disagreement(member_logprobs: Tensor, log_weights: Tensor) -> Tensor:
-    """Weighted share of members to whom the mixture's likeliest token is not among the likeliest."""
-    return _dissent(member_logprobs, mixture_logprobs(member_logprobs, log_weights), log_weights)
-
-
 def kl_divergence(logprobs: Tensor, other: Tensor) -> Tensor:
     """KL(p || q) over the last dimension, nats, >= 0; infinite where p has mass and q has none."""
     gap = torch.where(logprobs == -math.inf, 0.0, logprobs - other)
@@ -112,7 +94,7 @@ def predict(member_logprobs: Tensor, log_weights: Tensor, member_probs: Tensor |
         total_entropy=total,
         aleatoric_entropy=aleatoric,
         epistemic=(total - aleatoric).clamp_min(0),
-        disagreement=_dissent(member_logprobs, mixture, log_weights),
+        disagreement=_disagreement(member_logprobs, mixture, log_weights),
     )
 
 
@@ -123,10 +105,12 @@ def unmeasured(mixture: Tensor) -> Predictive:
 
 
 def _expected(values: Tensor, log_weights: Tensor) -> Tensor:
+    """The mean over members (..., K), by their weights."""
     return (log_weights.to(values.dtype).exp() * values).sum(-1)
 
 
-def _dissent(member_logprobs: Tensor, mixture: Tensor, log_weights: Tensor) -> Tensor:
+def _disagreement(member_logprobs: Tensor, mixture: Tensor, log_weights: Tensor) -> Tensor:
+    """Weighted share of members to whom the mixture's likeliest token is not among the likeliest."""
     likeliest = mixture.argmax(-1)[..., None, None].expand(*member_logprobs.shape[:-1], 1)
     dissents = member_logprobs.gather(-1, likeliest).squeeze(-1) < member_logprobs.amax(-1)
     return _expected(dissents.to(member_logprobs.dtype), log_weights)
