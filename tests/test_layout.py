@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from softspec.app.cli.main import build_parser
-from softspec.server.ops.metrics import METRICS
 from softspec.train.config import TrainConfig
 
 ROOT = Path(__file__).parent.parent
@@ -57,9 +56,3 @@ def test_configuration_keys_of_the_readme_exist() -> None:
 
     assert len(keys) > 5
     assert set(keys) <= set(TrainConfig.model_fields)
-
-
-def test_metric_names_end_in_their_unit() -> None:
-    units = ("_total", "_nats", "_ratio", "_seconds")
-
-    assert all(metric.name.startswith("softspec_") and metric.name.endswith(units) for metric in METRICS)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from prometheus_client import REGISTRY
 
 from softspec.errors import ConfigError
 from softspec.maths.sampling import SamplingSpec
@@ -62,12 +61,12 @@ def test_engine_equals_the_reference_when_groups_are_preempted(
         for name in ("always-4", "block-4", "block-2")
         for temperature in (0.0, 1.0)
     ]
-    before, groups_before = preemptions(), tiny_engine.group_preemptions
+    before, groups_before = tiny_engine.preemptions.count, tiny_engine.group_preemptions
 
     assert_parity(tiny_engine, references, cases, max_tokens=110)
 
-    assert preemptions() > before
-    assert tiny_engine.group_preemptions - groups_before == preemptions() - before
+    assert tiny_engine.preemptions.count > before
+    assert tiny_engine.group_preemptions - groups_before == tiny_engine.preemptions.count - before
 
 
 def assert_parity(
@@ -95,15 +94,6 @@ def assert_parity(
         )
         assert largest_difference(reply.choices[0].tokens, expected) < TOLERANCE, (name, length, temperature)
         assert reply.token_ids[0] == [token.token_id for token in expected]
-
-
-def preemptions() -> float:
-    return sum(
-        sample.value
-        for metric in REGISTRY.collect()
-        for sample in metric.samples
-        if sample.name == "vllm:num_preemptions_total"
-    )
 
 
 @pytest.mark.parametrize(
