@@ -42,7 +42,7 @@ _COMPLETIONS = {
 
 
 class SoftspecEndpoints:
-    """Satisfies `vllm.plugins.endpoint_plugins.interface.EndpointPlugin`."""
+    """What vLLM loads: an `EndpointPlugin` of `vllm.plugins.endpoint_plugins.interface`."""
 
     name = "softspec"
     required_tasks = ("generate",)

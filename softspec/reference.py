@@ -29,7 +29,7 @@ class ReferenceEnsemble:
     """
 
     def __init__(self, model: PeftModel, manifest: Manifest, adapters: Sequence[str] = ()) -> None:
-        """`adapters` are the model's names for the members; by default "member-0" ... "member-{K-1}"."""
+        """Decode with these adapters of the model, one a member; by default "member-0" ... "member-{K-1}"."""
         self.model = model.eval()
         self.manifest = manifest
         self.adapters = adapters or [f"member-{k}" for k in range(manifest.num_members)]
@@ -108,7 +108,7 @@ class ReferenceEnsemble:
         return [copy.deepcopy(trunk) for _ in range(self.manifest.num_members)]
 
     def _logprobs(self, token_ids: Sequence[int], caches: Sequence[DynamicCache]) -> Tensor:
-        """(K, T, V) for the next T tokens of each member, whose cache grows by them."""
+        """Log-probabilities (K, T, V) after the next T tokens of each member, whose cache grows by them."""
         rows = []
         for adapter, cache in zip(self.adapters, caches, strict=True):
             self.model.set_adapter(adapter)

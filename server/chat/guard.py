@@ -12,7 +12,11 @@ from softspec.server.policy.policy import Policy
 
 
 def policy_guard(policy: Policy) -> Callable[[str], None]:
-    """A function that takes the name of the ensemble that is about to be asked, and refuses where it may not be."""
+    """A check that takes the name of the ensemble about to be asked, and raises where it may not be.
+
+    The check raises:
+        ConfigError: the server has a policy, and the route does not follow it.
+    """
 
     def require_followed(ensemble: str) -> None:
         if policy.action != "answer" and current_trace.get() is None:

@@ -108,7 +108,7 @@ def _first_token(metrics: Metrics, started: float) -> None:
 
 
 def _ask_for_continuous_usage(request: OpenAIRequest, terms: Terms) -> bool:
-    """vLLM tells the prompt's length in its last chunk, which an abstaining stream never reaches: ask early.
+    """Ask vLLM for the prompt's length early: its last chunk tells it, which an abstaining stream never reaches.
 
     Returns:
         whether the caller did not ask for that, so that it must be taken out again.
@@ -126,6 +126,6 @@ def _ask_for_continuous_usage(request: OpenAIRequest, terms: Terms) -> bool:
 
 
 def _num_prompts(request: OpenAIRequest) -> int:
-    """A completion's prompt is one text, one list of token ids, or a list of either."""
+    """How many prompts a request has: a completion's is one text, one list of token ids, or a list of either."""
     prompt = getattr(request, "prompt", None)
     return len(prompt) if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else 1

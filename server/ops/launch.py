@@ -92,7 +92,7 @@ def _common_base(manifests: Mapping[Path, Manifest]) -> str:
 
 
 def _require_base(model: str) -> None:
-    """A hub id has at most one slash and does not start like a path; anything else must exist here."""
+    """Raise unless the base may exist: a hub id has at most one slash and does not start like a path."""
     looks_like_path = model.startswith((".", "/", "~")) or model.count("/") > 1
     if looks_like_path and not Path(model).is_dir():
         raise ConfigError(f"base model '{model}' does not exist: give its directory with --base PATH")

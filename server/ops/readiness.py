@@ -28,7 +28,7 @@ def obstacle(engine: Engine, state: State) -> str | None:
 
 
 class Readiness:
-    """Runs the canary of every ensemble once; after a failure the next question runs them again.
+    """The canaries of all ensembles: run once, and after a failure again when somebody asks.
 
     `ensembles` may change while they run. `obstacle` gives a reason that needs no canary, such as a server that
     drains. A canary raises when its ensemble cannot answer.

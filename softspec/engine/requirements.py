@@ -81,7 +81,7 @@ def _refuse_untested_options(config: "VllmConfig") -> None:
 
 
 def _require_residence(config: "VllmConfig", num_adapters: int) -> None:
-    """An adapter that vLLM pushes out is read again from its path, where other weights may lie by then."""
+    """Raise unless every adapter can stay: one that is pushed out is read again from its path, where others may lie."""
     limit = config.lora_config.max_cpu_loras
     if limit < num_adapters:
         raise ConfigError(
@@ -121,7 +121,7 @@ def _require_room(config: "VllmConfig", ensemble: LoadedEnsemble) -> None:
 
 
 def _require_cache(config: "VllmConfig", manifest: Manifest) -> None:
-    """The longest request must fit into the KV cache with all its rows, or it could never finish."""
+    """Raise unless the longest request fits into the KV cache with all its rows, or it could never finish."""
     cache = config.cache_config
     if not cache.num_gpu_blocks or not cache.block_size:
         return  # not known before the engine runs
@@ -137,7 +137,7 @@ def _require_cache(config: "VllmConfig", manifest: Manifest) -> None:
 
 
 def _require_shared_blocks(cache: "CacheConfig", manifest: Manifest) -> None:
-    """Members share whole cached KV blocks of their prompt, so these must end where the adapters begin."""
+    """Raise unless members can share cached KV blocks of their prompt, which must end where the adapters begin."""
     if manifest.activation.block_size is None:
         return
     if not cache.enable_prefix_caching:

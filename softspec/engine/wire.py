@@ -68,6 +68,7 @@ class GroupSpec:
 
     @property
     def num_members(self) -> int:
+        """K, how many rows the group takes."""
         return len(self.adapters)
 
     def shared_tokens(self, prompt_tokens: int) -> int:

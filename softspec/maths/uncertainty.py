@@ -17,13 +17,13 @@ from softspec.maths.mixture import joint_loglik, mix, mixture_logprobs
 
 
 def entropy(logprobs: Tensor, probs: Tensor | None = None) -> Tensor:
-    """-sum p log p over the last dimension, nats; impossible outcomes (-inf) count 0. `probs`: p, if at hand."""
+    """Entropy over the last dimension, nats; impossible outcomes (-inf) count 0. `probs`: p, if at hand."""
     finite = logprobs.clamp_min(torch.finfo(logprobs.dtype).min)
     return -finite.mul_(logprobs.exp() if probs is None else probs).sum(-1)
 
 
 def total_entropy(member_logprobs: Tensor, log_weights: Tensor) -> Tensor:
-    """H of the mixture, in [0, log V]."""
+    """Entropy of the mixture, in [0, log V]."""
     return entropy(mixture_logprobs(member_logprobs, log_weights))
 
 

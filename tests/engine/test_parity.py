@@ -111,7 +111,7 @@ def test_sampling_settings_act_on_the_mixture(
     tiny_engine: "EngineHarness",
     references: dict[str, ReferenceEnsemble],
     name: str,
-    settings: dict[str, float],
+    settings: dict[str, Any],
 ) -> None:
     from tests.support.engine_harness import Question, SamplingParams
 

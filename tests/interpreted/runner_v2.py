@@ -123,7 +123,7 @@ class Group:
     ) -> None:
         log_weights = torch.arange(1.0, num_members + 1).log().log_softmax(0).tolist()
         adapters = tuple(Adapter(f"{name}/{k}", 1 + k, "path") for k in range(num_members))
-        self.spec = GroupSpec(adapters, tuple(log_weights), weights_rule, block_size=0, num_top=num_top)
+        self.spec = GroupSpec(adapters, tuple(log_weights), weights_rule, block_size=None, num_top=num_top)
         params = SamplingParams(**{"seed": 7, "logprobs": num_top + num_columns(num_members), **settings})
         self.bias = params.logit_bias or {}
         self.sampling = SamplingSpec(

@@ -12,7 +12,7 @@ from tests.support.tiny import random_adapters, tiny_llama
 
 pytestmark = pytest.mark.vllm
 
-ASK = {
+ASK: dict[str, tuple[str, dict[str, Any]]] = {
     "chat": ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hello"}]}),
     "text": ("/v1/completions", {"prompt": "hello"}),
 }

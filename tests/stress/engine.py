@@ -61,7 +61,7 @@ class InProcessEngine:
         adapters = self._last_id + spare
         self.specs: dict[str | None, GroupSpec] = {}
         for each in loaded:
-            self.specs |= each.specs()
+            self.specs.update(each.specs())
         rebind = patch.object(dispatcher, "_rebind_kernels", _rebind_outside_llvmlite)
         with patch.dict(os.environ, _ENVIRONMENT), rebind:
             config = EngineArgs(
@@ -114,7 +114,7 @@ class InProcessEngine:
         self._last_id += len(ensemble.adapters)
         for adapter in ensemble.adapters:
             assert self.engine.add_lora(lora_request_of(adapter))
-        self.specs |= ensemble.specs()
+        self.specs.update(ensemble.specs())
 
     def unload(self, name: str) -> None:
         """Take an ensemble without requests out of the engine."""

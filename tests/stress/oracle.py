@@ -105,13 +105,12 @@ class Oracle:
     def _grammar_mask(self, ask: Ask, token_ids: Sequence[int]) -> Tensor:
         """(T, V): 0 where the grammar allows a token after those before it, -inf elsewhere."""
         mask = torch.zeros(len(token_ids), VOCAB_SIZE)
-        if ask.regex is None and ask.schema is None:
+        if ask.regex is not None:
+            grammar = self._grammars.compile_regex(ask.regex)
+        elif ask.schema is not None:
+            grammar = self._grammars.compile_json_schema(ask.schema, any_whitespace=True)
+        else:
             return mask
-        grammar = (
-            self._grammars.compile_regex(ask.regex)
-            if ask.regex is not None
-            else self._grammars.compile_json_schema(ask.schema, any_whitespace=True)
-        )
         matcher = xgrammar.GrammarMatcher(grammar)
         bits = xgrammar.allocate_token_bitmask(1, VOCAB_SIZE)
         for row, token in zip(mask, token_ids, strict=True):

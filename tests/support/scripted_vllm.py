@@ -131,7 +131,7 @@ class FakeAsyncLLM:
             log_prob = math.log(sum(map(math.exp, members)) / len(members))
             values = [log_prob] * (1 + spec.num_top) + numbers
             assert len(ids) == 1 + params.logprobs
-            rows.append_fast(ids, values, [1] * len(ids), [None] * len(ids))  # type: ignore[arg-type]
+            rows.append_fast(ids, values, [1] * len(ids), [None] * len(ids))
         return rows
 
 
@@ -207,7 +207,7 @@ def serving(
 
     async def start(engine: FakeAsyncLLM) -> Any:
         app = build_app(args, ("generate",), engine.model_config)
-        await init_app_state(engine, app.state, args, ("generate",))  # type: ignore[arg-type]
+        await init_app_state(engine, app.state, args, ("generate",))
         return app
 
     variables = {

@@ -29,10 +29,12 @@ class Group:
 
     @property
     def leader_id(self) -> str:
+        """The id of the request that arrived, which is member 0."""
         return self.members[0].request_id
 
     @property
     def size(self) -> int:
+        """How many members the group has, without the trunk."""
         return len(self.members)
 
     def rows(self) -> list[Request]:
@@ -40,6 +42,7 @@ class Group:
         return self.members if self.trunk is None else [self.trunk, *self.members]
 
     def is_trunk(self, request_id: str) -> bool:
+        """Whether that request computes the group's shared tokens."""
         return self.trunk is not None and self.trunk.request_id == request_id
 
     def ready_to_admit(self) -> bool:
@@ -63,6 +66,7 @@ class Group:
         return self.trunk
 
     def waiting_members(self) -> list[Request]:
+        """The members that have no run slot yet."""
         return [member for member in self.members if member.status != RequestStatus.RUNNING]
 
     def trunk_tokens(self, cached_tokens: Callable[[Request], int]) -> int:

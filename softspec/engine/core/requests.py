@@ -41,7 +41,7 @@ def member_requests(leader: Request, spec: GroupSpec, shared_hashes: int) -> lis
 
 
 def trunk_request(leader: Request, request_id: str, shared: int) -> Request:
-    """The first `shared` prompt tokens, without an adapter."""
+    """A request that computes the first `shared` prompt tokens, without an adapter."""
     tokens = list(leader.all_token_ids[:shared])
     params = SamplingParams(temperature=0.0, max_tokens=1)
     return _derived(leader, request_id, tokens + tokens[-1:] * _TRUNK_TAIL, params)

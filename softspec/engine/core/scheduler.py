@@ -40,7 +40,7 @@ class LockstepScheduler(AsyncScheduler):
     """vLLM's scheduler, with groups. Requests without a `GroupSpec` are scheduled as ever."""
 
     def __init__(self, *args: object, **kwargs: object) -> None:
-        """Take vLLM's own arguments.
+        """Make a scheduler without groups, from vLLM's own arguments.
 
         Raises:
             UnsupportedEngineError: the model has several kinds of attention cache.

@@ -47,7 +47,7 @@ def put_into_handlers(client: EnsembleClient, engine: EngineClient, state: State
 
 
 def token_decoder(engine: EngineClient) -> Callable[[int], str]:
-    """The text of one token, as vLLM writes it beside log-probabilities."""
+    """A function that gives a token's text, as vLLM writes it beside log-probabilities."""
     tokenizer = engine.renderer.tokenizer
     return lambda token_id: decode_token_ids([token_id], tokenizer)[0][0]
 

@@ -32,6 +32,7 @@ class Ensemble:
 
     @property
     def name(self) -> str:
+        """The model name under which it is served."""
         return self.manifest.name
 
     def specs(self) -> dict[str, GroupSpec]:

@@ -42,6 +42,7 @@ class _Layer:
 
     @staticmethod
     def pack(a_stacked: tuple[Tensor, ...], b_stacked: tuple[Tensor, ...]) -> "_Layer":
+        """Lay vLLM's stacked weights out for the loop: one slice behind the other, ranks padded."""
         down = torch.cat([a.float() for a in a_stacked], 1)
         up = torch.cat([b[:, 0].float() for b in b_stacked], 1).transpose(1, 2)
         pad = -down.shape[2] % _LANES
@@ -63,6 +64,7 @@ class _Rows:
 
     @staticmethod
     def of(slot_of_row: np.ndarray) -> "_Rows":
+        """Sort the rows by the slot that each wears; below 0 is none."""
         rows = np.flatnonzero(slot_of_row >= 0)
         rows = rows[np.argsort(slot_of_row[rows], kind="stable")]
         slots, starts, counts = np.unique(slot_of_row[rows], return_index=True, return_counts=True)
@@ -84,7 +86,7 @@ class CpuLora(PunicaWrapperCPU):
     """vLLM's wrapper with y += (x A^T) B^T for each row's own A and B; float32 inside, whatever the model's type."""
 
     def __init__(self, inner: PunicaWrapperCPU) -> None:
-        """`inner` is the wrapper to replace, before its first use."""
+        """Take the place of `inner`, before its first use."""
         super().__init__(len(inner._token_lora_indices), len(inner._seq_lengths), inner.device)
         self._layout: list[int | None] = []
         self._layers: dict[int, _Layer] = {}

@@ -73,16 +73,18 @@ class _Lineup:
 
     @property
     def leaders(self) -> Tensor:
+        """The row (G,) of each group's member 0."""
         return self.rows[:, 0]
 
     @property
     def width(self) -> int:
+        """Log-probability columns of a leader's row: the drawn token, the likeliest ones, telemetry."""
         return 1 + self.num_top + num_columns(self.rows.shape[1])
 
 
 @dataclass
 class _Batch:
-    """All groups of one size in this step."""
+    """All groups of one size in this step, and what was computed of them so far."""
 
     groups: Sequence[GroupRows]
     lineup: _Lineup
@@ -183,7 +185,7 @@ class GroupMixer:
         return lineup
 
     def _weights_at(self, group: GroupRows, prior: Tensor) -> Tensor:
-        """(K,): the weights before output token `position`. A rewind (dropped output) finds its earlier weights."""
+        """The weights (K,) before output token `position`; a rewind (dropped output) finds its earlier ones."""
         history = self._log_weights.setdefault(group.seat.group_id, [prior])
         if group.seat.spec.weights_rule == "fixed":
             return history[0]
@@ -232,6 +234,7 @@ def _on_device(values: Sequence[object], device: torch.device) -> Tensor:
 def _widened(
     others: "LogprobsTensors | None", num_rows: int, width: int, device: torch.device
 ) -> LogprobRows:
+    """Empty rows that are wide enough for everybody, with the other rows' columns in them."""
     found = 0 if others is None else others.logprobs.shape[1]
     shape = num_rows, max(width, found)
     wide = LogprobRows(

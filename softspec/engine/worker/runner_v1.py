@@ -60,7 +60,7 @@ class EnsembleSampler(Sampler):
         return sampled, processed
 
     def _drawing_members(self) -> Iterator[tuple[Seat, int, int]]:
-        """(seat, row, tokens drawn so far) of every member in this step that is not inside its prompt."""
+        """Seat, row and number of drawn tokens of every member in this step that is not inside its prompt."""
         requests, discarded = self._runner.requests, self._runner.discard_request_mask.np
         for row, request_id in enumerate(self._runner.input_batch.req_ids):
             request = requests[request_id]

@@ -69,7 +69,7 @@ class EnsembleSampler(Sampler):
         return sampled, processed
 
     def _drawing_members(self, batch: InputBatch) -> Iterator[tuple[Seat, int, int]]:
-        """(seat, row, tokens drawn so far) of every member in this step that is not inside its prefill.
+        """Seat, row and number of drawn tokens of every member in this step that is not inside its prefill.
 
         Without speculative decoding the lengths on the host are exact, so nothing waits for the device.
         """

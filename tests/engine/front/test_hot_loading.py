@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from softspec.artefact.activation import AlwaysActivation, BlockActivation
+from softspec.artefact.activation import Activation, AlwaysActivation, BlockActivation
 from softspec.artefact.manifest import member_dir
 from softspec.errors import ConfigError
 from softspec.maths.sampling import SamplingSpec
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.vllm
 
 NAME = "retrained"
 # Trainings that follow each other: other weights, another number of members, and both activations.
-TRAININGS = (
+TRAININGS: tuple[tuple[int, Activation], ...] = (
     (2, BlockActivation(block_size=32)),
     (3, AlwaysActivation()),
     (2, AlwaysActivation()),

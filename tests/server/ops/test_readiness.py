@@ -82,9 +82,12 @@ def test_canary_that_brings_no_uncertainty_is_a_failure() -> None:
         assert trace is not None
         trace.choices[0] = ChoiceTrace(tokens=list(drawn))
 
+    async def scenario() -> None:
+        await canary_of(draw_one_token)("jurists")
+
     drawn = AGREED[:1]
-    asyncio.run(canary_of(draw_one_token)("jurists"))
+    asyncio.run(scenario())
 
     drawn = ()
     with pytest.raises(EngineError, match="'jurists' answers without uncertainty"):
-        asyncio.run(canary_of(draw_one_token)("jurists"))
+        asyncio.run(scenario())
