@@ -20,8 +20,8 @@ from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request
 
 from softspec.engine.front.client import EnsembleClient
+from softspec.engine.front.ensemble import load_ensembles
 from softspec.engine.front.handlers import base_names, draw_one_token, put_into_handlers, token_decoder
-from softspec.engine.front.registry import load_ensembles
 from softspec.engine.requirements import require_engine
 from softspec.errors import SoftspecError
 from softspec.server.chat.guard import policy_guard

@@ -23,8 +23,8 @@ from vllm.v1.request import Request
 
 from softspec.engine.core.group import Group
 from softspec.engine.core.scheduler import LockstepScheduler
-from softspec.engine.front.client import group_params
-from softspec.engine.front.registry import load_ensembles, lora_request_of, read_ensemble
+from softspec.engine.front.ensemble import load_ensembles, lora_request_of, read_ensemble
+from softspec.engine.front.translation import group_params
 from softspec.engine.requirements import SCHEDULER, WORKER_EXTENSION, require_engine
 from softspec.engine.wire import GroupSpec
 

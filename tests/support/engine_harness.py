@@ -17,7 +17,7 @@ from vllm.v1.metrics.loggers import StatLoggerBase
 from vllm.v1.metrics.stats import IterationStats
 
 from softspec.engine.front.client import EnsembleClient
-from softspec.engine.front.registry import load_ensembles
+from softspec.engine.front.ensemble import load_ensembles
 from softspec.engine.requirements import SCHEDULER, WORKER_EXTENSION
 from softspec.engine.trace import ChoiceTrace, RequestTrace, current_trace
 

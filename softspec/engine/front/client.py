@@ -7,27 +7,23 @@ else passes through.
 vLLM 0.32 place: `vllm.engine.protocol.EngineClient`.
 """
 
-import secrets
 from collections.abc import AsyncGenerator, Callable, Collection
 from contextlib import aclosing
-from copy import copy
-from dataclasses import replace
 from typing import Any
 
 from vllm.engine.protocol import EngineClient
 from vllm.inputs import PromptType
-from vllm.logprobs import FlatLogprobs, Logprob
 from vllm.lora.request import LoRARequest
-from vllm.outputs import CompletionOutput, RequestOutput
-from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.outputs import RequestOutput
+from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from softspec.engine.front.ensemble import Ensemble, lora_request_of
 from softspec.engine.front.output import carry_telemetry, watch_preemptions
-from softspec.engine.front.registry import Ensemble, Registry, lora_request_of
-from softspec.engine.trace import ChoiceTrace, RequestTrace, current_trace
-from softspec.engine.wire import KEY, GroupSpec, num_columns, unpack
+from softspec.engine.front.registry import Registry
+from softspec.engine.front.translation import describe, group_params, open_choices, record, refuse_unsupported
+from softspec.engine.trace import ChoiceTrace, current_trace
 from softspec.errors import ConfigError, LockstepError
-from softspec.maths.answer import TokenUncertainty
 
 
 class EnsembleClient:
@@ -97,8 +93,8 @@ class EnsembleClient:
         is_ensemble = model in self.registry.ensembles
         if is_ensemble and self._may_run is not None:
             self._may_run(model)
-        _refuse_unsupported(sampling_params)
-        choices = _open_choices(current_trace.get(), sampling_params.n)
+        refuse_unsupported(sampling_params)
+        choices = open_choices(current_trace.get(), sampling_params.n)
         outputs = self._answer(model, prompt, sampling_params, request_id, choices, **kwargs)
         return self._raising(outputs, request_id) if is_ensemble else outputs
 
@@ -118,13 +114,13 @@ class EnsembleClient:
         """
         with self.registry.holding(model) as spec:
             group = group_params(params, spec)
-            _describe(choices, spec, group)
+            describe(choices, spec, group)
             lora_request = lora_request_of(spec.adapters[0])
             outputs = self._engine.generate(prompt, group, request_id, lora_request=lora_request, **kwargs)
             async with aclosing(outputs):
                 async for output in outputs:
                     for completion in output.outputs:
-                        _record(completion, params, spec, choices[completion.index])
+                        record(completion, params, spec, choices[completion.index])
                     yield output
 
     async def _raising(
@@ -152,80 +148,3 @@ class EnsembleClient:
             raise ConfigError(
                 "'seed' is not available for the base model on a CPU: ask an ensemble or a member, or leave it out"
             )
-
-
-def group_params(params: SamplingParams, spec: GroupSpec) -> SamplingParams:
-    """The parameters that carry a group to the scheduler; `seed` is drawn if the caller gave none."""
-    num_top = params.logprobs or 0
-    group = copy(params)
-    group.extra_args = {**(params.extra_args or {}), KEY: replace(spec, num_top=num_top).to_wire()}
-    group.logprobs = num_top + num_columns(spec.num_members)
-    group.flat_logprobs = True
-    group.seed = secrets.randbelow(2**53) if params.seed is None else params.seed
-    return group
-
-
-def split_position(
-    logprobs: FlatLogprobs, position: int, spec: GroupSpec, num_top: int
-) -> tuple[TokenUncertainty, dict[int, Logprob]]:
-    """One token's telemetry, and the mixture log-probabilities that the caller asked for."""
-    start = logprobs.start_indices[position]
-    end = start + 1 + num_top
-    token = unpack(
-        logprobs.token_ids[start],
-        logprobs.logprobs[start],
-        logprobs.logprobs[end : end + num_columns(spec.num_members)],
-    )
-    top = {
-        logprobs.token_ids[i]: Logprob(logprobs.logprobs[i], logprobs.ranks[i], logprobs.decoded_tokens[i])
-        for i in range(start, end)
-    }
-    return token, top
-
-
-def _refuse_unsupported(params: SamplingParams) -> None:
-    found = {
-        "prompt_logprobs": params.prompt_logprobs is not None,
-        "logprob_token_ids": bool(params.logprob_token_ids),
-        "logprobs": params.logprobs == -1,
-    }
-    for field, asked in found.items():
-        if asked:
-            raise ConfigError(
-                f"'{field}' is not available for an ensemble: ask a base model, or leave it out"
-            )
-
-
-def _open_choices(trace: RequestTrace | None, count: int) -> list[ChoiceTrace]:
-    """One trace per sample, in the order in which the requests of a trace come."""
-    choices = [ChoiceTrace() for _ in range(count)]
-    if trace is not None:
-        trace.choices |= dict(enumerate(choices, start=len(trace.choices)))
-    return choices
-
-
-def _describe(choices: list[ChoiceTrace], spec: GroupSpec, params: SamplingParams) -> None:
-    """Fill in what is known once the members are chosen; vLLM seeds sample i of n with `seed + i`."""
-    assert params.seed is not None
-    for i, choice in enumerate(choices):
-        choice.log_weights, choice.weights_rule, choice.seed = (
-            spec.log_weights,
-            spec.weights_rule,
-            params.seed + i,
-        )
-
-
-def _record(
-    completion: CompletionOutput, params: SamplingParams, spec: GroupSpec, choice: ChoiceTrace
-) -> None:
-    """Move the telemetry of an output into its choice, and leave the log-probabilities that the caller asked for."""
-    logprobs = completion.logprobs
-    assert isinstance(logprobs, FlatLogprobs)
-    split = [split_position(logprobs, i, spec, params.logprobs or 0) for i in range(len(logprobs))]
-    seen = 0 if params.output_kind == RequestOutputKind.DELTA else len(choice.tokens)
-    choice.tokens += [token for token, _ in split[seen:]]
-    if params.logprobs is None:
-        completion.logprobs = completion.cumulative_logprob = None
-        return
-    completion.logprobs = FlatLogprobs() if params.flat_logprobs else []
-    completion.logprobs.extend([top for _, top in split])

@@ -9,8 +9,8 @@ vLLM 0.32 places: `vllm.entrypoints.launchers.api_server.app_state` (who holds a
 
 from collections.abc import Callable
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
-from starlette.datastructures import State
 from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.generate.base.serving import decode_token_ids
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
@@ -19,13 +19,16 @@ from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from softspec.engine.front.client import EnsembleClient
 from softspec.errors import ConfigError, EngineError
 
+if TYPE_CHECKING:
+    from starlette.datastructures import State
 
-def base_names(state: State) -> list[str]:
+
+def base_names(state: "State") -> list[str]:
     """The names under which the base model is served."""
     return [model.name for model in state.openai_serving_models.base_model_paths]
 
 
-def put_into_handlers(client: EnsembleClient, engine: EngineClient, state: State) -> None:
+def put_into_handlers(client: EnsembleClient, engine: EngineClient, state: "State") -> None:
     """Let every handler ask `client` instead of `engine`, and look up LoRA models among the client's.
 
     Raises:
@@ -52,7 +55,7 @@ def token_decoder(engine: EngineClient) -> Callable[[int], str]:
     return lambda token_id: decode_token_ids([token_id], tokenizer)[0][0]
 
 
-async def draw_one_token(state: State, ensemble: str) -> None:
+async def draw_one_token(state: "State", ensemble: str) -> None:
     """Let an ensemble draw one token, through everything but HTTP.
 
     Raises:

@@ -1,87 +1,24 @@
 """Which ensembles an engine serves now, and how many requests hold the members of each.
 
-In: ensemble directories, at start-up or while serving. Out: what a model name stands for at this moment. An ensemble
-that is replaced or unloaded stays in the engine until its last request is done; then its adapters leave.
+In: ensembles at start-up, and directories while serving. Out: what a model name stands for at this moment. An ensemble
+that is replaced or unloaded stays in the engine until its last request is done; then its adapters leave. Knows no HTTP.
 
 vLLM 0.32 place: `add_lora` and `remove_lora` of `vllm.engine.protocol.EngineClient`.
 """
 
 import asyncio
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import vllm
 from vllm.engine.protocol import EngineClient
 from vllm.lora.request import LoRARequest
 
-from softspec.artefact.manifest import Manifest, load_manifest, member_dir, member_rank
+from softspec.engine.front.ensemble import Ensemble, lora_request_of, next_id, read_ensemble
 from softspec.engine.requirements import require_engine
-from softspec.engine.wire import Adapter, GroupSpec
+from softspec.engine.wire import GroupSpec
 from softspec.errors import ConfigError, UnknownModelError
-
-
-@dataclass(frozen=True, eq=False)
-class Ensemble:
-    """One load of an ensemble directory; loading it again makes another one, with other adapters."""
-
-    manifest: Manifest
-    rank: int
-    adapters: tuple[Adapter, ...]
-
-    @property
-    def name(self) -> str:
-        """The model name under which it is served."""
-        return self.manifest.name
-
-    def specs(self) -> dict[str, GroupSpec]:
-        """What each model name of this load asks of the engine: the ensemble's, and every member's.
-
-        Every member is an ensemble of one, so that it too sees its prompt as it did in training.
-        """
-        whole = GroupSpec(
-            adapters=self.adapters,
-            log_weights=self.manifest.log_weights,
-            weights_rule=self.manifest.weights_rule,
-            block_size=self.manifest.activation.block_size,
-            num_top=0,
-        )
-        members = {
-            f"{self.name}/member-{k}": replace(whole, adapters=(adapter,), log_weights=(0.0,))
-            for k, adapter in enumerate(self.adapters)
-        }
-        return {self.name: whole} | members
-
-
-def read_ensemble(directory: Path, first_id: int) -> Ensemble:
-    """An ensemble whose members have the LoRA ids from `first_id` on.
-
-    The id is part of an adapter's name, by which vLLM's prefix cache tells weights apart: the same path may hold others
-    next time.
-
-    Raises:
-        ManifestError: the directory is not a complete ensemble.
-    """
-    manifest = load_manifest(directory)
-    adapters = tuple(
-        Adapter(f"{manifest.name}/member-{k}#{int_id}", int_id, str(member_dir(directory, k).resolve()))
-        for k, int_id in enumerate(range(first_id, first_id + manifest.num_members))
-    )
-    return Ensemble(manifest, member_rank(directory, manifest), adapters)
-
-
-def load_ensembles(directories: Iterable[Path]) -> list[Ensemble]:
-    """Read the ensembles to start with, their members numbered through from 1."""
-    ensembles: list[Ensemble] = []
-    for directory in directories:
-        ensembles.append(read_ensemble(directory, _next_id(ensembles)))
-    return ensembles
-
-
-def lora_request_of(adapter: Adapter, model: str | None = None) -> LoRARequest:
-    """vLLM's word for an adapter: for the engine, or, with a model's name, for vLLM's front end."""
-    return LoRARequest(model or adapter.name, adapter.int_id, adapter.path)
 
 
 class Registry:
@@ -106,7 +43,7 @@ class Registry:
         # Whoever started the server vouches for its base; later ensembles must be of the same.
         bases = (ensemble.manifest.base_model for ensemble in ensembles)
         self._fingerprints = {base.fingerprint for base in bases if base.fingerprint}
-        self._next_id = _next_id(ensembles)
+        self._next_id = next_id(ensembles)
         self._specs: dict[str, tuple[Ensemble, GroupSpec]] = {}
         # Every ensemble with adapters in the engine, and how many unfinished requests hold them there.
         self._holders: dict[Ensemble, int] = {}
@@ -231,7 +168,3 @@ class Registry:
         for adapter in ensemble.adapters:
             await self._engine.remove_lora(adapter.int_id)
         del self._holders[ensemble]
-
-
-def _next_id(ensembles: Collection[Ensemble]) -> int:
-    return 1 + sum(len(ensemble.adapters) for ensemble in ensembles)

@@ -23,7 +23,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from softspec.engine.front.client import EnsembleClient
-from softspec.engine.front.registry import Ensemble
+from softspec.engine.front.ensemble import Ensemble
 from softspec.engine.requirements import require_engine
 from softspec.errors import ConfigError
 

@@ -12,23 +12,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from softspec.engine.wire import COLUMNS, KEY, Seat, num_columns
+from softspec.engine.wire import COLUMNS
+from softspec.engine.worker.rows import GroupRows, Lineup, line_up, on_host
 from softspec.maths.mixture import distributions, mix, update_log_weights
 from softspec.maths.sampling import draw_tokens
 from softspec.maths.uncertainty import Predictive, predict, unmeasured
 
 if TYPE_CHECKING:
-    from vllm.sampling_params import SamplingParams
     from vllm.v1.outputs import LogprobsTensors
-
-
-@dataclass(frozen=True)
-class GroupRows:
-    """One complete group in this step: its leader's seat, its K rows in member order, tokens drawn so far."""
-
-    seat: Seat
-    rows: tuple[int, ...]
-    position: int
 
 
 class LogprobRows(NamedTuple):
@@ -39,55 +30,12 @@ class LogprobRows(NamedTuple):
     selected_token_ranks: Tensor
 
 
-def seat_of(params: "SamplingParams | None") -> Seat | None:
-    """The seat that the scheduler gave a row; None for a request outside groups."""
-    return (params.extra_args or {}).get(KEY) if params else None
-
-
-def complete_groups(drawing: Iterable[tuple[Seat, int, int]]) -> list[GroupRows]:
-    """The groups that have all their K rows among the (seat, row, position) that really draw a token in this step."""
-    members: dict[str, dict[int, tuple[Seat, int, int]]] = {}
-    for seat, row, position in drawing:
-        members.setdefault(seat.group_id, {})[seat.member] = seat, row, position
-    groups = []
-    for seated in members.values():
-        if 0 in seated and len(seated) == seated[0][0].spec.num_members:
-            seat, _, position = seated[0]
-            groups.append(GroupRows(seat, tuple(seated[k][1] for k in range(len(seated))), position))
-    return groups
-
-
-@dataclass(frozen=True)
-class _Lineup:
-    """The tensors that stay the same while the same G groups decode in the same rows, made once.
-
-    rows, prior: (G, K). columns: (G, num_columns(K)), where telemetry goes. settings: (G,) each, on the host.
-    """
-
-    rows: Tensor
-    prior: Tensor
-    columns: Tensor
-    num_top: int
-    all_fixed: bool
-    settings: dict[str, Tensor]
-
-    @property
-    def leaders(self) -> Tensor:
-        """The row (G,) of each group's member 0."""
-        return self.rows[:, 0]
-
-    @property
-    def width(self) -> int:
-        """Log-probability columns of a leader's row: the drawn token, the likeliest ones, telemetry."""
-        return 1 + self.num_top + num_columns(self.rows.shape[1])
-
-
 @dataclass
 class _Batch:
     """All groups of one size in this step, and what was computed of them so far."""
 
     groups: Sequence[GroupRows]
-    lineup: _Lineup
+    lineup: Lineup
     member_logprobs: Tensor
     log_weights: Tensor
     predictive: Predictive
@@ -101,7 +49,7 @@ class GroupMixer:
         self.measures_uncertainty = True
         """Off, a token's entropies and disagreements are NaN: for measuring what they cost."""
         self._batches: list[_Batch] = []
-        self._lineups: dict[int, tuple[object, _Lineup]] = {}
+        self._lineups: dict[int, tuple[object, Lineup]] = {}
         self._log_weights: dict[str, list[Tensor]] = {}
 
     @property
@@ -126,7 +74,7 @@ class GroupMixer:
     def draw(self, logits: Tensor) -> None:
         """Draw a token for each group from its leader's row, after masks, biases and penalties."""
         for batch in self._batches:
-            positions = _on_host([group.position for group in batch.groups], logits.device)
+            positions = on_host([group.position for group in batch.groups], logits.device)
             batch.tokens = draw_tokens(
                 logits.index_select(0, batch.lineup.leaders), **batch.lineup.settings, positions=positions
             )
@@ -161,7 +109,7 @@ class GroupMixer:
         return reported
 
     def _mix_batch(self, logits: Tensor, groups: Sequence[GroupRows]) -> _Batch:
-        lineup = self._line_up(groups, logits.device)
+        lineup = self._lineup_of(groups, logits.device)
         log_weights = lineup.prior
         if not lineup.all_fixed:
             log_weights = torch.stack(
@@ -175,12 +123,12 @@ class GroupMixer:
             predictive = unmeasured(mix(logprobs, probs, log_weights)[0])
         return _Batch(groups, lineup, logprobs, log_weights, predictive)
 
-    def _line_up(self, groups: Sequence[GroupRows], device: torch.device) -> _Lineup:
+    def _lineup_of(self, groups: Sequence[GroupRows], device: torch.device) -> Lineup:
         key = [(group.seat, group.rows) for group in groups]
         num_members = len(groups[0].rows)
         known, lineup = self._lineups.get(num_members, (None, None))
         if lineup is None or known != key:
-            lineup = _new_lineup(groups, device)
+            lineup = line_up(groups, device)
             self._lineups[num_members] = key, lineup
         return lineup
 
@@ -200,35 +148,6 @@ class GroupMixer:
         for group, weights in zip(batch.groups, updated, strict=True):
             if group.seat.spec.weights_rule == "prefix_posterior":
                 self._log_weights[group.seat.group_id].append(weights)
-
-
-def _new_lineup(groups: Sequence[GroupRows], device: torch.device) -> _Lineup:
-    specs = [group.seat.spec for group in groups]
-    sampling = [group.seat.sampling for group in groups]
-    telemetry = range(num_columns(len(groups[0].rows)))
-    return _Lineup(
-        rows=_on_device([group.rows for group in groups], device),
-        prior=_on_device([spec.log_weights for spec in specs], device),
-        columns=_on_device([[1 + spec.num_top + column for column in telemetry] for spec in specs], device),
-        num_top=max(spec.num_top for spec in specs),
-        all_fixed=all(spec.weights_rule == "fixed" for spec in specs),
-        settings={
-            "temperature": _on_host([spec.temperature for spec in sampling], device),
-            "top_k": _on_host([spec.top_k for spec in sampling], device),
-            "top_p": _on_host([spec.top_p for spec in sampling], device),
-            "min_p": _on_host([spec.min_p for spec in sampling], device),
-            "seeds": _on_host([spec.seed for spec in sampling], device),
-        },
-    )
-
-
-def _on_host(values: Sequence[object], device: torch.device) -> Tensor:
-    """A tensor on the CPU from where `device` can fetch it without making the host wait."""
-    return torch.tensor(values, pin_memory=device.type == "cuda")
-
-
-def _on_device(values: Sequence[object], device: torch.device) -> Tensor:
-    return _on_host(values, device).to(device, non_blocking=True)
 
 
 def _widened(

@@ -19,7 +19,8 @@ from vllm.v1.sample.metadata import SamplingMetadata
 from vllm.v1.sample.sampler import Sampler
 
 from softspec.engine.wire import Seat
-from softspec.engine.worker.mixing import GroupMixer, complete_groups, seat_of
+from softspec.engine.worker.mixing import GroupMixer
+from softspec.engine.worker.rows import complete_groups, seat_of
 
 if TYPE_CHECKING:
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner

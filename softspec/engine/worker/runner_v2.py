@@ -24,7 +24,8 @@ from vllm.v1.worker.gpu.sample.sampler import Sampler
 from vllm.v1.worker.gpu.sample.states import NO_LOGPROBS
 
 from softspec.engine.wire import Seat
-from softspec.engine.worker.mixing import GroupMixer, complete_groups, seat_of
+from softspec.engine.worker.mixing import GroupMixer
+from softspec.engine.worker.rows import complete_groups, seat_of
 
 if TYPE_CHECKING:
     from vllm.v1.worker.gpu.model_runner import GPUModelRunner

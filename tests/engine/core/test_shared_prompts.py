@@ -59,7 +59,7 @@ class Asked:
     ) -> None:
         from vllm import SamplingParams
 
-        from softspec.engine.front.client import split_position
+        from softspec.engine.front.translation import split_position
 
         self.computed: list[int] = []
         schedule = engine.scheduler.schedule

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from softspec.engine.front.client import group_params, split_position
+from softspec.engine.front.translation import group_params, split_position
 from softspec.engine.wire import Adapter, GroupSpec, num_columns
 
 pytestmark = pytest.mark.vllm

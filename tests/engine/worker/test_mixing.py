@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from softspec.engine.wire import COLUMNS, Adapter, GroupSpec, Seat, num_columns, unpack
-from softspec.engine.worker.mixing import GroupMixer, GroupRows
+from softspec.engine.worker.mixing import GroupMixer
+from softspec.engine.worker.rows import GroupRows
 from softspec.maths.mixture import update_log_weights
 from softspec.maths.sampling import SamplingSpec
 from softspec.maths.uncertainty import predict

@@ -25,7 +25,7 @@ from softspec.app.bench.serving.sample import SUMMARY
 from softspec.app.bench.serving.settings import WAYS, BenchSettings
 from softspec.app.bench.serving.ways import client_way, local_ways, reference_way
 from softspec.artefact.manifest import Manifest
-from softspec.engine.front.registry import load_ensembles
+from softspec.engine.front.ensemble import load_ensembles
 from softspec.engine.start.local import open_engine
 from softspec.reference import ReferenceEnsemble
 
