@@ -39,12 +39,11 @@ FLOORS = {
     "app": (("child_server", "smollm2"), ("bench", "demo"), ("cli",)),
     "app.bench": (("core",), ("serving", "training")),
 }
-"""Rooms within rooms, from the bottom up: each floor may import the floors below it; rooms of one floor are strangers."""
+"""Rooms within rooms, from the bottom up: a floor may import those below it; rooms of one floor are strangers."""
 
 OUTSIDE = {
     "vllm": ("engine", "server.plugin"),
     "fastapi": ("server.ops", "server.chat", "server.ensembles", "server.plugin"),
-    "starlette": ("server.ops", "server.chat", "server.ensembles", "server.plugin"),
     "peft": ("train.result", "train.members", "reference", "app.bench"),
     "cyclopts": ("app.cli",),
 }
