@@ -16,9 +16,10 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 from softspec.artefact.activation import shared_tokens
 from softspec.artefact.manifest import Manifest, load_manifest, member_dir
+from softspec.maths.answer import TokenUncertainty
 from softspec.maths.mixture import update_log_weights
 from softspec.maths.sampling import SamplingSpec, apply_penalties, draw_tokens
-from softspec.maths.uncertainty import Predictive, TokenUncertainty, predict
+from softspec.maths.uncertainty import Predictive, predict
 
 
 class ReferenceEnsemble:
@@ -27,10 +28,11 @@ class ReferenceEnsemble:
     Use `load`. Shapes: K members, T positions, V vocabulary; everything in nats.
     """
 
-    def __init__(self, model: PeftModel, manifest: Manifest) -> None:
-        """`model` holds the adapters "member-0" ... "member-{K-1}"."""
+    def __init__(self, model: PeftModel, manifest: Manifest, adapters: Sequence[str] = ()) -> None:
+        """Decode with these adapters of the model, one a member; by default "member-0" ... "member-{K-1}"."""
         self.model = model.eval()
         self.manifest = manifest
+        self.adapters = adapters or [f"member-{k}" for k in range(manifest.num_members)]
         self.prior = torch.tensor(manifest.log_weights, dtype=torch.float64)
 
     @classmethod
@@ -46,6 +48,11 @@ class ReferenceEnsemble:
         for member in range(1, manifest.num_members):
             model.load_adapter(member_dir(ensemble_dir, member), adapter_name=f"member-{member}")
         return cls(model, manifest)
+
+    def member(self, k: int) -> "ReferenceEnsemble":
+        """Member k as an ensemble of one, which is how it is served; the model is shared."""
+        alone = self.manifest.model_copy(update={"num_members": 1, "log_weights": (0.0,)})
+        return ReferenceEnsemble(self.model, alone, [self.adapters[k]])
 
     def decode(
         self,
@@ -65,13 +72,13 @@ class ReferenceEnsemble:
         max_tokens: int,
         stop_token_ids: Collection[int] = (),
     ) -> Iterator[tuple[TokenUncertainty, Tensor]]:
-        """As `decode`, with the raw mixture's log-probabilities (V,) beside each token."""
-        caches = self._caches_after_shared_prompt(prompt_ids)
+        """The tokens that `decode` draws, each with the raw mixture's log-probabilities (V,)."""
+        caches = self.caches_after_shared_prompt(prompt_ids)
         pending = list(prompt_ids[caches[0].get_seq_length() :])
         log_weights, output_ids = self.prior, list[int]()
         while len(output_ids) < max_tokens:
             member_logprobs = self._logprobs(pending, caches)[:, -1]
-            predictive = predict(member_logprobs, log_weights, self.prior)
+            predictive = predict(member_logprobs, log_weights)
             token_id = draw_next(predictive.logprobs, prompt_ids, output_ids, spec)
             yield _record(token_id, member_logprobs, predictive), predictive.logprobs
             if token_id in stop_token_ids:
@@ -84,14 +91,14 @@ class ReferenceEnsemble:
     @torch.no_grad()
     def score(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> Tensor:
         """Log-probability of each token of a known completion under each member, (K, T)."""
-        caches = self._caches_after_shared_prompt(prompt_ids)
+        caches = self.caches_after_shared_prompt(prompt_ids)
         pending = [*prompt_ids[caches[0].get_seq_length() :], *completion_ids]
         num_tokens = len(completion_ids)
         logprobs = self._logprobs(pending, caches)[:, -num_tokens - 1 : -1]
         targets = torch.tensor(completion_ids, dtype=torch.int64).expand(len(caches), num_tokens)
         return logprobs.gather(-1, targets[..., None]).squeeze(-1)
 
-    def _caches_after_shared_prompt(self, prompt_ids: Sequence[int]) -> list[DynamicCache]:
+    def caches_after_shared_prompt(self, prompt_ids: Sequence[int]) -> list[DynamicCache]:
         """One cache per member, filled by the base alone with the tokens on which adapters are off."""
         trunk = DynamicCache(config=self.model.config)
         shared = shared_tokens(self.manifest.activation.block_size, len(prompt_ids))
@@ -101,10 +108,10 @@ class ReferenceEnsemble:
         return [copy.deepcopy(trunk) for _ in range(self.manifest.num_members)]
 
     def _logprobs(self, token_ids: Sequence[int], caches: Sequence[DynamicCache]) -> Tensor:
-        """(K, T, V) for the next T tokens of each member, whose cache grows by them."""
+        """Log-probabilities (K, T, V) after the next T tokens of each member, whose cache grows by them."""
         rows = []
-        for member, cache in enumerate(caches):
-            self.model.set_adapter(f"member-{member}")
+        for adapter, cache in zip(self.adapters, caches, strict=True):
+            self.model.set_adapter(adapter)
             logits = self.model(torch.tensor([token_ids]), past_key_values=cache, use_cache=True).logits
             rows.append(logits[0].log_softmax(-1))
         return torch.stack(rows)
@@ -145,7 +152,6 @@ def _record(token_id: int, member_logprobs: Tensor, predictive: Predictive) -> T
         total_entropy=float(predictive.total_entropy),
         aleatoric_entropy=float(predictive.aleatoric_entropy),
         epistemic=float(predictive.epistemic),
-        token_disagreement=float(predictive.token_disagreement),
         disagreement=float(predictive.disagreement),
         member_log_probs=tuple(member_logprobs[:, token_id].tolist()),
     )

@@ -16,8 +16,7 @@ from transformers import (
 from softspec.maths.sampling import SamplingSpec
 from softspec.reference import ReferenceEnsemble
 from softspec.train.run import train_ensemble
-from tests.engine.test_parity import prompt
-from tests.support.parity import TOLERANCE, largest_difference
+from tests.support.parity import TOLERANCE, largest_difference, prompt
 from tests.support.tiny import SPECIAL_TOKENS, tiny_tokenizer
 from tests.support.tiny_training import chat_rows, write_config, write_rows
 

@@ -12,9 +12,9 @@ from transformers import LlamaForCausalLM
 
 from softspec.artefact.activation import AlwaysActivation, BlockActivation, shared_tokens
 from softspec.artefact.manifest import Manifest, load_manifest, member_dir, save_manifest
+from softspec.maths.answer import summarise
 from softspec.maths.mixture import sequence_loglik
 from softspec.maths.sampling import SamplingSpec
-from softspec.maths.uncertainty import summarise
 from softspec.reference import ReferenceEnsemble
 from tests.support import oracle
 from tests.support.tiny import random_adapters, tiny_llama

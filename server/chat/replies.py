@@ -5,22 +5,20 @@ choice carries nothing of its answer: no text, tool calls, log-probabilities, to
 """
 
 from collections.abc import Callable
-from typing import Any
 
 from softspec.engine.trace import ChoiceTrace, RequestTrace
 from softspec.errors import EngineError
-from softspec.maths.uncertainty import AnswerUncertainty, summarise
-from softspec.server.chat.wire import EXTENSION, DecodeToken, Terms, full_report, token_reports
+from softspec.maths.answer import AnswerUncertainty, summarise
+from softspec.server.chat.wire import EXTENSION, DecodeToken, Json, Terms, full_report, token_reports
 from softspec.server.policy.policy import Decision
 
 Observe = Callable[[Decision, AnswerUncertainty], None]
-Json = dict[str, Any]
 
 
 def annotate_body(
     body: Json, trace: RequestTrace, terms: Terms, decode: DecodeToken, observe: Observe
 ) -> Json:
-    """A whole (not streamed) response with `uncertainty` in every choice; the policy judges whole answers."""
+    """A response that is not streamed, with `uncertainty` in every choice; the policy judges whole answers."""
     choices = [
         annotate_choice(choice, choice_trace(trace, choice["index"]), terms, decode, observe)
         for choice in body["choices"]

@@ -14,7 +14,7 @@ from typing import Any, cast
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from softspec.engine.trace import RequestTrace, current_trace
+from softspec.engine.trace import RequestTrace, tracing
 from softspec.server.chat.replies import annotate_body
 from softspec.server.chat.stream import AnswerStream
 from softspec.server.chat.unsupported import (
@@ -25,7 +25,6 @@ from softspec.server.chat.unsupported import (
 )
 from softspec.server.chat.wire import EXTENSION, DecodeToken, Terms, read_terms
 from softspec.server.ops.metrics import Metrics
-from softspec.server.ops.readiness import Readiness
 from softspec.server.policy.policy import Policy
 
 # vLLM's route; None when the client went away.
@@ -35,13 +34,12 @@ _CLIENT_WENT_AWAY = 499
 
 @dataclass(frozen=True)
 class Service:
-    """What the routes need to know of this server; made once at start-up. `ensembles` shows those served now."""
+    """What the routes of completions need to know of this server; `ensembles` always shows those served now."""
 
     ensembles: Collection[str]
     default_policy: Policy
     decode: DecodeToken
     metrics: Metrics
-    readiness: Readiness
 
 
 async def complete(request: OpenAIRequest, raw_request: Request, route: Route, service: Service) -> Response:
@@ -59,24 +57,14 @@ async def complete(request: OpenAIRequest, raw_request: Request, route: Route, s
     refuse_unsupported(request)
     terms = read_terms((request.model_extra or {}).pop(EXTENSION, None), service.default_policy)
     hide_usage = _ask_for_continuous_usage(request, terms)
-    trace = RequestTrace()
-    response = await _traced(request, raw_request, route, trace)
+    with tracing() as trace:
+        response = await route(request, raw_request) or Response(status_code=_CLIENT_WENT_AWAY)
     if isinstance(response, StreamingResponse):
         _annotate_stream(response, request, trace, terms, hide_usage, started, service)
     elif isinstance(response, JSONResponse) and response.status_code == 200:
         _annotate_json(response, trace, terms, service)
     response.headers.setdefault("x-request-id", raw_request.headers.get("x-request-id", request.request_id))
     return response
-
-
-async def _traced(
-    request: OpenAIRequest, raw_request: Request, route: Route, trace: RequestTrace
-) -> Response:
-    token = current_trace.set(trace)
-    try:
-        return await route(request, raw_request) or Response(status_code=_CLIENT_WENT_AWAY)
-    finally:
-        current_trace.reset(token)
 
 
 def _annotate_json(response: JSONResponse, trace: RequestTrace, terms: Terms, service: Service) -> None:
@@ -120,7 +108,7 @@ def _first_token(metrics: Metrics, started: float) -> None:
 
 
 def _ask_for_continuous_usage(request: OpenAIRequest, terms: Terms) -> bool:
-    """vLLM tells the prompt's length in its last chunk, which an abstaining stream never reaches: ask early.
+    """Ask vLLM for the prompt's length early: its last chunk tells it, which an abstaining stream never reaches.
 
     Returns:
         whether the caller did not ask for that, so that it must be taken out again.
@@ -138,6 +126,6 @@ def _ask_for_continuous_usage(request: OpenAIRequest, terms: Terms) -> bool:
 
 
 def _num_prompts(request: OpenAIRequest) -> int:
-    """A completion's prompt is one text, one list of token ids, or a list of either."""
+    """How many prompts a request has: a completion's is one text, one list of token ids, or a list of either."""
     prompt = getattr(request, "prompt", None)
     return len(prompt) if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else 1

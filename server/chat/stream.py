@@ -10,9 +10,9 @@ from contextlib import aclosing
 
 from softspec.engine.trace import RequestTrace
 from softspec.errors import SoftspecError
-from softspec.maths.uncertainty import summarise
-from softspec.server.chat.replies import Json, Observe, choice_trace, withdrawn
-from softspec.server.chat.wire import EXTENSION, DecodeToken, Terms, full_report, token_reports
+from softspec.maths.answer import summarise
+from softspec.server.chat.replies import Observe, choice_trace, withdrawn
+from softspec.server.chat.wire import EXTENSION, DecodeToken, Json, Terms, full_report, token_reports
 from softspec.server.ops.errors import error_body
 from softspec.server.policy.policy import RunningDecision
 
@@ -73,7 +73,7 @@ class AnswerStream:
                 yield _DONE
 
     def _rewrite(self, chunk: Json) -> Iterator[Json]:
-        """No chunk when all it has belongs to choices that were ended."""
+        """The chunk with its `uncertainty`; none when all it has belongs to choices that were ended."""
         if not chunk.get("choices"):
             yield chunk
             return
@@ -119,7 +119,7 @@ class AnswerStream:
         return full_report(trace, tokens, running.decision, self._terms.detail)
 
     def _closing_usage(self, chunk: Json) -> Iterator[Json]:
-        """vLLM's last chunk, which an ended stream does not reach; only when usage was asked for."""
+        """The chunk that tells the usage, in place of vLLM's last, which an ended stream does not reach."""
         if self._prompt_tokens:
             prompt = sum(self._prompt_tokens.values())
             completion = sum(len(choice.tokens) for choice in self._trace.choices.values())
@@ -136,7 +136,7 @@ class AnswerStream:
 
 
 def _opens_message(choice: Json) -> bool:
-    """A chat's first chunk names the role. The engine has a token by then, whose text comes with the next chunk."""
+    """Whether this is a chat's first chunk, which names the role; the text of the first token comes with the next."""
     delta = choice.get("delta", {})
     return set(delta) == {"role", "content"} and not delta["content"] and not choice.get("finish_reason")
 

@@ -3,10 +3,18 @@
 In: a parsed OpenAI request. Out: nothing, or a FieldError. The reasons stand in the table.
 """
 
-from typing import Any, Protocol
+from typing import Protocol
 
 from softspec.errors import FieldError
 from softspec.server.chat.wire import EXTENSION
+from softspec.server.ops.settings import MAX_TOP_LOGPROBS
+
+
+class StreamOptions(Protocol):
+    """What a caller wants of a stream beside its text."""
+
+    include_usage: bool | None
+    continuous_usage_stats: bool | None
 
 
 class OpenAIRequest(Protocol):
@@ -16,12 +24,12 @@ class OpenAIRequest(Protocol):
     stream: bool | None
     n: int | None
     echo: bool | None
-    vllm_xargs: dict[str, Any] | None
-    stream_options: Any
+    vllm_xargs: dict[str, object] | None
+    stream_options: StreamOptions | None
     request_id: str
 
     @property
-    def model_extra(self) -> dict[str, Any] | None: ...
+    def model_extra(self) -> dict[str, object] | None: ...
 
 
 _REASONS = {
@@ -33,14 +41,12 @@ _REASONS = {
     "ec_transfer_params": "the members' caches cannot be transferred",
     "watermarking": "the token is drawn from the mixture, not by the engine's sampler",
 }
-MAX_TOP_LOGPROBS = 20
-"""OpenAI's limit; the engine's own is larger, because telemetry travels beside them."""
 # OpenAI fields that label a request and change nothing in the answer.
 _LABELS = frozenset({"metadata", "safety_identifier", "prompt_cache_key", "service_tier"})
 
 
 def refuse_reserved(request: OpenAIRequest) -> None:
-    """For every model: `vllm_xargs.softspec` is how the server talks to its engine, not a caller's field."""
+    """Refuse, whatever the model, the field by which the server talks to its engine: it is not a caller's."""
     if request.vllm_xargs and "softspec" in request.vllm_xargs:
         raise FieldError(
             "vllm_xargs.softspec", "vllm_xargs.softspec is reserved: use the 'uncertainty' field instead"
@@ -48,7 +54,7 @@ def refuse_reserved(request: OpenAIRequest) -> None:
 
 
 def refuse_extension(request: OpenAIRequest) -> None:
-    """For a member or the base: one model cannot disagree with itself."""
+    """Refuse the `uncertainty` field for a member or the base: one model cannot disagree with itself."""
     if _extras(request).get(EXTENSION) is not None:
         raise FieldError(
             EXTENSION,
@@ -58,7 +64,7 @@ def refuse_extension(request: OpenAIRequest) -> None:
 
 
 def refuse_unsupported(request: OpenAIRequest) -> None:
-    """For an ensemble: everything that the mixture cannot honour, and every field nobody knows."""
+    """Refuse, for an ensemble, everything that the mixture cannot honour, and every field nobody knows."""
     for field, reason in _REASONS.items():
         if _is_set(getattr(request, field, None)):
             raise FieldError(field, f"'{field}' is not supported for ensembles: {reason}")
@@ -81,10 +87,10 @@ def _refuse_echoed_logprobs(request: OpenAIRequest) -> None:
         )
 
 
-def _extras(request: OpenAIRequest) -> dict[str, Any]:
+def _extras(request: OpenAIRequest) -> dict[str, object]:
     return request.model_extra or {}
 
 
-def _is_set(value: Any) -> bool:
-    """Clients send null, false and empty lists for things they do not want."""
+def _is_set(value: object) -> bool:
+    """Whether a field asks for anything: clients send null, false and empty lists for what they do not want."""
     return not (value is None or value is False or value in ([], {}))

@@ -13,9 +13,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from softspec.artefact.validation import first_problem
 from softspec.engine.trace import ChoiceTrace
 from softspec.errors import ConfigError, FieldError
-from softspec.maths.uncertainty import TokenUncertainty, summarise
+from softspec.maths.answer import TokenUncertainty, summarise
 from softspec.server.policy.policy import DEFAULT_METRIC, Action, Decision, Policy
 
+Json = dict[str, Any]
 EXTENSION = "uncertainty"
 LOWEST_LOG_PROB = -9999.0
 """Stands for minus infinity, which JSON cannot carry; vLLM sends the same."""
@@ -29,12 +30,16 @@ class _Strict(BaseModel):
 
 
 class PolicyFields(_Strict):
+    """The policy of a request, as it is written."""
+
     action: Action = "answer"
     metric: str = DEFAULT_METRIC
     threshold: float | None = None
 
 
 class ExtensionFields(_Strict):
+    """The `uncertainty` field of a request, as it is written."""
+
     detail: Detail = "summary"
     policy: PolicyFields | None = None
 
@@ -48,7 +53,7 @@ class Terms:
 
 
 def read_terms(extension: object, default: Policy) -> Terms:
-    """The request's `uncertainty` field, or the server's default where it says nothing.
+    """The terms of a request's `uncertainty` field, or the server's default where it says nothing.
 
     Raises:
         FieldError: unknown field, wrong type, or a policy that cannot be followed.
@@ -70,7 +75,7 @@ def read_terms(extension: object, default: Policy) -> Terms:
 
 def full_report(
     trace: ChoiceTrace, tokens: Sequence[TokenUncertainty], decision: Decision, detail: Detail
-) -> dict[str, Any]:
+) -> Json:
     """The `uncertainty` field of one finished choice, without its tokens.
 
     `confidence` stays null until the ensemble is calibrated; `seed` replays exactly this choice.
@@ -84,7 +89,7 @@ def full_report(
     return {"unit": "nats", **summary, "confidence": None, "seed": trace.seed, **verdict}
 
 
-def token_reports(tokens: Sequence[TokenUncertainty], decode: DecodeToken) -> list[dict[str, Any]]:
+def token_reports(tokens: Sequence[TokenUncertainty], decode: DecodeToken) -> list[Json]:
     """The `tokens` list of the `uncertainty` field."""
     return [
         {

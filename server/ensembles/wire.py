@@ -1,4 +1,4 @@
-"""Ensembles that come and go in a running server: the bodies of the requests; unknown fields are refused."""
+"""The bodies of the requests by which ensembles come and go in a running server; unknown fields are refused."""
 
 from pydantic import BaseModel, ConfigDict
 
@@ -8,11 +8,13 @@ class _Strict(BaseModel):
 
 
 class LoadEnsembleRequest(_Strict):
-    """`path` is a directory on the server's machine."""
+    """What to serve; `path` is a directory on the server's machine."""
 
     path: str
     replace: bool = False
 
 
 class UnloadEnsembleRequest(_Strict):
+    """What to serve no longer."""
+
     name: str

@@ -1,1 +1,1 @@
-"""Running it: settings, start, readiness, metrics, errors."""
+"""Running the server: settings, start, readiness, metrics, errors."""

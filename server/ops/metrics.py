@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
 
-from softspec.maths.uncertainty import AnswerUncertainty
+from softspec.maths.answer import AnswerUncertainty
 from softspec.server.policy.policy import Decision
 
 _NATS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0)
@@ -17,7 +17,7 @@ _SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0)
 
 @dataclass(frozen=True)
 class Metric:
-    """One series; a histogram when it has buckets, else a counter."""
+    """One row of the table; a histogram when it has buckets, else a counter."""
 
     name: str
     help: str
@@ -71,20 +71,20 @@ class Metrics:
         }
 
     def answered(self, decision: Decision, summary: AnswerUncertainty) -> None:
-        """One answer was sent or withheld."""
+        """Count an answer that was sent or withheld."""
         self._counters["softspec_requests_total"].labels(decision=decision.action).inc()
         self._histograms["softspec_mutual_information_nats"].observe(summary.mutual_information)
         self._histograms["softspec_epistemic_nats"].observe(summary.epistemic)
         self._histograms["softspec_disagreement_ratio"].observe(summary.disagreement)
 
     def first_token(self, seconds: float) -> None:
-        """A streamed answer began."""
+        """Count a streamed answer that began so many seconds after its request."""
         self._histograms["softspec_time_to_first_token_seconds"].observe(seconds)
 
     def lockstep_error(self) -> None:
-        """A request was ended because its members came apart."""
+        """Count a request that was ended because its members came apart."""
         self._counters["softspec_lockstep_errors_total"].inc()
 
     def group_preemption(self) -> None:
-        """The rows of an answer were computed again, for want of KV blocks."""
+        """Count a group whose rows will be computed again, for want of KV blocks."""
         self._counters["softspec_group_preemptions_total"].inc()

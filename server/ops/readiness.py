@@ -1,16 +1,34 @@
 """Whether the server may receive traffic: every ensemble has answered a canary and nothing is stopping.
 
-In: a canary per ensemble. Out: the reason why not, or none. Knows no HTTP and no engine.
+In: a canary per ensemble, and the state of the process. Out: the reason why not, or none. Knows no HTTP.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
+from typing import Protocol
+
+from starlette.datastructures import State
 
 Canary = Callable[[str], Awaitable[None]]
 
 
+class Engine(Protocol):
+    """The engine behind the server, as far as readiness looks at one."""
+
+    @property
+    def errored(self) -> bool: ...
+
+
+def obstacle(engine: Engine, state: State) -> str | None:
+    """Why the server must take no traffic whatever its ensembles say; None when nothing stands against it."""
+    if engine.errored:
+        return "the engine has died"
+    server = getattr(state, "server", None)
+    return "the server is shutting down" if server is not None and server.should_exit else None
+
+
 class Readiness:
-    """Runs the canary of every ensemble once; after a failure the next question runs them again.
+    """The canaries of all ensembles: run once, and after a failure again when somebody asks.
 
     `ensembles` may change while they run. `obstacle` gives a reason that needs no canary, such as a server that
     drains. A canary raises when its ensemble cannot answer.

@@ -16,11 +16,13 @@ ENSEMBLES = "SOFTSPEC_ENSEMBLE"
 POLICY_ACTION = "SOFTSPEC_POLICY_ACTION"
 POLICY_METRIC = "SOFTSPEC_POLICY_METRIC"
 POLICY_THRESHOLD = "SOFTSPEC_POLICY_THRESHOLD"
+MAX_TOP_LOGPROBS = 20
+"""OpenAI's limit on likeliest tokens; the engine's own is larger, because telemetry travels beside them."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """`ensembles` are directories; `policy` holds for requests that name none."""
+    """What a server is told: the directories of its ensembles, and the policy for requests that name none."""
 
     ensembles: tuple[Path, ...]
     policy: Policy = field(default_factory=Policy)

@@ -11,7 +11,7 @@ from typing import Literal
 from softspec.artefact.manifest import WeightsRule
 from softspec.engine.trace import ChoiceTrace
 from softspec.errors import ConfigError
-from softspec.maths.uncertainty import METRICS, TokenUncertainty, summarise
+from softspec.maths.answer import METRICS, TokenUncertainty, summarise
 
 Action = Literal["answer", "abstain", "route"]
 DEFAULT_METRIC = "mutual_information"
@@ -19,7 +19,7 @@ DEFAULT_METRIC = "mutual_information"
 
 @dataclass(frozen=True)
 class Policy:
-    """`action` happens when `metric` (nats; a share for the disagreements) is greater than `threshold`."""
+    """A rule: `action` happens when `metric` (nats; a share for disagreements) is greater than `threshold`."""
 
     action: Action = "answer"
     metric: str = DEFAULT_METRIC
@@ -55,7 +55,7 @@ class Decision:
 
 
 def _comparison(value: float, threshold: float) -> str:
-    """`0.41 > 0.40`: with enough decimals to be true, and to show a short threshold as it was given."""
+    """Text like `0.41 > 0.40`, with enough decimals to be true, and to show a short threshold as it was given."""
     true = [decimals for decimals in range(2, 7) if round(value, decimals) > round(threshold, decimals)]
     exact = [decimals for decimals in true if round(threshold, decimals) == threshold]
     for decimals in (*exact[:1], *true[:1]):

@@ -21,17 +21,17 @@ class _Activation(BaseModel):
 
 
 class AlwaysActivation(_Activation):
-    """Adapters act on every token."""
+    """The rule that adapters act on every token."""
 
     kind: Literal["always"] = "always"
     block_size: ClassVar[None] = None
 
 
 class BlockActivation(_Activation):
-    """Adapters are off for the first `floor((P - 1) / block_size) * block_size` of P prompt tokens."""
+    """The rule that adapters are off for the first `floor((P - 1) / block_size) * block_size` of P prompt tokens."""
 
     kind: Literal["block"] = "block"
-    block_size: int = Field(DEFAULT_BLOCK_SIZE, ge=1)
+    block_size: int = Field(default=DEFAULT_BLOCK_SIZE, ge=1)
 
 
 Activation = Annotated[AlwaysActivation | BlockActivation, Field(discriminator="kind")]

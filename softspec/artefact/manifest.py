@@ -24,7 +24,7 @@ class _Frozen(BaseModel):
 
 
 class BaseModelRef(_Frozen):
-    """Which frozen base the adapters belong to; `path` is a directory or a hub id."""
+    """The frozen base that the adapters belong to; `path` is a directory or a hub id."""
 
     path: str
     revision: str | None = None
@@ -32,7 +32,7 @@ class BaseModelRef(_Frozen):
 
 
 class Manifest(_Frozen):
-    """What `ensemble.json` says. Unknown keys are refused.
+    """What `ensemble.json` says; unknown keys are refused.
 
     `log_weights` are normalised natural logs of the prior weights w, shape [K].
     """
@@ -64,7 +64,7 @@ class Manifest(_Frozen):
 
 
 def member_dir(ensemble_dir: Path, member: int) -> Path:
-    """Where stock PEFT and stock vLLM find the adapter of one member."""
+    """The folder in which stock PEFT and stock vLLM find the adapter of one member."""
     return ensemble_dir / f"member-{member}"
 
 

@@ -1,14 +1,16 @@
 """What the engine measured for one HTTP request, kept beside vLLM's own outputs.
 
-The HTTP layer sets `current_trace` before it calls vLLM's handler; `EnsembleClient.generate` fills it token by token.
-Knows neither HTTP nor vLLM.
+In and out: tokens with their uncertainty. Whoever calls vLLM's handlers opens a trace with `tracing`;
+`EnsembleClient.generate` fills it token by token. Knows neither HTTP nor vLLM.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from softspec.artefact.manifest import WeightsRule
-from softspec.maths.uncertainty import TokenUncertainty
+from softspec.maths.answer import TokenUncertainty
 
 
 @dataclass
@@ -32,3 +34,14 @@ class RequestTrace:
 
 
 current_trace: ContextVar[RequestTrace | None] = ContextVar("softspec_trace", default=None)
+
+
+@contextmanager
+def tracing() -> Iterator[RequestTrace]:
+    """A trace that is filled by whatever is asked of ensembles inside this context."""
+    trace = RequestTrace()
+    token = current_trace.set(trace)
+    try:
+        yield trace
+    finally:
+        current_trace.reset(token)

@@ -3,21 +3,20 @@
 `GroupSpec` goes from the front end to the scheduler inside `SamplingParams.extra_args` (plain lists and numbers);
 `Seat` goes from the scheduler to the sampler and tells which row of which group a request is. Back come a token's
 numbers, in extra columns of the log-probability row that vLLM sends with it: the drawn token, the n likeliest tokens,
-then `NUM_FIXED + K` numbers. They arrive with the token, in order, through any executor, with no side channel. Knows
-nothing of schedulers.
+then `COLUMNS` and K more. They arrive with the token, in order, through any executor, with no side channel. Knows
+nothing of schedulers; needs neither vLLM nor torch.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from softspec.artefact.activation import shared_tokens
 from softspec.artefact.manifest import WeightsRule
-from softspec.maths.sampling import SamplingSpec
-from softspec.maths.uncertainty import Predictive, TokenUncertainty
+from softspec.maths.answer import TokenUncertainty
+
+if TYPE_CHECKING:
+    from softspec.maths.sampling import SamplingSpec
 
 KEY = "softspec"
 """Our key in `SamplingParams.extra_args`."""
@@ -36,9 +35,8 @@ class Adapter:
 class GroupSpec:
     """K adapters that answer as one model.
 
-    log_weights: K normalised natural logs. block_size: tokens; that of the activation, None where the adapters
-    act on every token. num_top: how many of the
-    mixture's likeliest tokens the caller wants beside each drawn token.
+    log_weights: K normalised natural logs. block_size: tokens; that of the activation, None where the adapters act on
+    every token. num_top: how many of the mixture's likeliest tokens the caller wants beside each drawn token.
     """
 
     adapters: tuple[Adapter, ...]
@@ -48,6 +46,7 @@ class GroupSpec:
     num_top: int
 
     def to_wire(self) -> dict[str, Any]:
+        """The group as plain lists and numbers, which vLLM's processes can send."""
         return {
             "adapters": [[adapter.name, adapter.int_id, adapter.path] for adapter in self.adapters],
             "log_weights": list(self.log_weights),
@@ -58,6 +57,7 @@ class GroupSpec:
 
     @classmethod
     def from_wire(cls, wire: dict[str, Any]) -> "GroupSpec":
+        """The group that `to_wire` wrote."""
         return cls(
             adapters=tuple(Adapter(*adapter) for adapter in wire["adapters"]),
             log_weights=tuple(wire["log_weights"]),
@@ -68,6 +68,7 @@ class GroupSpec:
 
     @property
     def num_members(self) -> int:
+        """K, how many rows the group takes."""
         return len(self.adapters)
 
     def shared_tokens(self, prompt_tokens: int) -> int:
@@ -77,44 +78,27 @@ class GroupSpec:
 
 @dataclass(frozen=True)
 class Seat:
-    """Row `member` of the group whose leader (member 0) is request `group_id`."""
+    """The place of a row: member `member` of the group whose leader (member 0) is request `group_id`."""
 
     group_id: str
     member: int
     spec: GroupSpec
-    sampling: SamplingSpec
+    sampling: "SamplingSpec"
 
 
-NUM_FIXED = 5
+COLUMNS = ("total_entropy", "aleatoric_entropy", "epistemic", "disagreement")
+"""The numbers of a decode step that travel with its token, by their names in `Predictive` and `TokenUncertainty`. After
+them come the drawn token's log-probabilities under each member."""
 
 
 def num_columns(num_members: int) -> int:
     """How many log-probability columns the telemetry of K members takes."""
-    return NUM_FIXED + num_members
-
-
-def pack(predictive: Predictive, token_logprobs: Tensor) -> Tensor:
-    """(G, NUM_FIXED + K) from the (G,) numbers of a decode step and the drawn token's (G, K) log-probabilities."""
-    fixed = (
-        predictive.total_entropy,
-        predictive.aleatoric_entropy,
-        predictive.epistemic,
-        predictive.token_disagreement,
-        predictive.disagreement,
-    )
-    return torch.cat([torch.stack(fixed, -1), token_logprobs], -1)
+    return len(COLUMNS) + num_members
 
 
 def unpack(token_id: int, log_prob: float, columns: Sequence[float]) -> TokenUncertainty:
-    """The inverse of `pack` for one row."""
-    total, aleatoric, epistemic, token_disagreement, disagreement = columns[:NUM_FIXED]
+    """A drawn token with its numbers, read from the columns that the worker wrote for it."""
+    numbers = dict(zip(COLUMNS, columns, strict=False))
     return TokenUncertainty(
-        token_id=token_id,
-        log_prob=log_prob,
-        total_entropy=total,
-        aleatoric_entropy=aleatoric,
-        epistemic=epistemic,
-        token_disagreement=token_disagreement,
-        disagreement=disagreement,
-        member_log_probs=tuple(columns[NUM_FIXED:]),
+        token_id=token_id, log_prob=log_prob, member_log_probs=tuple(columns[len(COLUMNS) :]), **numbers
     )

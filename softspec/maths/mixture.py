@@ -21,12 +21,12 @@ _CLEARLY_IN_RANGE = 1e-30
 
 
 def uniform_log_weights(num_members: int) -> Tensor:
-    """(K,), float64: every member counts the same."""
+    """Log-weights (K,), float64, with which every member counts the same."""
     return torch.full((num_members,), -math.log(num_members), dtype=torch.float64)
 
 
 def mixture_logprobs(member_logprobs: Tensor, log_weights: Tensor) -> Tensor:
-    """log sum_k w_k p_k: the mean of probabilities, never of logits.
+    """The mixture's log sum_k w_k p_k: the mean of probabilities, never of logits.
 
     Args:
         member_logprobs: (..., K, V), normalised over V, float32 or wider.
@@ -52,7 +52,7 @@ def distributions(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def mix(member_logprobs: Tensor, member_probs: Tensor, log_weights: Tensor) -> tuple[Tensor, Tensor]:
-    """`mixture_logprobs` and its exponential, for members of which both are at hand.
+    """The mixture's log-probabilities and probabilities, for members of which both are at hand.
 
     On a CPU exponentials are dear, so probabilities are added where none is too small for that. Finding that out on
     an accelerator would make the host wait.
@@ -101,7 +101,7 @@ def prefix_log_weights(log_weights: Tensor, token_logprobs: Tensor) -> Tensor:
 
 
 def sequence_loglik(log_weights: Tensor, loglik: Tensor) -> Tensor:
-    """log P(y) = log sum_k w_k p_k(y) of whole answers.
+    """The mixture's log P(y) = log sum_k w_k p_k(y) of whole answers.
 
     Args:
         log_weights: (K,).
@@ -113,7 +113,7 @@ def sequence_loglik(log_weights: Tensor, loglik: Tensor) -> Tensor:
 
 
 def joint_loglik(log_weights: Tensor, loglik: Tensor) -> Tensor:
-    """log w_k + log p_k(y), (K, ...), float64, from (K,) and (K, ...)."""
+    """The joint log w_k + log p_k(y) of member and answer, (K, ...), float64, from (K,) and (K, ...)."""
     require_same_members(loglik.shape[0], log_weights)
     scores = loglik.double()
     return scores + log_weights.to(scores).reshape(-1, *[1] * (loglik.ndim - 1))

@@ -127,11 +127,6 @@ def load(responsibilities: Tensor) -> Tensor:
     return responsibilities.double().mean(1)
 
 
-def effective_members(responsibilities: Tensor) -> Tensor:
-    """How evenly the members are used overall, exp H(load), scalar in [1, K]. Balance, not specialisation."""
-    return _entropy(load(responsibilities)).exp()
-
-
 def routing_perplexity(responsibilities: Tensor) -> Tensor:
     """How many members share an example, exp mean H(r), scalar: K is no routing, 1 is hard routing."""
     return _entropy(responsibilities).mean().exp()

@@ -69,7 +69,7 @@ def apply_penalties(
 def filter_logprobs(
     logprobs: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor
 ) -> Tensor:
-    """Temperature, then min-p, then top-k, then top-p: vLLM's order. Tokens that tie at a cut are all kept.
+    """Scale by temperature, then cut by min-p, top-k and top-p, in vLLM's order; tokens that tie at a cut stay.
 
     Args:
         logprobs: (G, V), need not be normalised. temperature, top_p, min_p: (G,). top_k: (G,), integers.
@@ -87,7 +87,7 @@ def filter_logprobs(
 
 
 def _cut(logprobs: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
-    """(G, 1): the smallest value that top-k and then top-p keep."""
+    """The smallest value (G, 1) that top-k and then top-p keep."""
     vocab_size, device = logprobs.shape[-1], logprobs.device
     top_k, top_p = top_k.to(device, non_blocking=True), top_p.to(device, non_blocking=True)
     ranked = logprobs.sort(-1, descending=True).values
@@ -156,7 +156,7 @@ def _mix(state: Tensor) -> Tensor:
 
 
 def _shift_right(state: Tensor, bits: int) -> Tensor:
-    """Logical shift: torch's own keeps the sign."""
+    """The logical shift to the right; torch's own keeps the sign."""
     shifted = state >> bits
     shifted &= (1 << (64 - bits)) - 1
     return shifted

@@ -1,5 +1,4 @@
-"""How good forecasts and their uncertainties are on labelled data: calibration, selective prediction,
-detection.
+"""How good forecasts and their uncertainties are on labelled data: calibration, selection, detection.
 
 In: (N,) tensors of confidences, uncertainties and outcomes. Out: scalars. Knows nothing of members or models.
 """

@@ -1,42 +1,29 @@
-"""Uncertainty of the next token and of a whole answer, split into what members share and where they differ.
+"""Uncertainty of the next token, split into what members share and where they differ.
 
-In: members' log-probabilities and log-weights. Out: entropies and divergences in nats, and two frozen
-records, `TokenUncertainty` and `AnswerUncertainty`. Knows nothing of engines, HTTP or thresholds.
+In: members' log-probabilities and log-weights. Out: entropies and divergences in nats. Knows nothing of engines, HTTP
+or thresholds; `answer.py` has the records that leave the worker.
 
 Everywhere member_logprobs is (..., K, V), normalised over V, full vocabulary, float32 or wider; log_weights
 is (..., K), normalised over K; results are (...), nats. K that differs raises ShapeError.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from softspec.maths.mixture import joint_loglik, mix, mixture_logprobs
 
-METRICS = (
-    "mutual_information",
-    "epistemic",
-    "max_epistemic",
-    "disagreement",
-    "max_disagreement",
-    "total_entropy",
-    "aleatoric_entropy",
-)
-"""Fields of `AnswerUncertainty` that a policy may compare with a threshold; higher is less certain."""
-
 
 def entropy(logprobs: Tensor, probs: Tensor | None = None) -> Tensor:
-    """-sum p log p over the last dimension, nats; impossible outcomes (-inf) count 0. `probs`: p, if at hand."""
+    """Entropy over the last dimension, nats; impossible outcomes (-inf) count 0. `probs`: p, if at hand."""
     finite = logprobs.clamp_min(torch.finfo(logprobs.dtype).min)
     return -finite.mul_(logprobs.exp() if probs is None else probs).sum(-1)
 
 
 def total_entropy(member_logprobs: Tensor, log_weights: Tensor) -> Tensor:
-    """H of the mixture, in [0, log V]."""
+    """Entropy of the mixture, in [0, log V]."""
     return entropy(mixture_logprobs(member_logprobs, log_weights))
 
 
@@ -51,25 +38,7 @@ def mutual_information(member_logprobs: Tensor, log_weights: Tensor) -> Tensor:
     The same weights stand in both terms; mixing prefix weights with uniform ones can go negative.
     Source: Houlsby et al. 2011 (arXiv:1112.5745), the BALD decomposition.
     """
-    return predict(member_logprobs, log_weights, log_weights).epistemic
-
-
-def reverse_mutual_information(member_logprobs: Tensor, log_weights: Tensor) -> Tensor:
-    """sum_k w_k KL(mixture || p_k), >= 0 and unbounded. Source: Malinin & Gales 2021 (arXiv:2002.07650)."""
-    mixture = mixture_logprobs(member_logprobs, log_weights)[..., None, :]
-    return _expected(kl_divergence(mixture, member_logprobs), log_weights)
-
-
-def pairwise_kl(member_logprobs: Tensor, log_weights: Tensor) -> Tensor:
-    """sum_kj w_k w_j KL(p_k || p_j), which is the mutual plus the reverse mutual information."""
-    return mutual_information(member_logprobs, log_weights) + reverse_mutual_information(
-        member_logprobs, log_weights
-    )
-
-
-def vote_disagreement(member_logprobs: Tensor, log_weights: Tensor) -> Tensor:
-    """Weighted share of members to whom the mixture's likeliest token is not among the likeliest."""
-    return _dissent(member_logprobs, mixture_logprobs(member_logprobs, log_weights), log_weights)
+    return predict(member_logprobs, log_weights).epistemic
 
 
 def kl_divergence(logprobs: Tensor, other: Tensor) -> Tensor:
@@ -101,24 +70,16 @@ class Predictive:
     total_entropy: Tensor
     aleatoric_entropy: Tensor
     epistemic: Tensor
-    token_disagreement: Tensor
     disagreement: Tensor
 
 
-def predict(
-    member_logprobs: Tensor,
-    log_weights: Tensor,
-    prior_log_weights: Tensor,
-    member_probs: Tensor | None = None,
-) -> Predictive:
+def predict(member_logprobs: Tensor, log_weights: Tensor, member_probs: Tensor | None = None) -> Predictive:
     """Everything a decode step reports, with the shared work done once.
 
     Args:
         member_logprobs: (..., K, V).
         log_weights: (..., K), the weights that mix this token: updated by the prefix, or the prior where they
             are fixed.
-        prior_log_weights: (..., K), used for `token_disagreement` alone: would members disagree here, given
-            this text? Its sum over tokens is not I(member; answer).
         member_probs: (..., K, V), their exponential, if at hand.
     """
     if member_probs is None:
@@ -128,16 +89,12 @@ def predict(
     each = zip(member_logprobs.unbind(-2), member_probs.unbind(-2), strict=True)
     member_entropy = torch.stack([entropy(logprobs, probs) for logprobs, probs in each], -1)
     total, aleatoric = entropy(mixture, mixture_probs), _expected(member_entropy, log_weights)
-    fixed_total = total
-    if prior_log_weights is not log_weights:
-        fixed_total = entropy(*mix(member_logprobs, member_probs, prior_log_weights))
     return Predictive(
         logprobs=mixture,
         total_entropy=total,
         aleatoric_entropy=aleatoric,
         epistemic=(total - aleatoric).clamp_min(0),
-        token_disagreement=(fixed_total - _expected(member_entropy, prior_log_weights)).clamp_min(0),
-        disagreement=_dissent(member_logprobs, mixture, log_weights),
+        disagreement=_disagreement(member_logprobs, mixture, log_weights),
     )
 
 
@@ -147,106 +104,13 @@ def unmeasured(mixture: Tensor) -> Predictive:
     return Predictive(mixture, *[unknown] * (len(fields(Predictive)) - 1))
 
 
-@dataclass(frozen=True)
-class TokenUncertainty:
-    """One drawn token, as the raw mixture saw it, before penalties and temperature.
-
-    Nats, except `disagreement`, a share in [0, 1].
-    """
-
-    token_id: int
-    log_prob: float
-    total_entropy: float
-    aleatoric_entropy: float
-    epistemic: float
-    token_disagreement: float
-    disagreement: float
-    member_log_probs: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class AnswerUncertainty:
-    """One answer; nats, except the disagreements and `member_weights`, which are shares.
-
-    Sums: `log_prob`, `member_log_probs`, `mutual_information`. Means over tokens: the entropies,
-    `epistemic`, `disagreement`. `member_weights` are those after the last token.
-    """
-
-    num_tokens: int
-    log_prob: float
-    mutual_information: float
-    total_entropy: float
-    aleatoric_entropy: float
-    epistemic: float
-    max_epistemic: float
-    disagreement: float
-    max_disagreement: float
-    member_log_probs: tuple[float, ...]
-    member_weights: tuple[float, ...]
-
-
-def summarise(
-    tokens: Sequence[TokenUncertainty],
-    log_weights: Sequence[float],
-    weights_rule: Literal["prefix_posterior", "fixed"] = "prefix_posterior",
-) -> AnswerUncertainty:
-    """The answer's numbers from its tokens'; without tokens it is certain and the weights are the prior's.
-
-    `mutual_information` is the unbiased single-answer term of I(member; answer) of the model that was served.
-    With prefix weights one member stands behind the whole answer: KL(weights after the answer || prior), at
-    most log(1/min w). With fixed weights the member is redrawn at every token: the sum of the tokens' terms,
-    and `member_weights` stay the prior.
-    """
-    sums = tuple(math.fsum(token.member_log_probs[k] for token in tokens) for k in range(len(log_weights)))
-    if weights_rule == "fixed":
-        weights = tuple(math.exp(weight) for weight in log_weights)
-        information = math.fsum(
-            _information(_posterior(log_weights, t.member_log_probs), log_weights) for t in tokens
-        )
-    else:
-        posterior = _posterior(log_weights, sums)
-        weights = tuple(math.exp(weight) for weight in posterior)
-        information = _information(posterior, log_weights)
-    return AnswerUncertainty(
-        num_tokens=len(tokens),
-        log_prob=math.fsum(token.log_prob for token in tokens),
-        mutual_information=information,
-        total_entropy=_mean([token.total_entropy for token in tokens]),
-        aleatoric_entropy=_mean([token.aleatoric_entropy for token in tokens]),
-        epistemic=_mean([token.epistemic for token in tokens]),
-        max_epistemic=max((token.epistemic for token in tokens), default=0.0),
-        disagreement=_mean([token.disagreement for token in tokens]),
-        max_disagreement=max((token.disagreement for token in tokens), default=0.0),
-        member_log_probs=sums,
-        member_weights=weights,
-    )
-
-
 def _expected(values: Tensor, log_weights: Tensor) -> Tensor:
+    """The mean over members (..., K), by their weights."""
     return (log_weights.to(values.dtype).exp() * values).sum(-1)
 
 
-def _dissent(member_logprobs: Tensor, mixture: Tensor, log_weights: Tensor) -> Tensor:
+def _disagreement(member_logprobs: Tensor, mixture: Tensor, log_weights: Tensor) -> Tensor:
+    """Weighted share of members to whom the mixture's likeliest token is not among the likeliest."""
     likeliest = mixture.argmax(-1)[..., None, None].expand(*member_logprobs.shape[:-1], 1)
     dissents = member_logprobs.gather(-1, likeliest).squeeze(-1) < member_logprobs.amax(-1)
     return _expected(dissents.to(member_logprobs.dtype), log_weights)
-
-
-def _posterior(log_weights: Sequence[float], loglik: Sequence[float]) -> list[float]:
-    joint = [weight + score for weight, score in zip(log_weights, loglik, strict=True)]
-    top = max(joint)
-    evidence = top + math.log(math.fsum(math.exp(score - top) for score in joint))
-    return [score - evidence for score in joint]
-
-
-def _information(posterior: Sequence[float], log_weights: Sequence[float]) -> float:
-    terms = (
-        math.exp(post) * (post - prior)
-        for post, prior in zip(posterior, log_weights, strict=True)
-        if post > -math.inf
-    )
-    return max(0.0, math.fsum(terms))
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values) if values else 0.0

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from prometheus_client import REGISTRY
 
 from softspec.errors import ConfigError
 from softspec.maths.sampling import SamplingSpec
 from softspec.reference import ReferenceEnsemble
-from tests.support.parity import TOLERANCE, largest_difference
+from tests.support.parity import TOLERANCE, base_greedy, largest_difference, prompt, reference_of
 
 if TYPE_CHECKING:
     from tests.support.engine_harness import EngineHarness
@@ -31,16 +30,11 @@ def references(tiny_base: Path, tiny_ensembles: dict[str, Path]) -> dict[str, Re
     return {name: ReferenceEnsemble.load(tiny_base, path) for name, path in tiny_ensembles.items()}
 
 
-def prompt(length: int, seed: int = 0) -> list[int]:
-    generator = torch.Generator().manual_seed(1000 * seed + length)
-    return torch.randint(3, 259, (length,), generator=generator).tolist()
-
-
 def test_model_runner_is_the_one_that_was_asked_for(tiny_engine: "EngineHarness") -> None:
-    """V1, or V2 when `test_model_runner_v2.py` runs this file."""
+    """V1, or V2 when `tests/interpreted` runs this file."""
     version = {"0": "v1", "1": "v2"}[os.environ["VLLM_USE_V2_MODEL_RUNNER"]]
 
-    assert tiny_engine.adapters == [f"softspec.engine.sampler_{version}"]
+    assert tiny_engine.adapters == [f"softspec.engine.worker.runner_{version}"]
 
 
 def test_engine_equals_the_reference_around_block_borders(
@@ -67,12 +61,12 @@ def test_engine_equals_the_reference_when_groups_are_preempted(
         for name in ("always-4", "block-4", "block-2")
         for temperature in (0.0, 1.0)
     ]
-    before, groups_before = preemptions(), tiny_engine.group_preemptions
+    before, groups_before = tiny_engine.preemptions.count, tiny_engine.group_preemptions
 
     assert_parity(tiny_engine, references, cases, max_tokens=110)
 
-    assert preemptions() > before
-    assert tiny_engine.group_preemptions - groups_before == preemptions() - before
+    assert tiny_engine.preemptions.count > before
+    assert tiny_engine.group_preemptions - groups_before == tiny_engine.preemptions.count - before
 
 
 def assert_parity(
@@ -102,15 +96,6 @@ def assert_parity(
         assert reply.token_ids[0] == [token.token_id for token in expected]
 
 
-def preemptions() -> float:
-    return sum(
-        sample.value
-        for metric in REGISTRY.collect()
-        for sample in metric.samples
-        if sample.name == "vllm:num_preemptions_total"
-    )
-
-
 @pytest.mark.parametrize(
     "settings",
     [
@@ -126,7 +111,7 @@ def test_sampling_settings_act_on_the_mixture(
     tiny_engine: "EngineHarness",
     references: dict[str, ReferenceEnsemble],
     name: str,
-    settings: dict[str, float],
+    settings: dict[str, Any],
 ) -> None:
     from tests.support.engine_harness import Question, SamplingParams
 
@@ -272,35 +257,6 @@ def test_base_members_and_ensembles_do_not_disturb_each_other(
     for model, reply in zip(models[1:5], replies[1:5], strict=True):
         expected = reference_of(references, str(model)).decode(ids, SamplingSpec(temperature=0), 12)
         assert reply.token_ids == [[token.token_id for token in expected]], model
-
-
-def base_greedy(reference: ReferenceEnsemble, ids: list[int], count: int) -> list[int]:
-    ids = list(ids)
-    with torch.no_grad(), reference.model.disable_adapter():
-        for _ in range(count):
-            ids.append(int(reference.model(torch.tensor([ids])).logits[0, -1].argmax()))
-    return ids[-count:]
-
-
-def reference_of(references: dict[str, ReferenceEnsemble], model: str) -> ReferenceEnsemble:
-    """An ensemble, or one of its members as an ensemble of one."""
-    name, _, member = model.partition("/member-")
-    if not member:
-        return references[name]
-    whole = references[name]
-    alone = whole.manifest.model_copy(update={"num_members": 1, "log_weights": (0.0,)})
-    return OneMember(whole.model, alone, int(member))
-
-
-class OneMember(ReferenceEnsemble):
-    def __init__(self, model: torch.nn.Module, manifest: object, member: int) -> None:
-        super().__init__(model, manifest)  # type: ignore[arg-type]
-        self.member = member
-
-    def _logprobs(self, token_ids, caches):  # type: ignore[no-untyped-def]
-        self.model.set_adapter(f"member-{self.member}")
-        logits = self.model(torch.tensor([token_ids]), past_key_values=caches[0], use_cache=True).logits
-        return logits.log_softmax(-1)
 
 
 def test_clients_that_leave_take_their_whole_group_along(tiny_engine: "EngineHarness") -> None:

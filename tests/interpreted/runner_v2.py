@@ -1,6 +1,6 @@
 """The V2 adapter inside vLLM's real V2 classes, with their Triton kernels interpreted, against the reference decoder.
 
-Run by `tests/test_model_runner_v2.py`, in a process of its own.
+Run by `test_model_runner_v2.py`, in a process of its own.
 """
 
 import dataclasses
@@ -26,12 +26,13 @@ from vllm.v1.worker.gpu.states import RequestState
 
 from softspec.artefact.manifest import WeightsRule
 from softspec.engine.core.requests import member_requests
-from softspec.engine.wire import Adapter, GroupSpec, num_columns, unpack
+from softspec.engine.wire import COLUMNS, Adapter, GroupSpec, num_columns, unpack
 from softspec.engine.worker.install import EnsembleWorker
 from softspec.engine.worker.runner_v2 import EnsembleSampler
+from softspec.maths.answer import TokenUncertainty
 from softspec.maths.mixture import update_log_weights
 from softspec.maths.sampling import SamplingSpec
-from softspec.maths.uncertainty import TokenUncertainty, predict
+from softspec.maths.uncertainty import predict
 from softspec.reference import draw_next
 from tests.support.parity import largest_difference
 
@@ -122,7 +123,7 @@ class Group:
     ) -> None:
         log_weights = torch.arange(1.0, num_members + 1).log().log_softmax(0).tolist()
         adapters = tuple(Adapter(f"{name}/{k}", 1 + k, "path") for k in range(num_members))
-        self.spec = GroupSpec(adapters, tuple(log_weights), weights_rule, block_size=0, num_top=num_top)
+        self.spec = GroupSpec(adapters, tuple(log_weights), weights_rule, block_size=None, num_top=num_top)
         params = SamplingParams(**{"seed": 7, "logprobs": num_top + num_columns(num_members), **settings})
         self.bias = params.logit_bias or {}
         self.sampling = SamplingSpec(
@@ -147,7 +148,7 @@ class Group:
         """The token that the reference draws from (K, V) logits, and the mixture."""
         member_logprobs = member_logits.log_softmax(-1)
         weights = self.log_weights[len(self.output)]
-        predictive = predict(member_logprobs, weights, self.log_weights[0])
+        predictive = predict(member_logprobs, weights)
         masked = predictive.logprobs.clone()
         for token_id, bias in self.bias.items():
             masked[token_id] += bias
@@ -156,16 +157,7 @@ class Group:
         del self.log_weights[len(self.output) + 1 :]
         self.log_weights.append(weights if self.spec.weights_rule == "fixed" else updated)
         self.output.append(token_id)
-        numbers = [
-            float(getattr(predictive, name))
-            for name in (
-                "total_entropy",
-                "aleatoric_entropy",
-                "epistemic",
-                "token_disagreement",
-                "disagreement",
-            )
-        ]
+        numbers = [float(getattr(predictive, name)) for name in COLUMNS]
         log_prob = float(predictive.logprobs[token_id])
         return unpack(
             token_id, log_prob, [*numbers, *member_logprobs[:, token_id].tolist()]

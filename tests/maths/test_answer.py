@@ -5,7 +5,7 @@ import math
 import pytest
 
 from softspec.artefact.manifest import WeightsRule
-from softspec.maths.uncertainty import METRICS, AnswerUncertainty, TokenUncertainty, summarise
+from softspec.maths.answer import METRICS, AnswerUncertainty, TokenUncertainty, summarise
 from tests.support import oracle
 
 WEIGHTS = (0.5, 0.3, 0.2)
@@ -25,7 +25,6 @@ def token(
         total_entropy=epistemic + 0.5,
         aleatoric_entropy=0.5,
         epistemic=epistemic,
-        token_disagreement=epistemic,
         disagreement=disagreement,
         member_log_probs=member_log_probs,
     )

@@ -7,6 +7,7 @@ V mean Hessian of the NLL, J second moment of the scores; members leave the poin
 import itertools
 import math
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -160,7 +161,7 @@ def test_labels_that_share_a_cause_lower_the_critical_alpha(
 
     for alpha in (0.98 / ratio, 1.02 / ratio):
         hessian = length / 4
-        assert curvature(lambda s, a=alpha: loss(s, a)) == pytest.approx(hessian * (1 - alpha * ratio))
+        assert curvature(partial(loss, alpha=alpha)) == pytest.approx(hessian * (1 - alpha * ratio))
 
 
 class TestFlexibleCategorical:

@@ -1,6 +1,7 @@
 """The objective and its responsibilities against their definitions and limits."""
 
 import math
+from random import Random
 
 import pytest
 import torch
@@ -195,7 +196,7 @@ def test_members_far_behind_hardly_hear_an_example(ensemble: tuple[Tensor, Tenso
 @settings(deadline=None, max_examples=50)
 @given(ensembles(), st.floats(0, 1), st.randoms())
 def test_order_of_members_does_not_matter(
-    ensemble: tuple[Tensor, Tensor], alpha: float, random: "st.randoms.Random"
+    ensemble: tuple[Tensor, Tensor], alpha: float, random: Random
 ) -> None:
     loglik, log_weights = ensemble
     order = list(range(len(loglik)))

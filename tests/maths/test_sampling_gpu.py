@@ -33,8 +33,8 @@ def test_uncertainty_is_the_cpus() -> None:
     logits = torch.randn(16, 4, VOCABULARY, generator=torch.Generator().manual_seed(1)).mul_(3)
     log_weights = uniform_log_weights(4).float().expand(16, 4)
 
-    found = predict(logits.cuda().log_softmax(-1), log_weights.cuda(), log_weights.cuda())
+    found = predict(logits.cuda().log_softmax(-1), log_weights.cuda())
 
-    expected = predict(logits.log_softmax(-1), log_weights, log_weights)
+    expected = predict(logits.log_softmax(-1), log_weights)
     for name, value in vars(expected).items():
         torch.testing.assert_close(getattr(found, name).cpu(), value, atol=1e-4, rtol=0)

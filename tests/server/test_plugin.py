@@ -2,14 +2,12 @@
 
 import math
 from collections.abc import Iterator
-from unittest.mock import patch
 
 import openai
 import pytest
 from prometheus_client import REGISTRY
 
 from softspec.artefact.activation import BlockActivation
-from softspec.server.policy.policy import Policy
 from tests.support.scripted_vllm import MEMBER_LOG_PROBS, NAME, Server, serving
 from tests.support.tiny import random_adapters, tiny_llama
 
@@ -131,18 +129,6 @@ def test_nothing_is_loaded_by_http_unless_the_server_allows_it(server: Server, r
 def test_unknown_model_is_a_404_of_vllm(server: Server) -> None:
     with pytest.raises(openai.NotFoundError, match="does not exist"):
         server.chat(model="tiny-ensemble/member-9")
-
-
-def test_routes_without_the_policy_refuse_ensembles_when_the_server_has_one(server: Server) -> None:
-    """Otherwise an answer that the operator wants withheld would leave by /v1/responses."""
-    client = server.app.state.openai_serving_responses.engine_client
-
-    with patch.object(client, "_policy", Policy("abstain", "epistemic", 0.1)):
-        refused = server.post("/v1/responses", {"model": NAME, "input": "hello"})
-        answered = server.post("/v1/responses", {"model": "tiny-base", "input": "hello"})
-
-    assert "does not follow the server's policy" in refused.json()["error"]["message"]
-    assert (refused.status_code, answered.status_code) == (400, 200)
 
 
 def test_request_ended_by_the_engine_is_named_and_counted(server: Server) -> None:

@@ -23,9 +23,9 @@ from vllm.v1.request import Request
 
 from softspec.engine.core.group import Group
 from softspec.engine.core.scheduler import LockstepScheduler
-from softspec.engine.front.client import group_params
-from softspec.engine.front.registry import load_ensembles, lora_request_of, read_ensemble
-from softspec.engine.start.requirements import SCHEDULER, WORKER_EXTENSION, require_engine
+from softspec.engine.front.ensemble import load_ensembles, lora_request_of, read_ensemble
+from softspec.engine.front.translation import group_params
+from softspec.engine.requirements import SCHEDULER, WORKER_EXTENSION, require_engine
 from softspec.engine.wire import GroupSpec
 
 # vLLM reads these while it makes its configuration. The executor in this process is chosen by the first.
@@ -61,7 +61,7 @@ class InProcessEngine:
         adapters = self._last_id + spare
         self.specs: dict[str | None, GroupSpec] = {}
         for each in loaded:
-            self.specs |= each.specs()
+            self.specs.update(each.specs())
         rebind = patch.object(dispatcher, "_rebind_kernels", _rebind_outside_llvmlite)
         with patch.dict(os.environ, _ENVIRONMENT), rebind:
             config = EngineArgs(
@@ -114,7 +114,7 @@ class InProcessEngine:
         self._last_id += len(ensemble.adapters)
         for adapter in ensemble.adapters:
             assert self.engine.add_lora(lora_request_of(adapter))
-        self.specs |= ensemble.specs()
+        self.specs.update(ensemble.specs())
 
     def unload(self, name: str) -> None:
         """Take an ensemble without requests out of the engine."""

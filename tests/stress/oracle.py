@@ -16,12 +16,13 @@ import torch
 import xgrammar
 from torch import Tensor
 
+from softspec.maths.answer import TokenUncertainty
 from softspec.maths.mixture import prefix_log_weights
 from softspec.maths.sampling import gumbel_noise
-from softspec.maths.uncertainty import Predictive, TokenUncertainty, predict
+from softspec.maths.uncertainty import Predictive, predict
 from softspec.reference import ReferenceEnsemble
 from tests.stress.traffic import EOS, VOCAB_SIZE, Ask
-from tests.support.parity import NUMBERS, TOLERANCE
+from tests.support.parity import NUMBERS, TOLERANCE, reference_of
 from tests.support.tiny import tiny_tokenizer
 
 
@@ -86,33 +87,30 @@ class Oracle:
     @torch.no_grad()
     def _logits(self, ask: Ask, token_ids: Sequence[int]) -> Tensor:
         """(K, T, V): raw logits of every member at every drawn position, the answer given."""
-        name, _, member = (ask.model or next(iter(self._references))).partition("/member-")
-        reference = self._references[name]
+        reference = reference_of(self._references, ask.model or next(iter(self._references)))
         model, ids = reference.model, list(ask.prompt)
         if ask.model is None:
             with model.disable_adapter():
                 logits = model(torch.tensor([[*ids, *token_ids[:-1]]])).logits
             return logits[:, len(ids) - 1 :]
-        members = [int(member)] if member else range(reference.manifest.num_members)
-        caches = reference._caches_after_shared_prompt(ids)
+        caches = reference.caches_after_shared_prompt(ids)
         shared = caches[0].get_seq_length()
         rest = torch.tensor([[*ids[shared:], *token_ids[:-1]]])
         rows = []
-        for k, cache in zip(members, caches, strict=False):
-            model.set_adapter(f"member-{k}")
+        for adapter, cache in zip(reference.adapters, caches, strict=True):
+            model.set_adapter(adapter)
             rows.append(model(rest, past_key_values=cache, use_cache=True).logits[0, len(ids) - shared - 1 :])
         return torch.stack(rows)
 
     def _grammar_mask(self, ask: Ask, token_ids: Sequence[int]) -> Tensor:
         """(T, V): 0 where the grammar allows a token after those before it, -inf elsewhere."""
         mask = torch.zeros(len(token_ids), VOCAB_SIZE)
-        if ask.regex is None and ask.schema is None:
+        if ask.regex is not None:
+            grammar = self._grammars.compile_regex(ask.regex)
+        elif ask.schema is not None:
+            grammar = self._grammars.compile_json_schema(ask.schema, any_whitespace=True)
+        else:
             return mask
-        grammar = (
-            self._grammars.compile_regex(ask.regex)
-            if ask.regex is not None
-            else self._grammars.compile_json_schema(ask.schema, any_whitespace=True)
-        )
         matcher = xgrammar.GrammarMatcher(grammar)
         bits = xgrammar.allocate_token_bitmask(1, VOCAB_SIZE)
         for row, token in zip(mask, token_ids, strict=True):
@@ -124,15 +122,14 @@ class Oracle:
         return mask
 
     def _predictive(self, model: str, member_logprobs: Tensor, token_ids: Sequence[int]) -> Predictive:
-        name, _, member = model.partition("/member-")
-        manifest = self._references[name].manifest
-        prior = torch.tensor([0.0] if member else manifest.log_weights)
+        reference = reference_of(self._references, model)
+        prior = reference.prior.float()
         drawn = torch.tensor(token_ids).expand(len(prior), -1)[..., None]
-        if manifest.weights_rule == "fixed":
+        if reference.manifest.weights_rule == "fixed":
             weights = prior[:, None].expand(-1, len(token_ids))
         else:
             weights = prefix_log_weights(prior, member_logprobs.gather(-1, drawn)[..., 0]).float()
-        return predict(member_logprobs.transpose(0, 1), weights.T, prior)
+        return predict(member_logprobs.transpose(0, 1), weights.T)
 
     def _processed(self, ask: Ask, token_ids: Sequence[int], scores: Tensor) -> Tensor:
         """(T, V): after masks, biases and penalties, in vLLM's order."""

@@ -16,7 +16,7 @@ from vllm.logprobs import FlatLogprobs
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
-from softspec.engine.front.client import split_position
+from softspec.engine.front.translation import split_position
 from softspec.engine.wire import GroupSpec
 from tests.stress.engine import InProcessEngine
 from tests.stress.oracle import Answer, Oracle
@@ -134,7 +134,7 @@ class StressTest:
         self._submitted += 1
         name = f"ask-{self._submitted}"
         # A seed that the client has to draw must be the same in the next run.
-        with patch("softspec.engine.front.client.secrets.randbelow", self._draws.randrange):
+        with patch("softspec.engine.front.translation.secrets.randbelow", self._draws.randrange):
             inside, seed = self.engine.submit(name, ask.model, ask.prompt, _sampling_params(ask))
         self._live[name] = _Live(ask, inside, seed, self.report.steps)
 

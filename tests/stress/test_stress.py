@@ -1,6 +1,6 @@
 """Mixed traffic on a small engine, step by step: nothing breaks, and every answer is what it must be.
 
-`pytest tests/test_stress.py -m soak -s` runs until SOAK_TOKENS tokens (default 1,000,000) were drawn for whole groups;
+`pytest tests/stress -m soak -s` runs until SOAK_TOKENS tokens (default 1,000,000) were drawn for whole groups;
 STRESS_SEED chooses another run.
 """
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from softspec.artefact.activation import AlwaysActivation, BlockActivation
+from softspec.artefact.activation import Activation, AlwaysActivation, BlockActivation
 from softspec.artefact.manifest import load_manifest, save_manifest
 from tests.stress.traffic import ABORT_STATES, Traffic
 from tests.support.tiny import random_adapters
@@ -27,7 +27,7 @@ pytestmark = [
 ]
 
 MAX_MODEL_LEN = 224
-ENSEMBLES = {
+ENSEMBLES: dict[str, tuple[Activation, str, tuple[float, ...]]] = {
     "always-4": (AlwaysActivation(), "prefix_posterior", (0.25, 0.25, 0.25, 0.25)),
     "block-4": (BlockActivation(block_size=32), "prefix_posterior", (0.25, 0.25, 0.25, 0.25)),
     "block-3": (BlockActivation(block_size=64), "prefix_posterior", (0.5, 0.3, 0.2)),

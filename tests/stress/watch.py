@@ -5,9 +5,11 @@ In: an engine; its `schedule` and `update_from_output` are watched from outside.
 
 import logging
 from collections import Counter
+from unittest.mock import patch
 
 from vllm import SamplingParams
 from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import RequestStatus
 
 from softspec.engine.core.group import Group
@@ -33,17 +35,18 @@ class Watch:
         scheduler = engine.scheduler
         schedule, update = scheduler.schedule, scheduler.update_from_output
 
-        def watched_schedule(*args: object, **kwargs: object) -> SchedulerOutput:
-            output = schedule(*args, **kwargs)
+        def watched_schedule(throttle_prefills: bool = False) -> SchedulerOutput:
+            output = schedule(throttle_prefills)
             self._after_schedule(output)
             return output
 
-        def watched_update(*args: object, **kwargs: object) -> object:
-            result = update(*args, **kwargs)
+        def watched_update(scheduled: SchedulerOutput, computed: ModelRunnerOutput) -> object:
+            result = update(scheduled, computed)
             self._check_maps()
             return result
 
-        scheduler.schedule, scheduler.update_from_output = watched_schedule, watched_update
+        patch.object(scheduler, "schedule", watched_schedule).start()
+        patch.object(scheduler, "update_from_output", watched_update).start()
 
     def after_step(self) -> None:
         """Call after every `engine.step()`."""

@@ -13,10 +13,12 @@ from typing import Any, TypeVar
 from vllm import AsyncEngineArgs, SamplingParams
 from vllm.outputs import RequestOutput
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.metrics.loggers import StatLoggerBase
+from vllm.v1.metrics.stats import IterationStats
 
 from softspec.engine.front.client import EnsembleClient
-from softspec.engine.front.registry import load_ensembles
-from softspec.engine.start.requirements import SCHEDULER, WORKER_EXTENSION
+from softspec.engine.front.ensemble import load_ensembles
+from softspec.engine.requirements import SCHEDULER, WORKER_EXTENSION
 from softspec.engine.trace import ChoiceTrace, RequestTrace, current_trace
 
 T = TypeVar("T")
@@ -43,6 +45,20 @@ class Reply:
     last: RequestOutput | None = None
 
 
+class _Preemptions(StatLoggerBase):
+    """vLLM's own count of the requests that one engine preempted; its Prometheus series are the newest engine's."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def record(self, scheduler_stats: object, iteration_stats: IterationStats | None, **_: object) -> None:
+        if iteration_stats is not None:
+            self.count += iteration_stats.num_preempted_reqs
+
+    def log_engine_initialized(self) -> None:
+        """Nothing to say."""
+
+
 class EngineHarness:
     """Small on purpose: few KV blocks and a small token budget force preemption and chunked prefill.
 
@@ -67,7 +83,8 @@ class EngineHarness:
             worker_extension_cls=WORKER_EXTENSION,
             **engine_args,
         )
-        self.engine = AsyncLLM.from_engine_args(args)
+        self.preemptions = _Preemptions()
+        self.engine = AsyncLLM.from_engine_args(args, stat_loggers=[lambda *_: self.preemptions])
         self.adapters = self.call_workers("install_ensemble_sampler")
         self.group_preemptions = 0
         self.client = EnsembleClient(self.engine, loaded, on_preemption=self._count_preemption)

@@ -1,7 +1,8 @@
 """A scripted stand-in for the engine behind vLLM's routes, without vLLM.
 
 In: per choice, a script of tokens with their uncertainty. Out: vLLM-shaped bodies and event streams, and the
-trace filled as `EnsembleClient` fills it. The app around it is the real one from `server/chat.py`.
+trace filled as `EnsembleClient` fills it. The routes around it are the server's own; that its answers are shaped as
+vLLM's is a test.
 """
 
 import json
@@ -19,11 +20,11 @@ from starlette.testclient import TestClient
 
 from softspec.engine.trace import ChoiceTrace, current_trace
 from softspec.errors import SoftspecError
-from softspec.maths.uncertainty import TokenUncertainty
-from softspec.server.chat.service import Service, complete
+from softspec.maths.answer import TokenUncertainty
+from softspec.server.chat.routes import UpstreamRoute, add_chat_routes
+from softspec.server.chat.service import Service
 from softspec.server.ops.errors import respond_to_error
 from softspec.server.ops.metrics import Metrics
-from softspec.server.ops.readiness import Readiness
 from softspec.server.policy.policy import Policy
 
 ENSEMBLE = "jurists"
@@ -40,7 +41,6 @@ def token(
         total_entropy=0.5 + epistemic,
         aleatoric_entropy=0.5,
         epistemic=epistemic,
-        token_disagreement=epistemic,
         disagreement=epistemic / 2,
         member_log_probs=members,
     )
@@ -189,29 +189,20 @@ def _is_chat(request: Any) -> bool:
 def make_app(
     engine: FakeEngine, policy: Policy | None = None, registry: CollectorRegistry | None = None
 ) -> FastAPI:
-    """The routes as `server/plugin.py` adds them, around the scripted engine."""
+    """The routes as the server's plugin adds them, around the scripted engine."""
     app = FastAPI()
     app.add_exception_handler(SoftspecError, respond_to_error)
-
-    async def canary(_name: str) -> None:
-        return None
-
-    service = Service(
+    app.state.softspec_chat = Service(
         ensembles=frozenset({ENSEMBLE}),
         default_policy=policy or Policy(),
         decode=decode,
         metrics=Metrics(registry or CollectorRegistry()),
-        readiness=Readiness([ENSEMBLE], canary, obstacle=lambda: None),
     )
-
-    @app.post("/v1/chat/completions")
-    async def chat(request: ChatFields, raw_request: Request) -> Response:
-        return await complete(request, raw_request, engine.route, service)
-
-    @app.post("/v1/completions")
-    async def text(request: TextFields, raw_request: Request) -> Response:
-        return await complete(request, raw_request, engine.route, service)
-
+    routes = {
+        "/v1/chat/completions": UpstreamRoute(ChatFields, engine.route),
+        "/v1/completions": UpstreamRoute(TextFields, engine.route),
+    }
+    add_chat_routes(app, routes, checks=())
     return app
 
 

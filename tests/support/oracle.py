@@ -42,16 +42,6 @@ def mutual_information(members: Sequence[Distribution], weights: Distribution) -
     return sum(w * kl(p, mean) for w, p in zip(weights, members, strict=True))
 
 
-def reverse_mutual_information(members: Sequence[Distribution], weights: Distribution) -> float:
-    mean = mix(members, weights)
-    return sum(w * kl(mean, p) for w, p in zip(weights, members, strict=True))
-
-
-def pairwise_kl(members: Sequence[Distribution], weights: Distribution) -> float:
-    pairs = itertools.product(zip(weights, members, strict=True), repeat=2)
-    return sum(w * v * kl(p, q) for (w, p), (v, q) in pairs)
-
-
 class TokenTable:
     """One member as an explicit autoregressive table: a random next-token distribution for every prefix."""
 

@@ -20,6 +20,7 @@ from softspec.artefact.manifest import load_manifest
 from softspec.engine.wire import KEY, GroupSpec
 from softspec.server.ops.launch import server_arguments, server_environment
 from softspec.server.ops.settings import Settings
+from softspec.server.policy.policy import Policy
 
 T = TypeVar("T")
 
@@ -55,7 +56,7 @@ class FakeAsyncLLM:
         self.broken = False
         self.resident: dict[int, str] = {}
         self.unreadable = ""
-        self.began = asyncio.Event()
+        self.began, self.loading = asyncio.Event(), asyncio.Event()
         self.may_load, self.may_answer = asyncio.Event(), asyncio.Event()
         self.may_load.set()
         self.may_answer.set()
@@ -68,6 +69,7 @@ class FakeAsyncLLM:
         return [method]
 
     async def add_lora(self, lora_request: Any) -> bool:
+        self.loading.set()
         await self.may_load.wait()
         if self.unreadable and lora_request.lora_path.endswith(self.unreadable):
             raise Exception(f"Call to add_lora method failed: {lora_request.lora_path} is cut off")
@@ -123,13 +125,13 @@ class FakeAsyncLLM:
         rows = FlatLogprobs()
         for i in steps:
             members = MEMBER_LOG_PROBS[i][: spec.num_members]
-            numbers = [0.5 + EPISTEMIC[i], 0.5, EPISTEMIC[i], EPISTEMIC[i], 0.5, *members]
+            numbers = [0.5 + EPISTEMIC[i], 0.5, EPISTEMIC[i], 0.5, *members]
             top = [self.tokens[i]] * spec.num_top
             ids = [self.tokens[i], *top, *[0] * len(numbers)]
             log_prob = math.log(sum(map(math.exp, members)) / len(members))
             values = [log_prob] * (1 + spec.num_top) + numbers
             assert len(ids) == 1 + params.logprobs
-            rows.append_fast(ids, values, [1] * len(ids), [None] * len(ids))  # type: ignore[arg-type]
+            rows.append_fast(ids, values, [1] * len(ids), [None] * len(ids))
         return rows
 
 
@@ -190,7 +192,9 @@ class Server:
 
 
 @contextmanager
-def serving(ensemble: Path, *flags: str, **environment: str) -> Iterator[Server]:
+def serving(
+    ensemble: Path, *flags: str, policy: Policy | None = None, **environment: str
+) -> Iterator[Server]:
     """A server that was started with this ensemble; one at a time, as they count in the same metrics."""
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
@@ -203,10 +207,14 @@ def serving(ensemble: Path, *flags: str, **environment: str) -> Iterator[Server]
 
     async def start(engine: FakeAsyncLLM) -> Any:
         app = build_app(args, ("generate",), engine.model_config)
-        await init_app_state(engine, app.state, args, ("generate",))  # type: ignore[arg-type]
+        await init_app_state(engine, app.state, args, ("generate",))
         return app
 
-    variables = {**server_environment(Settings((ensemble,)), {}), "HF_HUB_OFFLINE": "1", **environment}
+    variables = {
+        **server_environment(Settings((ensemble,), policy or Policy()), {}),
+        "HF_HUB_OFFLINE": "1",
+        **environment,
+    }
     metrics_before = set(REGISTRY._collector_to_names)
     with patch.dict(os.environ, variables), asyncio.Runner() as runner:
         engine = FakeAsyncLLM(AsyncEngineArgs.from_cli_args(args).create_engine_config())

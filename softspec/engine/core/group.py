@@ -1,6 +1,6 @@
 """The state of one group inside the scheduler, and what it still needs: slots, KV blocks, steps.
 
-Pure bookkeeping over vLLM `Request`s; decides nothing about other requests.
+In: vLLM's `Request`s of the group. Out: numbers for the scheduler. Pure bookkeeping; knows no other request.
 """
 
 from collections.abc import Callable
@@ -29,10 +29,12 @@ class Group:
 
     @property
     def leader_id(self) -> str:
+        """The id of the request that arrived, which is member 0."""
         return self.members[0].request_id
 
     @property
     def size(self) -> int:
+        """How many members the group has, without the trunk."""
         return len(self.members)
 
     def rows(self) -> list[Request]:
@@ -40,10 +42,11 @@ class Group:
         return self.members if self.trunk is None else [self.trunk, *self.members]
 
     def is_trunk(self, request_id: str) -> bool:
+        """Whether that request computes the group's shared tokens."""
         return self.trunk is not None and self.trunk.request_id == request_id
 
     def ready_to_admit(self) -> bool:
-        """Grammars are compiled and no output of an earlier life is in flight."""
+        """Whether grammars are compiled and no output of an earlier life is in flight."""
         return all(
             member.status in (RequestStatus.WAITING, RequestStatus.PREEMPTED)
             and not member.num_stale_output_tokens
@@ -51,6 +54,7 @@ class Group:
         )
 
     def admit(self, turn: int) -> None:
+        """Note that slots and blocks are reserved; groups of an earlier turn go first."""
         self.admitted = True
         self.turn = turn
 
@@ -62,10 +66,11 @@ class Group:
         return self.trunk
 
     def waiting_members(self) -> list[Request]:
+        """The members that have no run slot yet."""
         return [member for member in self.members if member.status != RequestStatus.RUNNING]
 
     def trunk_tokens(self, cached_tokens: Callable[[Request], int]) -> int:
-        """Tokens that the trunk still has to compute. One that waits takes one at least, or it would not be run."""
+        """Tokens that the trunk still has to compute; at least one while it waits, or it would not be run."""
         if self.trunk is None:
             return 0
         if self.trunk.status == RequestStatus.RUNNING:
@@ -73,8 +78,10 @@ class Group:
         return max(self.shared - cached_tokens(self.trunk), 1)
 
     def own_tokens(self, member: Request) -> int:
-        """Tokens that a member still has to compute to draw. For one that waits all that are not shared are counted:
-        what the cache holds of them may be evicted before its turn comes."""
+        """Tokens that a member still has to compute to draw.
+
+        While it waits all that are not shared count: what the cache holds of them may be evicted before its turn.
+        """
         if member.status == RequestStatus.RUNNING:
             return tokens_to_compute(member)
         return member.num_tokens - self.shared
@@ -86,7 +93,7 @@ class Group:
 
     @property
     def _may_want_trunk(self) -> bool:
-        """Nothing holds the shared blocks yet: they are to be computed, or taken out of the evictable ones."""
+        """Whether nothing holds the shared blocks yet: they are to be computed, or taken out of the evictable ones."""
         return bool(self.shared) and self.trunk is None and len(self.waiting_members()) == self.size
 
     def blocks_to_come(self, block_size: int, num_blocks: Callable[[Request], int]) -> int:

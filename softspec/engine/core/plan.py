@@ -1,6 +1,7 @@
 """What one engine step has to give, tokens and KV blocks, and to whom it is promised before vLLM spends it.
 
-Pure arithmetic; the scheduler decides who is served first.
+In: promises, in the order in which the scheduler makes them. Out: what is left, and what each row may take. Pure
+arithmetic; knows no groups.
 """
 
 from dataclasses import dataclass, field
@@ -15,17 +16,18 @@ def tokens_to_compute(row: Request) -> int:
 
 @dataclass
 class StepPlan:
-    """`tokens` and `blocks` are what is left; `grants` how many tokens each planned row may compute."""
+    """Tokens and KV blocks of a step that are left, and in `grants` how many tokens each planned row may compute."""
 
     tokens: int
     blocks: int
     grants: dict[str, int] = field(default_factory=dict)
 
     def covers(self, tokens: int, blocks: int) -> bool:
+        """Whether so many tokens and blocks are left."""
         return tokens <= self.tokens and blocks <= self.blocks
 
     def promise(self, request_id: str, tokens: int, blocks: int) -> int:
-        """Up to `tokens` tokens for a row; returns how many."""
+        """Promise a row up to `tokens` tokens; returns how many."""
         granted = max(min(tokens, self.tokens), 0)
         self.grants[request_id] = granted
         self.tokens -= granted

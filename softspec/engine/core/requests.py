@@ -41,7 +41,7 @@ def member_requests(leader: Request, spec: GroupSpec, shared_hashes: int) -> lis
 
 
 def trunk_request(leader: Request, request_id: str, shared: int) -> Request:
-    """The first `shared` prompt tokens, without an adapter."""
+    """A request that computes the first `shared` prompt tokens, without an adapter."""
     tokens = list(leader.all_token_ids[:shared])
     params = SamplingParams(temperature=0.0, max_tokens=1)
     return _derived(leader, request_id, tokens + tokens[-1:] * _TRUNK_TAIL, params)
@@ -77,7 +77,7 @@ def _sampling_spec(params: SamplingParams) -> SamplingSpec:
 
 
 def _row_params(params: SamplingParams, seat: Seat) -> SamplingParams:
-    """What vLLM's own sampler sees of a row.
+    """The sampling parameters with which vLLM's own sampler sees a row.
 
     The leader's row holds the mixture by then, so masks, biases and penalties act on it there; drawing is ours alone,
     so both vLLM's seed and its temperature are off. Siblings only follow.

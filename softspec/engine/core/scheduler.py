@@ -18,7 +18,6 @@ vLLM 0.32 places: `add_request`, `schedule`, `update_from_output`, `finish_reque
 
 import time
 from collections.abc import Iterable
-from typing import Any
 
 from vllm.logger import init_logger
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks
@@ -40,7 +39,12 @@ logger = init_logger(__name__)
 class LockstepScheduler(AsyncScheduler):
     """vLLM's scheduler, with groups. Requests without a `GroupSpec` are scheduled as ever."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        """Make a scheduler without groups, from vLLM's own arguments.
+
+        Raises:
+            UnsupportedEngineError: the model has several kinds of attention cache.
+        """
         super().__init__(*args, **kwargs)
         if len(self.kv_cache_config.kv_cache_groups) != 1:
             raise UnsupportedEngineError(
@@ -59,6 +63,7 @@ class LockstepScheduler(AsyncScheduler):
     # Arrival and departure
 
     def add_request(self, request: Request) -> None:
+        """Queue a request; one with a `GroupSpec` becomes a group of K."""
         wire = (request.sampling_params.extra_args or {}).get(KEY) if request.sampling_params else None
         if wire is None:
             super().add_request(request)
@@ -92,7 +97,9 @@ class LockstepScheduler(AsyncScheduler):
                 ids += [row.request_id for row in group.rows()]
         return super().finish_requests(dict.fromkeys(ids), finished_status)
 
-    def _free_request(self, request: Request, delay_free_blocks: bool = False) -> Any:
+    def _free_request(
+        self, request: Request, delay_free_blocks: bool = False
+    ) -> tuple[dict[str, object] | None, dict[str, object] | None]:
         group = self.group_of.pop(request.request_id, None)
         if group is not None:
             self._forgotten.append(request.request_id)
@@ -100,7 +107,7 @@ class LockstepScheduler(AsyncScheduler):
                 del self.groups[group.leader_id]
         return super()._free_request(request, delay_free_blocks)
 
-    def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
+    def _preempt_request(self, request: Request, *args: object, **kwargs: object) -> None:
         super()._preempt_request(request, *args, **kwargs)
         self._preempted_now.add(request.request_id)
         group = self.group_of.get(request.request_id)
@@ -110,6 +117,7 @@ class LockstepScheduler(AsyncScheduler):
     # One engine step
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
+        """One engine step: promise its tokens and blocks to rows, let vLLM spend them, and check every group."""
         self._preempted_now.clear()
         self._make_room()
         self._admit()
@@ -123,7 +131,7 @@ class LockstepScheduler(AsyncScheduler):
         return output
 
     def _running_order(self, request: Request) -> tuple[int, int]:
-        """Released groups first and contiguous, so that neither token budget nor blocks can split them."""
+        """The sort key that puts released groups first and contiguous, so that neither tokens nor blocks split them."""
         group = self.group_of.get(request.request_id)
         if group is None:
             return 1, 0
@@ -147,7 +155,7 @@ class LockstepScheduler(AsyncScheduler):
                 self._plan_group(prompt)
 
     def _promise(self, row: Request, tokens: int) -> int:
-        """Up to `tokens` more tokens for a row, and the KV blocks for them; returns how many."""
+        """Promise a row up to `tokens` more tokens, and the KV blocks for them; returns how many."""
         blocks = -(-(row.num_computed_tokens + tokens) // self.block_size) - self._num_blocks(row)
         return self._plan.promise(row.request_id, tokens, max(blocks, 0))
 
@@ -187,7 +195,7 @@ class LockstepScheduler(AsyncScheduler):
         group.trunk = None
 
     def _line_up(self) -> None:
-        """Rows of admitted groups go first: their slots and blocks are reserved, and nothing may block their way."""
+        """Put waiting rows of admitted groups first: their slots and blocks are reserved, so nothing may block them."""
         groups = [group for group in self.groups.values() if group.admitted]
         groups.sort(key=lambda group: (not group.released, group.turn))
         rows = [row for group in groups for row in group.rows() if row.status != RequestStatus.RUNNING]
@@ -197,7 +205,7 @@ class LockstepScheduler(AsyncScheduler):
                 self.waiting.prepend_request(row)
 
     def _check_rows(self, group: Group, output: SchedulerOutput) -> None:
-        """0 or K rows, and every one of them at its last known token."""
+        """End a released group unless 0 or all K of its rows are in the step, each at its last known token."""
         rows = sum(member.request_id in output.num_scheduled_tokens for member in group.members)
         behind = any(member.is_prefill_chunk for member in group.members)
         if rows == 0:
@@ -292,7 +300,7 @@ class LockstepScheduler(AsyncScheduler):
         return self._plan.tokens > 0 and self._may_start_alone(request)
 
     def _may_start_alone(self, request: Request) -> bool:
-        """Single requests leave promised slots alone, and wait behind an older group, which would starve otherwise."""
+        """Whether a single request may run: not in a promised slot, nor before an older group, which would starve."""
         if self._free_slots() < 1:
             return False
         if self._starved_since is not None and request.arrival_time > self._starved_since:
@@ -332,6 +340,7 @@ class LockstepScheduler(AsyncScheduler):
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> dict[int, EngineCoreOutputs]:
+        """What the step gives each client: leaders' outputs alone, and errors for groups that came apart."""
         self._check_tokens(scheduler_output, model_runner_output)
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         orphans = [row for row, group in self.group_of.items() if group.leader_id not in self.groups]
@@ -351,7 +360,7 @@ class LockstepScheduler(AsyncScheduler):
         return outputs
 
     def _check_tokens(self, scheduled: SchedulerOutput, result: ModelRunnerOutput) -> None:
-        """All members of a group must have been given the same token."""
+        """End every group whose members were not all given the same token."""
         for group in list(self.groups.values()):
             rows = [m.request_id for m in group.members if m.request_id in scheduled.num_scheduled_tokens]
             if len(rows) != group.size or not result.sampled_token_ids:

@@ -7,25 +7,23 @@ else passes through.
 vLLM 0.32 place: `vllm.engine.protocol.EngineClient`.
 """
 
-import secrets
 from collections.abc import AsyncGenerator, Callable, Collection
-from copy import copy
-from dataclasses import replace
+from contextlib import aclosing
 from typing import Any
 
 from vllm.engine.protocol import EngineClient
-from vllm.logprobs import FlatLogprobs, Logprob
+from vllm.inputs import PromptType
 from vllm.lora.request import LoRARequest
-from vllm.outputs import CompletionOutput, RequestOutput
-from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.outputs import RequestOutput
+from vllm.sampling_params import SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from softspec.engine.front.ensemble import Ensemble, lora_request_of
 from softspec.engine.front.output import carry_telemetry, watch_preemptions
-from softspec.engine.front.registry import Ensemble, Registry, lora_request_of
-from softspec.engine.trace import ChoiceTrace, RequestTrace, current_trace
-from softspec.engine.wire import KEY, GroupSpec, num_columns, unpack
-from softspec.errors import ConfigError
-from softspec.maths.uncertainty import TokenUncertainty
+from softspec.engine.front.registry import Registry
+from softspec.engine.front.translation import describe, group_params, open_choices, record, refuse_unsupported
+from softspec.engine.trace import ChoiceTrace, current_trace
+from softspec.errors import ConfigError, LockstepError
 
 
 class EnsembleClient:
@@ -36,10 +34,21 @@ class EnsembleClient:
         engine: EngineClient,
         ensembles: Collection[Ensemble],
         base_names: Collection[str] = (),
+        *,
+        may_run: Callable[[str], None] | None = None,
+        on_failed: Callable[[], None] | None = None,
         on_preemption: Callable[[], None] | None = None,
     ) -> None:
-        """`on_preemption` is called for every preemption of a group, with the group's next token."""
+        """Serve `ensembles` on `engine`, beside its base.
+
+        Args:
+            may_run: called with the name of the ensemble that a request asks, before anything else; raises to refuse.
+            on_failed: called when the engine had to end an ensemble's request.
+            on_preemption: called for every preemption of a group, with the group's next token.
+        """
         self._engine = engine
+        self._may_run = may_run
+        self._on_failed = on_failed
         self.registry = Registry(engine, ensembles, base_names)
         if isinstance(engine, AsyncLLM):
             carry_telemetry(engine.output_processor)
@@ -50,63 +59,87 @@ class EnsembleClient:
         return getattr(self._engine, name)
 
     async def add_lora(self, lora_request: LoRARequest) -> bool:
-        """Refused: one number would mean two adapters, and a single adapter could push a member out."""
+        """Refuse single adapters: one number would mean two of them, and one could push a member out.
+
+        Raises:
+            ConfigError: always.
+        """
         raise ConfigError(
             f"adapter '{lora_request.lora_name}' cannot be loaded beside ensembles: load an ensemble instead"
         )
 
     def generate(
         self,
-        prompt: Any,
+        prompt: PromptType,
         sampling_params: SamplingParams,
         request_id: str,
         *,
         lora_request: LoRARequest | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> AsyncGenerator[RequestOutput, None]:
-        """As `EngineClient.generate`; a plain function, so that the caller's trace is taken when it is called.
+        """Answer as `EngineClient.generate` does, from the base, an ensemble or a member.
+
+        Not a coroutine, so that the caller's trace is the one at the time of the call.
 
         Raises:
             ConfigError: the request asks for what a mixture cannot give.
             UnknownModelError: while iterating, if the model was unloaded meanwhile.
+            LockstepError: while iterating, if the engine ended the request of an ensemble.
         """
         if lora_request is None:
             self._refuse_seed_on_cpu(sampling_params)
             return self._engine.generate(prompt, sampling_params, request_id, **kwargs)
-        _refuse_unsupported(sampling_params)
-        choices = _open_choices(current_trace.get(), sampling_params.n)
-        return self._answer(lora_request.lora_name, prompt, sampling_params, request_id, choices, **kwargs)
+        model = lora_request.lora_name
+        is_ensemble = model in self.registry.ensembles
+        if is_ensemble and self._may_run is not None:
+            self._may_run(model)
+        refuse_unsupported(sampling_params)
+        choices = open_choices(current_trace.get(), sampling_params.n)
+        outputs = self._answer(model, prompt, sampling_params, request_id, choices, **kwargs)
+        return self._raising(outputs, request_id) if is_ensemble else outputs
 
     async def _answer(
         self,
         model: str,
-        prompt: Any,
+        prompt: PromptType,
         params: SamplingParams,
         request_id: str,
         choices: list[ChoiceTrace],
-        **kwargs: Any,
+        **kwargs: object,
     ) -> AsyncGenerator[RequestOutput, None]:
         """The outputs that the caller would have had from one model; telemetry goes into `choices`.
 
         The request begins, and its members are chosen, with the first output that is asked for: a caller may leave
         before, and then nothing must be waited for.
         """
-        with self.registry.running(model) as spec:
+        with self.registry.holding(model) as spec:
             group = group_params(params, spec)
-            _describe(choices, spec, group)
-            outputs = self._engine.generate(
-                prompt, group, request_id, lora_request=lora_request_of(spec.adapters[0]), **kwargs
-            )
-            try:
+            describe(choices, spec, group)
+            lora_request = lora_request_of(spec.adapters[0])
+            outputs = self._engine.generate(prompt, group, request_id, lora_request=lora_request, **kwargs)
+            async with aclosing(outputs):
                 async for output in outputs:
                     for completion in output.outputs:
-                        _record(completion, params, spec, choices[completion.index])
+                        record(completion, params, spec, choices[completion.index])
                     yield output
-            finally:
-                await outputs.aclose()
+
+    async def _raising(
+        self, outputs: AsyncGenerator[RequestOutput, None], request_id: str
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """The outputs as they come, until one says that the engine ended the request; that one becomes an error."""
+        async with aclosing(outputs):
+            async for output in outputs:
+                if any(completion.finish_reason == "error" for completion in output.outputs):
+                    if self._on_failed is not None:
+                        self._on_failed()
+                    raise LockstepError(
+                        f"request {request_id} was ended because its members came apart: send it again, and "
+                        "report it with the server's log if it happens again"
+                    )
+                yield output
 
     def _refuse_seed_on_cpu(self, params: SamplingParams) -> None:
-        """Ensembles and members draw with noise of our own; the base has vLLM's generators.
+        """Refuse a seed for the base on a CPU; ensembles and members draw with noise of our own instead.
 
         In model runner V1 a chunked prompt rewinds a seeded request's generator, which CPU generators cannot do: the
         whole engine would end.
@@ -115,79 +148,3 @@ class EnsembleClient:
             raise ConfigError(
                 "'seed' is not available for the base model on a CPU: ask an ensemble or a member, or leave it out"
             )
-
-
-def group_params(params: SamplingParams, spec: GroupSpec) -> SamplingParams:
-    """The parameters that carry a group to the scheduler; `seed` is drawn if the caller gave none."""
-    num_top = params.logprobs or 0
-    group = copy(params)
-    group.extra_args = {**(params.extra_args or {}), KEY: replace(spec, num_top=num_top).to_wire()}
-    group.logprobs = num_top + num_columns(spec.num_members)
-    group.flat_logprobs = True
-    group.seed = secrets.randbelow(2**53) if params.seed is None else params.seed
-    return group
-
-
-def split_position(
-    logprobs: FlatLogprobs, position: int, spec: GroupSpec, num_top: int
-) -> tuple[TokenUncertainty, dict[int, Logprob]]:
-    """One token's telemetry, and the mixture log-probabilities that the caller asked for."""
-    start = logprobs.start_indices[position]
-    end = start + 1 + num_top
-    token = unpack(
-        logprobs.token_ids[start],
-        logprobs.logprobs[start],
-        logprobs.logprobs[end : end + num_columns(spec.num_members)],
-    )
-    top = {
-        logprobs.token_ids[i]: Logprob(logprobs.logprobs[i], logprobs.ranks[i], logprobs.decoded_tokens[i])
-        for i in range(start, end)
-    }
-    return token, top
-
-
-def _refuse_unsupported(params: SamplingParams) -> None:
-    found = {
-        "prompt_logprobs": params.prompt_logprobs is not None,
-        "logprob_token_ids": bool(params.logprob_token_ids),
-        "logprobs": params.logprobs == -1,
-    }
-    for field, asked in found.items():
-        if asked:
-            raise ConfigError(
-                f"'{field}' is not available for an ensemble: ask a base model, or leave it out"
-            )
-
-
-def _open_choices(trace: RequestTrace | None, count: int) -> list[ChoiceTrace]:
-    """One trace per sample, in the order in which the requests of a trace come."""
-    choices = [ChoiceTrace() for _ in range(count)]
-    if trace is not None:
-        trace.choices |= dict(enumerate(choices, start=len(trace.choices)))
-    return choices
-
-
-def _describe(choices: list[ChoiceTrace], spec: GroupSpec, params: SamplingParams) -> None:
-    """What is known once the members are chosen; vLLM seeds sample i of n with `seed + i`."""
-    assert params.seed is not None
-    for i, choice in enumerate(choices):
-        choice.log_weights, choice.weights_rule, choice.seed = (
-            spec.log_weights,
-            spec.weights_rule,
-            params.seed + i,
-        )
-
-
-def _record(
-    completion: CompletionOutput, params: SamplingParams, spec: GroupSpec, choice: ChoiceTrace
-) -> None:
-    logprobs = completion.logprobs
-    assert isinstance(logprobs, FlatLogprobs)
-    split = [split_position(logprobs, i, spec, params.logprobs or 0) for i in range(len(logprobs))]
-    seen = 0 if params.output_kind == RequestOutputKind.DELTA else len(choice.tokens)
-    choice.tokens += [token for token, _ in split[seen:]]
-    if params.logprobs is None:
-        completion.logprobs = completion.cumulative_logprob = None
-        return
-    completion.logprobs = FlatLogprobs() if params.flat_logprobs else []
-    completion.logprobs.extend([top for _, top in split])

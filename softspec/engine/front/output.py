@@ -1,29 +1,28 @@
-"""How vLLM's front end carries telemetry: no column lost, and none turned into text that nobody reads. And what it
-hears of preemptions.
+"""What vLLM's front end does with outputs of groups: it carries all columns of telemetry, and tells of preemptions.
 
-The columns of a group are numbers, yet vLLM takes them for tokens. It decodes each, which costs more than
-everything else that the front end does for a token. And it keeps one of each token id when it merges the outputs of a
-stream whose reader fell behind.
+In: vLLM's output processor, changed once at start-up. Out: outputs whose telemetry is whole, and a call per preemption.
+Knows which requests are groups, and nothing of what their columns mean. The columns are numbers, yet vLLM takes them
+for tokens: it decodes each, which costs more than everything else that the front end does for a token, and it keeps one
+of each token id when it merges the outputs of a stream whose reader fell behind.
 
 vLLM 0.32 place: `vllm.v1.engine.output_processor.OutputProcessor`: `add_request`, whose states hold the
 log-probabilities, and `process_outputs`, which gets the engine's events.
 """
 
 from collections.abc import Callable
-from typing import Any
 
-from vllm.logprobs import FlatLogprobs
+from vllm.logprobs import FlatLogprobs, LogprobsOnePosition
 from vllm.v1.engine import EngineCoreEventType, EngineCoreOutput, EngineCoreRequest
-from vllm.v1.engine.output_processor import OutputProcessor
+from vllm.v1.engine.output_processor import OutputProcessor, OutputProcessorOutput
 
 from softspec.engine.wire import KEY
 
 
 def carry_telemetry(processor: OutputProcessor) -> None:
-    """From now on, for groups; those whose caller wants no log-probabilities have theirs passed on as numbers only."""
+    """Let groups that arrive from now on keep all columns, and let none be decoded that its caller does not read."""
     add_request = processor.add_request
 
-    def add(request: EngineCoreRequest, *args: Any, **kwargs: Any) -> None:
+    def add(request: EngineCoreRequest, *args: object, **kwargs: object) -> None:
         add_request(request, *args, **kwargs)
         params = request.sampling_params
         wire = (params.extra_args or {}).get(KEY) if params else None
@@ -38,9 +37,9 @@ def carry_telemetry(processor: OutputProcessor) -> None:
 
 
 def watch_preemptions(processor: OutputProcessor, observe: Callable[[], None]) -> None:
-    """From now on `observe` is called for every preemption of a group; the engine tells of it with the next token.
+    """Call `observe` for every preemption of a group from now on, with the group's next token.
 
-    With --disable-log-stats it tells of none.
+    With --disable-log-stats the engine tells of none.
     """
     process_outputs = processor.process_outputs
 
@@ -49,7 +48,7 @@ def watch_preemptions(processor: OutputProcessor, observe: Callable[[], None]) -
         logprobs = state and state.logprobs_processor and state.logprobs_processor.logprobs
         return isinstance(logprobs, _Columns)
 
-    def process(outputs: list[EngineCoreOutput], *args: Any, **kwargs: Any) -> Any:
+    def process(outputs: list[EngineCoreOutput], *args: object, **kwargs: object) -> OutputProcessorOutput:
         for output in outputs:
             for event in output.events or ():
                 if event.type == EngineCoreEventType.PREEMPTED and is_group(output.request_id):
@@ -60,13 +59,13 @@ def watch_preemptions(processor: OutputProcessor, observe: Callable[[], None]) -
 
 
 class _Columns(FlatLogprobs):
-    """Slices and merges to itself, column by column; vLLM's own merges by token id."""
+    """Log-probabilities that slice and merge column by column; vLLM's own merge by token id."""
 
-    def __getitem__(self, index: Any) -> Any:
+    def __getitem__(self, index: int | slice) -> "LogprobsOnePosition | _Columns":
         found = super().__getitem__(index)
         return _Columns(**vars(found)) if isinstance(found, FlatLogprobs) else found
 
-    def extend(self, others: Any) -> None:
+    def extend(self, others: FlatLogprobs) -> None:
         first = len(self.logprobs)
         self.start_indices += [first + start for start in others.start_indices]
         self.end_indices += [first + end for end in others.end_indices]

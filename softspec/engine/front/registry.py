@@ -1,86 +1,24 @@
-"""Which ensembles an engine serves now, and which requests still run on the members of each.
+"""Which ensembles an engine serves now, and how many requests hold the members of each.
 
-In: ensemble directories, at start-up or while serving. Out: what a model name stands for at this moment. An ensemble
-that is replaced or unloaded stays in the engine until its last request is done; then its adapters leave.
+In: ensembles at start-up, and directories while serving. Out: what a model name stands for at this moment. An ensemble
+that is replaced or unloaded stays in the engine until its last request is done; then its adapters leave. Knows no HTTP.
 
 vLLM 0.32 place: `add_lora` and `remove_lora` of `vllm.engine.protocol.EngineClient`.
 """
 
 import asyncio
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import vllm
 from vllm.engine.protocol import EngineClient
 from vllm.lora.request import LoRARequest
 
-from softspec.artefact.manifest import Manifest, load_manifest, member_dir, member_rank
-from softspec.engine.start.requirements import require_engine
-from softspec.engine.wire import Adapter, GroupSpec
+from softspec.engine.front.ensemble import Ensemble, lora_request_of, next_id, read_ensemble
+from softspec.engine.requirements import require_engine
+from softspec.engine.wire import GroupSpec
 from softspec.errors import ConfigError, UnknownModelError
-
-
-@dataclass(frozen=True, eq=False)
-class Ensemble:
-    """One load of an ensemble directory; loading it again makes another one, with other adapters."""
-
-    manifest: Manifest
-    rank: int
-    adapters: tuple[Adapter, ...]
-
-    @property
-    def name(self) -> str:
-        return self.manifest.name
-
-    def specs(self) -> dict[str, GroupSpec]:
-        """Model name -> what it asks of the engine.
-
-        Every member is an ensemble of one, so that it too sees its prompt as it did in training.
-        """
-        whole = GroupSpec(
-            adapters=self.adapters,
-            log_weights=self.manifest.log_weights,
-            weights_rule=self.manifest.weights_rule,
-            block_size=self.manifest.activation.block_size,
-            num_top=0,
-        )
-        members = {
-            f"{self.name}/member-{k}": replace(whole, adapters=(adapter,), log_weights=(0.0,))
-            for k, adapter in enumerate(self.adapters)
-        }
-        return {self.name: whole} | members
-
-
-def read_ensemble(directory: Path, first_id: int) -> Ensemble:
-    """An ensemble whose members have the LoRA ids from `first_id` on.
-
-    The id is part of an adapter's name, by which vLLM's prefix cache tells weights apart: the same path may hold others
-    next time.
-
-    Raises:
-        ManifestError: the directory is not a complete ensemble.
-    """
-    manifest = load_manifest(directory)
-    adapters = tuple(
-        Adapter(f"{manifest.name}/member-{k}#{int_id}", int_id, str(member_dir(directory, k).resolve()))
-        for k, int_id in enumerate(range(first_id, first_id + manifest.num_members))
-    )
-    return Ensemble(manifest, member_rank(directory, manifest), adapters)
-
-
-def load_ensembles(directories: Iterable[Path]) -> list[Ensemble]:
-    """The ensembles to start with, their members numbered through from 1."""
-    ensembles: list[Ensemble] = []
-    for directory in directories:
-        ensembles.append(read_ensemble(directory, _next_id(ensembles)))
-    return ensembles
-
-
-def lora_request_of(adapter: Adapter, model: str | None = None) -> LoRARequest:
-    """The adapter for the engine, or, with a model's name, for vLLM's front end."""
-    return LoRARequest(model or adapter.name, adapter.int_id, adapter.path)
 
 
 class Registry:
@@ -105,20 +43,20 @@ class Registry:
         # Whoever started the server vouches for its base; later ensembles must be of the same.
         bases = (ensemble.manifest.base_model for ensemble in ensembles)
         self._fingerprints = {base.fingerprint for base in bases if base.fingerprint}
-        self._next_id = _next_id(ensembles)
+        self._next_id = next_id(ensembles)
         self._specs: dict[str, tuple[Ensemble, GroupSpec]] = {}
-        # Every ensemble with adapters in the engine, and how many requests run on them.
-        self._running: dict[Ensemble, int] = {}
+        # Every ensemble with adapters in the engine, and how many unfinished requests hold them there.
+        self._holders: dict[Ensemble, int] = {}
         self._leaving: set[asyncio.Task[None]] = set()
         self._changing = asyncio.Lock()
         for ensemble in ensembles:
             self._refuse_taken_names(ensemble)
-            self._running[ensemble] = 0
+            self._holders[ensemble] = 0
             self._publish(ensemble)
 
     @contextmanager
-    def running(self, model: str) -> Iterator[GroupSpec]:
-        """What `model` stands for now; those adapters stay in the engine until the context is left.
+    def holding(self, model: str) -> Iterator[GroupSpec]:
+        """What `model` stands for now; its adapters stay in the engine until the context is left.
 
         Raises:
             UnknownModelError: no such ensemble or member is served.
@@ -126,11 +64,11 @@ class Registry:
         if model not in self._specs:
             raise UnknownModelError(f"The model `{model}` does not exist.")
         ensemble, spec = self._specs[model]
-        self._running[ensemble] += 1
+        self._holders[ensemble] += 1
         try:
             yield spec
         finally:
-            self._running[ensemble] -= 1
+            self._holders[ensemble] -= 1
             self._leave_when_done(ensemble)
 
     async def load(self, directory: Path, replace: bool = False) -> Ensemble:
@@ -140,8 +78,7 @@ class Registry:
             UserError: it cannot be served; nothing has changed.
         """
         async with self._changing:
-            if self._leaving:  # their room may be needed
-                await asyncio.wait(self._leaving)
+            await self.settle()  # the room of those that leave may be needed
             ensemble = await asyncio.to_thread(read_ensemble, directory, self._next_id)
             self._require_servable(ensemble, replace)
             self._next_id += len(ensemble.adapters)
@@ -152,7 +89,7 @@ class Registry:
             return ensemble
 
     async def unload(self, name: str) -> None:
-        """Take an ensemble and its members off the list of models; requests that have begun are answered.
+        """Serve an ensemble and its members no longer; requests that have begun are answered.
 
         Raises:
             UnknownModelError: no ensemble of that name is served.
@@ -161,6 +98,11 @@ class Registry:
             if name not in self.ensembles:
                 raise UnknownModelError(f"The ensemble '{name}' cannot be found.")
             self._withdraw(name)
+
+    async def settle(self) -> None:
+        """Wait until no adapters are on their way out; those that unfinished requests hold stay."""
+        if self._leaving:
+            await asyncio.wait(self._leaving)
 
     def _require_servable(self, ensemble: Ensemble, replace: bool) -> None:
         name, fingerprint = ensemble.name, ensemble.manifest.base_model.fingerprint
@@ -175,9 +117,9 @@ class Registry:
                 f"with {', '.join(sorted(known[:12] for known in self._fingerprints))}: serve it on its own base"
             )
         try:
-            require_engine(vllm.__version__, self._engine.vllm_config, [*self._running, ensemble])
+            require_engine(vllm.__version__, self._engine.vllm_config, [*self._holders, ensemble])
         except ConfigError as error:
-            draining = len(self._running) - len(self.ensembles)
+            draining = len(self._holders) - len(self.ensembles)
             hint = f"; or try again later: {draining} replaced or unloaded still answer" if draining else ""
             raise ConfigError(f"ensemble '{name}' was not loaded: {error}{hint}") from error
 
@@ -193,7 +135,7 @@ class Registry:
 
     async def _add(self, ensemble: Ensemble) -> None:
         """Read the weights of all members into the engine, or of none."""
-        self._running[ensemble] = 0
+        self._holders[ensemble] = 0
         try:
             for adapter in ensemble.adapters:
                 await self._engine.add_lora(lora_request_of(adapter))
@@ -216,7 +158,7 @@ class Registry:
         self._leave_when_done(ensemble)
 
     def _leave_when_done(self, ensemble: Ensemble) -> None:
-        if self._running[ensemble] or self.ensembles.get(ensemble.name) is ensemble:
+        if self._holders[ensemble] or self.ensembles.get(ensemble.name) is ensemble:
             return
         task = asyncio.create_task(self._remove(ensemble))
         self._leaving.add(task)
@@ -225,8 +167,4 @@ class Registry:
     async def _remove(self, ensemble: Ensemble) -> None:
         for adapter in ensemble.adapters:
             await self._engine.remove_lora(adapter.int_id)
-        del self._running[ensemble]
-
-
-def _next_id(ensembles: Collection[Ensemble]) -> int:
-    return 1 + sum(len(ensemble.adapters) for ensemble in ensembles)
+        del self._holders[ensemble]

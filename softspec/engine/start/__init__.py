@@ -1,1 +1,1 @@
-"""How an engine starts, and what it must be before an ensemble may be served on it."""
+"""How an engine starts: its flags and environment, vLLM's server, or an engine without HTTP."""

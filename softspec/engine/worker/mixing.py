@@ -1,80 +1,41 @@
 """One decode step of all groups: mix the K rows of each, draw one token for all of them, learn from it.
 
 In: logits (rows, V) and which rows form which complete group. Out: the mixture in each leader's row, the drawn tokens,
-and vLLM's log-probability rows with the telemetry in them. Knows no model runner: `sampler_v1.py` and `sampler_v2.py`
-call `mix`, `draw`, `hand_out` and `report`, in this order, around vLLM's own sampler.
+and log-probability rows with the telemetry in them. Knows no model runner and needs no vLLM: `runner_v1.py` and
+`runner_v2.py` call `mix`, `draw`, `hand_out` and `report`, in this order, around vLLM's own sampler.
 """
 
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
-from vllm.sampling_params import SamplingParams
-from vllm.v1.outputs import LogprobsTensors
 
-from softspec.engine.wire import KEY, NUM_FIXED, Seat, num_columns, pack
+from softspec.engine.wire import COLUMNS
+from softspec.engine.worker.rows import GroupRows, Lineup, line_up, on_host
 from softspec.maths.mixture import distributions, mix, update_log_weights
 from softspec.maths.sampling import draw_tokens
 from softspec.maths.uncertainty import Predictive, predict, unmeasured
 
-
-@dataclass(frozen=True)
-class GroupRows:
-    """One complete group in this step: its leader's seat, its K rows in member order, tokens drawn so far."""
-
-    seat: Seat
-    rows: tuple[int, ...]
-    position: int
+if TYPE_CHECKING:
+    from vllm.v1.outputs import LogprobsTensors
 
 
-def seat_of(params: SamplingParams | None) -> Seat | None:
-    """The seat that the scheduler gave a row, None for ordinary requests."""
-    return (params.extra_args or {}).get(KEY) if params else None
+class LogprobRows(NamedTuple):
+    """Log-probability rows (rows, columns) and the drawn tokens' ranks (rows,), named as vLLM's `LogprobsTensors`."""
 
-
-def complete_groups(drawing: Iterable[tuple[Seat, int, int]]) -> list[GroupRows]:
-    """The groups that have all their K rows among the (seat, row, position) that really draw a token in this step."""
-    members: dict[str, dict[int, tuple[Seat, int, int]]] = {}
-    for seat, row, position in drawing:
-        members.setdefault(seat.group_id, {})[seat.member] = seat, row, position
-    groups = []
-    for seated in members.values():
-        if 0 in seated and len(seated) == seated[0][0].spec.num_members:
-            seat, _, position = seated[0]
-            groups.append(GroupRows(seat, tuple(seated[k][1] for k in range(len(seated))), position))
-    return groups
-
-
-@dataclass(frozen=True)
-class _Lineup:
-    """What stays the same while the same G groups decode in the same rows, made once.
-
-    rows, prior: (G, K). columns: (G, NUM_FIXED + K), where telemetry goes. settings: (G,) each, on the host.
-    """
-
-    rows: Tensor
-    prior: Tensor
-    columns: Tensor
-    num_top: int
-    all_fixed: bool
-    settings: dict[str, Tensor]
-
-    @property
-    def leaders(self) -> Tensor:
-        return self.rows[:, 0]
-
-    @property
-    def width(self) -> int:
-        return 1 + self.num_top + num_columns(self.rows.shape[1])
+    logprob_token_ids: Tensor
+    logprobs: Tensor
+    selected_token_ranks: Tensor
 
 
 @dataclass
 class _Batch:
-    """All groups of one size in this step."""
+    """All groups of one size in this step, and what was computed of them so far."""
 
     groups: Sequence[GroupRows]
-    lineup: _Lineup
+    lineup: Lineup
     member_logprobs: Tensor
     log_weights: Tensor
     predictive: Predictive
@@ -88,7 +49,7 @@ class GroupMixer:
         self.measures_uncertainty = True
         """Off, a token's entropies and disagreements are NaN: for measuring what they cost."""
         self._batches: list[_Batch] = []
-        self._lineups: dict[int, tuple[object, _Lineup]] = {}
+        self._lineups: dict[int, tuple[object, Lineup]] = {}
         self._log_weights: dict[str, list[Tensor]] = {}
 
     @property
@@ -113,7 +74,7 @@ class GroupMixer:
     def draw(self, logits: Tensor) -> None:
         """Draw a token for each group from its leader's row, after masks, biases and penalties."""
         for batch in self._batches:
-            positions = _on_host([group.position for group in batch.groups], logits.device)
+            positions = on_host([group.position for group in batch.groups], logits.device)
             batch.tokens = draw_tokens(
                 logits.index_select(0, batch.lineup.leaders), **batch.lineup.settings, positions=positions
             )
@@ -124,16 +85,17 @@ class GroupMixer:
             assert batch.tokens is not None
             sampled[batch.lineup.rows] = batch.tokens[:, None].to(sampled.dtype)
 
-    def report(self, others: LogprobsTensors | None, num_rows: int) -> LogprobsTensors | None:
+    def report(self, others: "LogprobsTensors | None", num_rows: int) -> LogprobRows | None:
         """End the step: update the prefix posteriors and write the leaders' log-probability rows.
 
         Args:
             others: what vLLM's sampler reports of the other rows, if any of them asked.
         Returns:
             That with the leaders' rows in it: the drawn token, the likeliest ones their callers asked for, telemetry.
+            None when the step had no group.
         """
         if not self._batches:
-            return others
+            return None
         device = self._batches[0].member_logprobs.device
         reported = _widened(others, num_rows, max(batch.lineup.width for batch in self._batches), device)
         for batch in self._batches:
@@ -142,12 +104,12 @@ class GroupMixer:
             tokens = batch.tokens[:, None, None].expand(-1, num_members, 1)
             token_logprobs = batch.member_logprobs.gather(-1, tokens).squeeze(-1)
             self._learn(batch, token_logprobs)
-            _write_rows(reported, batch, pack(batch.predictive, token_logprobs))
+            _write_rows(reported, batch, token_logprobs)
         self._batches = []
         return reported
 
     def _mix_batch(self, logits: Tensor, groups: Sequence[GroupRows]) -> _Batch:
-        lineup = self._line_up(groups, logits.device)
+        lineup = self._lineup_of(groups, logits.device)
         log_weights = lineup.prior
         if not lineup.all_fixed:
             log_weights = torch.stack(
@@ -156,22 +118,22 @@ class GroupMixer:
         members = logits.index_select(0, lineup.rows.flatten()).view(*lineup.rows.shape, -1)
         logprobs, probs = distributions(members)
         if self.measures_uncertainty:
-            predictive = predict(logprobs, log_weights, lineup.prior, probs)
+            predictive = predict(logprobs, log_weights, probs)
         else:
             predictive = unmeasured(mix(logprobs, probs, log_weights)[0])
         return _Batch(groups, lineup, logprobs, log_weights, predictive)
 
-    def _line_up(self, groups: Sequence[GroupRows], device: torch.device) -> _Lineup:
+    def _lineup_of(self, groups: Sequence[GroupRows], device: torch.device) -> Lineup:
         key = [(group.seat, group.rows) for group in groups]
         num_members = len(groups[0].rows)
         known, lineup = self._lineups.get(num_members, (None, None))
         if lineup is None or known != key:
-            lineup = _new_lineup(groups, device)
+            lineup = line_up(groups, device)
             self._lineups[num_members] = key, lineup
         return lineup
 
     def _weights_at(self, group: GroupRows, prior: Tensor) -> Tensor:
-        """(K,): the weights before output token `position`. A rewind (dropped output) finds its earlier weights."""
+        """The weights (K,) before output token `position`; a rewind (dropped output) finds its earlier ones."""
         history = self._log_weights.setdefault(group.seat.group_id, [prior])
         if group.seat.spec.weights_rule == "fixed":
             return history[0]
@@ -188,41 +150,13 @@ class GroupMixer:
                 self._log_weights[group.seat.group_id].append(weights)
 
 
-def _new_lineup(groups: Sequence[GroupRows], device: torch.device) -> _Lineup:
-    specs = [group.seat.spec for group in groups]
-    sampling = [group.seat.sampling for group in groups]
-    telemetry = range(NUM_FIXED + len(groups[0].rows))
-    return _Lineup(
-        rows=_on_device([group.rows for group in groups], device),
-        prior=_on_device([spec.log_weights for spec in specs], device),
-        columns=_on_device([[1 + spec.num_top + column for column in telemetry] for spec in specs], device),
-        num_top=max(spec.num_top for spec in specs),
-        all_fixed=all(spec.weights_rule == "fixed" for spec in specs),
-        settings={
-            "temperature": _on_host([spec.temperature for spec in sampling], device),
-            "top_k": _on_host([spec.top_k for spec in sampling], device),
-            "top_p": _on_host([spec.top_p for spec in sampling], device),
-            "min_p": _on_host([spec.min_p for spec in sampling], device),
-            "seeds": _on_host([spec.seed for spec in sampling], device),
-        },
-    )
-
-
-def _on_host(values: Sequence[object], device: torch.device) -> Tensor:
-    """A tensor on the CPU from where `device` can fetch it without making the host wait."""
-    return torch.tensor(values, pin_memory=device.type == "cuda")
-
-
-def _on_device(values: Sequence[object], device: torch.device) -> Tensor:
-    return _on_host(values, device).to(device, non_blocking=True)
-
-
 def _widened(
-    others: LogprobsTensors | None, num_rows: int, width: int, device: torch.device
-) -> LogprobsTensors:
+    others: "LogprobsTensors | None", num_rows: int, width: int, device: torch.device
+) -> LogprobRows:
+    """Empty rows that are wide enough for everybody, with the other rows' columns in them."""
     found = 0 if others is None else others.logprobs.shape[1]
     shape = num_rows, max(width, found)
-    wide = LogprobsTensors(
+    wide = LogprobRows(
         logprob_token_ids=torch.zeros(shape, dtype=torch.int32, device=device),
         logprobs=torch.zeros(shape, device=device),
         selected_token_ranks=torch.zeros(num_rows, dtype=torch.int64, device=device),
@@ -234,7 +168,8 @@ def _widened(
     return wide
 
 
-def _write_rows(reported: LogprobsTensors, batch: _Batch, telemetry: Tensor) -> None:
+def _write_rows(reported: LogprobRows, batch: _Batch, token_logprobs: Tensor) -> None:
+    """Fill the leaders' rows; token_logprobs: (G, K), the drawn tokens' under each member."""
     assert batch.tokens is not None
     lineup, mixture, token_ids = batch.lineup, batch.predictive.logprobs, batch.tokens[:, None]
     if lineup.num_top:
@@ -242,5 +177,6 @@ def _write_rows(reported: LogprobsTensors, batch: _Batch, telemetry: Tensor) -> 
     logprobs = mixture.gather(-1, token_ids)
     reported.logprob_token_ids[lineup.leaders, : 1 + lineup.num_top] = token_ids.to(torch.int32)
     reported.logprobs[lineup.leaders, : 1 + lineup.num_top] = logprobs
-    reported.logprobs[lineup.leaders[:, None], lineup.columns] = telemetry
+    numbers = torch.stack([getattr(batch.predictive, name) for name in COLUMNS], -1)
+    reported.logprobs[lineup.leaders[:, None], lineup.columns] = torch.cat([numbers, token_logprobs], -1)
     reported.selected_token_ranks[lineup.leaders] = (mixture >= logprobs[:, :1]).sum(-1)

@@ -1,5 +1,8 @@
 """The ensemble sampler of model runner V1.
 
+In: a step's logits, and what the runner keeps of its requests. Out: vLLM's sampler output, with groups in it. Knows
+where model runner V1 keeps things; the arithmetic is in `mixing.py`.
+
 The leader's row becomes the mixture before vLLM's masks, biases and penalties, so they act on it as on one model's
 logits; the draw from it is ours, and all K rows get the drawn token.
 
@@ -8,21 +11,25 @@ vLLM 0.32 places: `vllm.v1.sample.sampler.Sampler`; of the runner `input_batch`,
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor, float32
-from vllm.v1.outputs import SamplerOutput
+from vllm.v1.outputs import LogprobsTensors, SamplerOutput
 from vllm.v1.sample.metadata import SamplingMetadata
 from vllm.v1.sample.sampler import Sampler
 
 from softspec.engine.wire import Seat
-from softspec.engine.worker.mixing import GroupMixer, complete_groups, seat_of
+from softspec.engine.worker.mixing import GroupMixer
+from softspec.engine.worker.rows import complete_groups, seat_of
+
+if TYPE_CHECKING:
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 
 class EnsembleSampler(Sampler):
     """vLLM's sampler with groups in it; steps without groups pass straight through."""
 
-    def __init__(self, runner: Any) -> None:
+    def __init__(self, runner: "GPUModelRunner") -> None:
         super().__init__(runner.sampler.logprobs_mode, runner.sampler.use_fp64_gumbel)
         self.mixer = GroupMixer()
         self._runner = runner
@@ -30,6 +37,7 @@ class EnsembleSampler(Sampler):
     def forward(
         self, logits: Tensor, sampling_metadata: SamplingMetadata, *args: object, **kwargs: object
     ) -> SamplerOutput:
+        """Draw and report a token per row; rows of one group get the same."""
         # The runner keeps a preempted request and lets a finished one go.
         self.mixer.forget(self.mixer.group_ids - self._runner.requests.keys())
         groups = complete_groups(self._drawing_members())
@@ -38,19 +46,22 @@ class EnsembleSampler(Sampler):
         self.mixer.mix(logits, groups)
         metadata = replace(sampling_metadata, max_num_logprobs=self._num_logprobs())
         output = super().forward(logits, metadata, *args, **kwargs)
-        output.logprobs_tensors = self.mixer.report(output.logprobs_tensors, len(logits))
+        reported = self.mixer.report(output.logprobs_tensors, len(logits))
+        if reported is not None:
+            output.logprobs_tensors = LogprobsTensors(*reported)
         return output
 
     def sample(
         self, logits: Tensor, sampling_metadata: SamplingMetadata, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor | None]:
+        """Draw from logits after masks, biases and penalties: ours for groups, vLLM's for the other rows."""
         self.mixer.draw(logits)
         sampled, processed = super().sample(logits, sampling_metadata, *args, **kwargs)
         self.mixer.hand_out(sampled)
         return sampled, processed
 
     def _drawing_members(self) -> Iterator[tuple[Seat, int, int]]:
-        """(seat, row, tokens drawn so far) of every member in this step that is not inside its prompt."""
+        """Seat, row and number of drawn tokens of every member in this step that is not inside its prompt."""
         requests, discarded = self._runner.requests, self._runner.discard_request_mask.np
         for row, request_id in enumerate(self._runner.input_batch.req_ids):
             request = requests[request_id]
@@ -59,7 +70,7 @@ class EnsembleSampler(Sampler):
                 yield seat, row, len(request.output_token_ids)
 
     def _num_logprobs(self) -> int | None:
-        """What rows outside groups ask for: leaders' rows are written by the mixer."""
+        """How many log-probabilities rows outside groups ask for; leaders' rows are written by the mixer."""
         asked, requests = self._runner.input_batch.num_logprobs, self._runner.requests
         others = (
             n for request_id, n in asked.items() if seat_of(requests[request_id].sampling_params) is None

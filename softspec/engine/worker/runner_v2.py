@@ -1,5 +1,8 @@
 """The ensemble sampler of model runner V2.
 
+In: a step's logits and batch. Out: vLLM's sampler output, with groups in it. Knows where model runner V2 keeps things;
+the arithmetic is in `mixing.py`.
+
 As in V1 the leader's row becomes the mixture before vLLM's masks, biases and penalties, the draw from it is ours, and
 all K rows get the drawn token. A request lives in a slot; a preempted one leaves it and comes back as a new request
 whose earlier output counts as prefill. Tested inside vLLM's real V2 classes and engine on a CPU, by Triton's
@@ -9,24 +12,29 @@ vLLM 0.32 places: `vllm.v1.worker.gpu.sample.sampler.Sampler`; of the runner `fi
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor, float32
 from vllm.sampling_params import SamplingParams
 from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.outputs import LogprobsTensors
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.sample.output import SamplerOutput
 from vllm.v1.worker.gpu.sample.sampler import Sampler
 from vllm.v1.worker.gpu.sample.states import NO_LOGPROBS
 
 from softspec.engine.wire import Seat
-from softspec.engine.worker.mixing import GroupMixer, complete_groups, seat_of
+from softspec.engine.worker.mixing import GroupMixer
+from softspec.engine.worker.rows import complete_groups, seat_of
+
+if TYPE_CHECKING:
+    from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 
 
 class EnsembleSampler(Sampler):
     """vLLM's sampler with groups in it; steps without groups pass straight through."""
 
-    def __init__(self, runner: Any) -> None:
+    def __init__(self, runner: "GPUModelRunner") -> None:
         # The same state objects as vLLM's sampler: they are large, and its own parts hold them too.
         self.__dict__.update(vars(runner.sampler))
         self.mixer = GroupMixer()
@@ -34,6 +42,7 @@ class EnsembleSampler(Sampler):
         runner.finish_requests = self._forgetting(runner.finish_requests)
 
     def add_request(self, req_idx: int, sampling_params: SamplingParams) -> None:
+        """Take a request into a slot, and remember its seat in its group."""
         super().add_request(req_idx, sampling_params)
         self._seats[req_idx] = seat_of(sampling_params)
         if self._seats[req_idx] is not None:
@@ -41,22 +50,27 @@ class EnsembleSampler(Sampler):
             self.sampling_states.num_logprobs[req_idx] = NO_LOGPROBS
 
     def __call__(self, logits: Tensor, input_batch: InputBatch) -> SamplerOutput:
+        """Draw and report a token per row; rows of one group get the same."""
         groups = complete_groups(self._drawing_members(input_batch))
         if groups:
             logits = logits.to(float32)
         self.mixer.mix(logits, groups)
         output = super().__call__(logits, input_batch)
-        output.logprobs_tensors = self.mixer.report(output.logprobs_tensors, len(logits))
+        reported = self.mixer.report(output.logprobs_tensors, len(logits))
+        if reported is not None:
+            output.logprobs_tensors = LogprobsTensors(*reported)
         return output
 
-    def _sample_random(self, processed_logits: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def _sample_random(
+        self, processed_logits: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
         self.mixer.draw(processed_logits)
         sampled, processed = super()._sample_random(processed_logits, *args, **kwargs)
         self.mixer.hand_out(sampled)
         return sampled, processed
 
     def _drawing_members(self, batch: InputBatch) -> Iterator[tuple[Seat, int, int]]:
-        """(seat, row, tokens drawn so far) of every member in this step that is not inside its prefill.
+        """Seat, row and number of drawn tokens of every member in this step that is not inside its prefill.
 
         Without speculative decoding the lengths on the host are exact, so nothing waits for the device.
         """
@@ -68,7 +82,7 @@ class EnsembleSampler(Sampler):
                 yield seat, row, lengths[row] - int(prompts[slot])
 
     def _forgetting(self, finish: Callable[[SchedulerOutput], None]) -> Callable[[SchedulerOutput], None]:
-        """The runner's `finish_requests`, which also removes preempted requests: those keep their posterior."""
+        """The runner's `finish_requests`, made to forget groups that are done; preempted ones keep their posterior."""
 
         def finish_requests(scheduler_output: SchedulerOutput) -> None:
             self.mixer.forget(scheduler_output.finished_req_ids)

@@ -2,16 +2,20 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import pytest
 
+from softspec.maths.answer import TokenUncertainty
 from softspec.maths.sampling import SamplingSpec
-from softspec.maths.uncertainty import TokenUncertainty
 from softspec.reference import ReferenceEnsemble
 from tests.support.parity import largest_difference
 
 if TYPE_CHECKING:
+    from vllm.outputs import RequestOutput
+    from vllm.v1.core.sched.output import SchedulerOutput
+
     from tests.stress.engine import InProcessEngine
     from tests.support.engine_harness import EngineHarness
 
@@ -51,27 +55,24 @@ class Asked:
     """One finished request: its drawn tokens, vLLM's own account of its prompt, and the tokens computed meanwhile."""
 
     def __init__(
-        self, engine: "InProcessEngine", model: str | None, prompt: Sequence[int], **settings: object
+        self, engine: "InProcessEngine", model: str | None, prompt: Sequence[int], **settings: Any
     ) -> None:
         from vllm import SamplingParams
 
-        from softspec.engine.front.client import split_position
+        from softspec.engine.front.translation import split_position
 
         self.computed: list[int] = []
         schedule = engine.scheduler.schedule
 
-        def counted(*args: object, **kwargs: object):  # type: ignore[no-untyped-def]
-            output = schedule(*args, **kwargs)
+        def counted(throttle_prefills: bool = False) -> "SchedulerOutput":
+            output = schedule(throttle_prefills)
             self.computed.append(output.total_num_scheduled_tokens)
             return output
 
-        params = SamplingParams(**{"temperature": 0, "max_tokens": 1, "ignore_eos": True, **settings})  # type: ignore[arg-type]
+        params = SamplingParams(**{"temperature": 0, "max_tokens": 1, "ignore_eos": True, **settings})
         ids, _ = engine.submit("asked", model, prompt, params)
-        engine.scheduler.schedule = counted  # type: ignore[method-assign]
-        try:
+        with patch.object(engine.scheduler, "schedule", counted):
             done = [output for output in self._outputs(engine, ids) if output.request_id == "asked"]
-        finally:
-            engine.scheduler.schedule = schedule  # type: ignore[method-assign]
         self.cached = done[-1].num_cached_tokens
         self.token_ids = list(done[-1].outputs[0].token_ids)
         spec = engine.specs.get(model)
@@ -81,7 +82,7 @@ class Asked:
             self.tokens = [split_position(logprobs, i, spec, 0)[0] for i in range(len(logprobs))]
 
     @staticmethod
-    def _outputs(engine: "InProcessEngine", ids: list[str]):  # type: ignore[no-untyped-def]
+    def _outputs(engine: "InProcessEngine", ids: list[str]) -> Iterator["RequestOutput"]:
         while any(request_id in engine.scheduler.requests for request_id in ids):
             yield from engine.step()
 
@@ -182,7 +183,7 @@ def test_seed_replays_an_answer_in_any_company_and_after_a_restart(
 
     from tests.support.engine_harness import Question
 
-    settings = {"seed": 5, "temperature": temperature, "max_tokens": 24, "ignore_eos": True}
+    settings: dict[str, Any] = {"seed": 5, "temperature": temperature, "max_tokens": 24, "ignore_eos": True}
     busy = SamplingParams(temperature=1.0, max_tokens=40, ignore_eos=True)
     for number, neighbour in enumerate(("block-2", None, "always-4", "block-4/member-2", "block-4")):
         engine.submit(f"neighbour-{number}", neighbour, PROMPT[number:], busy)

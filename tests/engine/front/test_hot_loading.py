@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from softspec.artefact.activation import AlwaysActivation, BlockActivation
+from softspec.artefact.activation import Activation, AlwaysActivation, BlockActivation
 from softspec.artefact.manifest import member_dir
 from softspec.errors import ConfigError
 from softspec.maths.sampling import SamplingSpec
 from softspec.reference import ReferenceEnsemble
-from tests.engine.test_parity import base_greedy, prompt
-from tests.support.parity import TOLERANCE, largest_difference
+from tests.support.parity import TOLERANCE, base_greedy, largest_difference, prompt
 from tests.support.tiny import random_adapters
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ pytestmark = pytest.mark.vllm
 
 NAME = "retrained"
 # Trainings that follow each other: other weights, another number of members, and both activations.
-TRAININGS = (
+TRAININGS: tuple[tuple[int, Activation], ...] = (
     (2, BlockActivation(block_size=32)),
     (3, AlwaysActivation()),
     (2, AlwaysActivation()),
@@ -96,7 +95,7 @@ def settled_loras(engine: "EngineHarness") -> tuple[set[int], set[int]]:
 
     async def both() -> tuple[set[int], set[int]]:
         registry = engine.client.registry
-        await asyncio.gather(*registry._leaving)
+        await registry.settle()
         served = {a.int_id for ensemble in registry.ensembles.values() for a in ensemble.adapters}
         return set(await engine.engine.list_loras()), served
 

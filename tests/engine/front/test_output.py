@@ -1,6 +1,6 @@
 """vLLM's own output processor with a group's columns in it: what reaches the reader of a stream."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from softspec.engine.front.client import group_params, split_position
+from softspec.engine.front.translation import group_params, split_position
 from softspec.engine.wire import Adapter, GroupSpec, num_columns
 
 pytestmark = pytest.mark.vllm
 
-SPEC = GroupSpec((Adapter("a", 1, "a"), Adapter("b", 2, "b")), (-0.7, -0.7), "prefix_posterior", 0, 0)
+SPEC = GroupSpec((Adapter("a", 1, "a"), Adapter("b", 2, "b")), (-0.7, -0.7), "prefix_posterior", None, 0)
 
 
 @pytest.fixture
-def stream(tiny_base: Path) -> Iterator[Any]:
+def stream(tiny_base: Path) -> Callable[[int, int | None], Any]:
     """Sends `count` tokens of a group to a reader that comes only then; returns what it finds."""
     from vllm.sampling_params import RequestOutputKind, SamplingParams
     from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest

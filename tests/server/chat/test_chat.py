@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from starlette.testclient import TestClient
 
 from softspec.errors import LockstepError
-from softspec.maths.uncertainty import summarise
+from softspec.maths.answer import summarise
 from softspec.server.policy.policy import Policy
 from tests.support.fake_engine import AGREED, ENSEMBLE, TORN, UNIFORM, FakeEngine, client_of, make_app
 

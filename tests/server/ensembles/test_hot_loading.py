@@ -45,6 +45,7 @@ def running(folder: Path) -> Iterator[Server]:
 def server(running: Server, folder: Path) -> Iterator[Server]:
     """Room for four adapters, of which NAME has two; after each test it is served alone again."""
     running.engine.began.clear()
+    running.engine.loading.clear()
     yield running
     running.engine.unreadable = ""
     running.engine.may_answer.set()
@@ -120,8 +121,7 @@ def test_weights_are_in_the_engine_before_the_name_is_served(server: Server, fol
         server.engine.may_load.clear()
         request = server.http.post("/v1/load_ensemble", json={"path": str(folder / OTHER)})
         loading = asyncio.create_task(request)
-        while not registry(server)._changing.locked():
-            await asyncio.sleep(0)
+        await server.engine.loading.wait()
         during = OTHER in registry(server).lora_requests
         server.engine.may_load.set()
         await loading
@@ -226,7 +226,7 @@ def test_client_that_leaves_ends_its_request(server: Server) -> None:
             assert server.engine.resident
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
-        await asyncio.gather(*registry(server)._leaving)
+        await registry(server).settle()
 
     server.run(leave())
 
@@ -239,7 +239,7 @@ def test_request_that_never_began_keeps_nothing(server: Server) -> None:
     async def begin_too_late() -> None:
         outputs = ask(server)
         await registry(server).unload(NAME)
-        await asyncio.gather(*registry(server)._leaving)
+        await registry(server).settle()
         assert not server.engine.resident
         with pytest.raises(UnknownModelError, match=f"`{NAME}` does not exist"):
             await anext(outputs)
@@ -278,7 +278,7 @@ def test_one_unreadable_member_leaves_everything_as_it_was(server: Server, folde
         ("lora_config", "max_lora_rank", 2, "has 4 LoRA rank but the engine allows 2: .* --max-lora-rank 4"),
         ("lora_config", "max_cpu_loras", 2, "have 3 members but the engine keeps 2 .* --max-loras 3, or"),
         ("scheduler_config", "max_num_seqs", 1, "2 rows but the engine allows 1: .* --max-num-seqs 2"),
-        ("model_config", "max_logprobs", 6, "7 log-probability columns .* --max-logprobs 7"),
+        ("model_config", "max_logprobs", 5, "6 log-probability columns .* --max-logprobs 6"),
         ("cache_config", "num_gpu_blocks", 9, "the KV cache has room for .* --max-model-len"),
     ],
 )

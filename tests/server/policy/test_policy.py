@@ -9,7 +9,7 @@ import pytest
 from softspec.artefact.manifest import WeightsRule
 from softspec.engine.trace import ChoiceTrace
 from softspec.errors import ConfigError
-from softspec.maths.uncertainty import METRICS, TokenUncertainty, summarise
+from softspec.maths.answer import METRICS, TokenUncertainty, summarise
 from softspec.server.policy.policy import Action, Decision, Policy, RunningDecision, RunningMetric
 from tests.support.fake_engine import AGREED, TORN, UNIFORM
 
@@ -25,7 +25,6 @@ def random_tokens(seed: int, count: int) -> list[TokenUncertainty]:
             total_entropy=draw.random(),
             aleatoric_entropy=draw.random(),
             epistemic=draw.random(),
-            token_disagreement=draw.random(),
             disagreement=draw.random(),
             member_log_probs=tuple(-3 * draw.random() for _ in PRIOR),
         )

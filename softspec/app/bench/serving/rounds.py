@@ -25,7 +25,7 @@ from softspec.app.bench.serving.sample import SUMMARY
 from softspec.app.bench.serving.settings import WAYS, BenchSettings
 from softspec.app.bench.serving.ways import client_way, local_ways, reference_way
 from softspec.artefact.manifest import Manifest
-from softspec.engine.front.registry import load_ensembles
+from softspec.engine.front.ensemble import load_ensembles
 from softspec.engine.start.local import open_engine
 from softspec.reference import ReferenceEnsemble
 
@@ -54,19 +54,19 @@ async def run(
         members = [model for model in ensembles[0].specs() if model != manifest.name]
         ways = local_ways(engine, manifest.name, members)
         if "client" in settings.ways:
-            stock = [*arguments, "--num-gpu-blocks-override", str(facts["kv_blocks"])]
+            stock = [*arguments, "--num-gpu-blocks-override", str(facts.kv_blocks)]
             log = output.with_suffix(".server.log")
             url = stack.enter_context(stock_server(stock, directory, manifest, stock_environment, log))
             session = await stack.enter_async_context(open_session())
             ways["client"] = client_way(SteppingClient(session, url, manifest, model["vocab_size"]))
         if "reference" in settings.ways:
-            torch.set_num_threads(facts["threads"])
+            torch.set_num_threads(facts.threads)
             ways["reference"] = reference_way(ReferenceEnsemble.load(base, directory))
         description = {
             "command": shlex.join(["softspec", *sys.argv[1:]]),
             "versions": machine.versions(),
             "machine": machine.machine(),
-            "engine": facts,
+            "engine": asdict(facts),
             "model": model,
             "settings": asdict(settings),
             "ways": {way: WAYS[way] for way in settings.ways},

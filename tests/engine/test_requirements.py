@@ -9,7 +9,7 @@ import pytest
 
 from softspec.artefact.activation import BlockActivation
 from softspec.artefact.manifest import BaseModelRef, Manifest
-from softspec.engine.start.requirements import SCHEDULER, WORKER_EXTENSION, require_engine
+from softspec.engine.requirements import SCHEDULER, WORKER_EXTENSION, require_engine
 from softspec.errors import ConfigError, UnsupportedEngineError
 
 
@@ -47,7 +47,7 @@ def config(**changes: Any) -> SimpleNamespace:
             "pipeline_parallel_size": 1,
             "enable_batch_sharded_sampling": False,
         },
-        "model_config": {"max_logprobs": 7, "max_model_len": 64},
+        "model_config": {"max_logprobs": 6, "max_model_len": 64},
         "cache_config": {"block_size": 16, "num_gpu_blocks": 10, "enable_prefix_caching": True},
         "device_config": {"device_type": "cuda"},
     }
@@ -78,7 +78,7 @@ def test_untested_versions_are_refused_by_name(version: str) -> None:
         ({"lora_config__max_loras": 1}, "2 members but the engine allows 1: .* --max-loras 2"),
         ({"lora_config__max_cpu_loras": 1}, "2 members but the engine keeps 1 .*: .* --max-loras 2, or .*"),
         ({"scheduler_config__max_num_seqs": 2}, "3 rows but the engine allows 2: .* --max-num-seqs 3"),
-        ({"model_config__max_logprobs": 6}, "7 log-probability columns .* allows 6: .* --max-logprobs 7"),
+        ({"model_config__max_logprobs": 5}, "6 log-probability columns .* allows 5: .* --max-logprobs 6"),
         ({"cache_config__block_size": 128}, "multiples of 32 tokens .* blocks have 128: .* --block-size 32"),
         ({"cache_config__num_gpu_blocks": 9}, "room for 48 tokens .* may have 64: .* --max-model-len 48"),
         ({"cache_config__enable_prefix_caching": False}, "prefix caching is off .* --enable-prefix-caching"),

@@ -6,11 +6,14 @@ helps. Reads attributes only; imports no vllm.
 
 import math
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from softspec.artefact.manifest import Manifest
 from softspec.engine.wire import num_columns
 from softspec.errors import ConfigError, UnsupportedEngineError
+
+if TYPE_CHECKING:
+    from vllm.config import CacheConfig, VllmConfig
 
 TESTED_VERSIONS = ("0.32.0",)
 SCHEDULER = "softspec.engine.core.scheduler.LockstepScheduler"
@@ -18,7 +21,7 @@ WORKER_EXTENSION = "softspec.engine.worker.install.EnsembleWorker"
 
 
 class LoadedEnsemble(Protocol):
-    """What is asked of an ensemble here."""
+    """An ensemble, as far as the requirements look at one."""
 
     @property
     def manifest(self) -> Manifest: ...
@@ -27,7 +30,7 @@ class LoadedEnsemble(Protocol):
     def rank(self) -> int: ...
 
 
-def require_engine(version: str, config: Any, ensembles: Iterable[LoadedEnsemble]) -> None:
+def require_engine(version: str, config: "VllmConfig", ensembles: Iterable[LoadedEnsemble]) -> None:
     """Raise unless this vLLM, with this `VllmConfig`, can serve these ensembles.
 
     Raises:
@@ -51,7 +54,7 @@ def require_engine(version: str, config: Any, ensembles: Iterable[LoadedEnsemble
         _require_shared_blocks(config.cache_config, ensemble.manifest)
 
 
-def _refuse_untested_options(config: Any) -> None:
+def _refuse_untested_options(config: "VllmConfig") -> None:
     found = (
         ("speculative decoding", config.speculative_config is not None, "remove --speculative-config"),
         ("KV transfer", config.kv_transfer_config is not None, "remove --kv-transfer-config"),
@@ -77,8 +80,8 @@ def _refuse_untested_options(config: Any) -> None:
             raise UnsupportedEngineError(f"{option} is on, which was not tested with ensembles: {remedy}")
 
 
-def _require_residence(config: Any, num_adapters: int) -> None:
-    """An adapter that vLLM pushes out is read again from its path, where other weights may lie by then."""
+def _require_residence(config: "VllmConfig", num_adapters: int) -> None:
+    """Raise unless every adapter can stay: one that is pushed out is read again from its path, where others may lie."""
     limit = config.lora_config.max_cpu_loras
     if limit < num_adapters:
         raise ConfigError(
@@ -87,17 +90,13 @@ def _require_residence(config: Any, num_adapters: int) -> None:
         )
 
 
-def _require_class(found: Any, expected: str, flag: str) -> None:
-    name = (
-        found
-        if isinstance(found, str)
-        else f"{getattr(found, '__module__', '')}.{getattr(found, '__name__', '')}"
-    )
+def _require_class(found: str | type | None, expected: str, flag: str) -> None:
+    name = f"{found.__module__}.{found.__qualname__}" if isinstance(found, type) else found
     if name != expected:
         raise UnsupportedEngineError(f"{flag} is {found or 'not set'}: expected {expected}")
 
 
-def _require_room(config: Any, ensemble: LoadedEnsemble) -> None:
+def _require_room(config: "VllmConfig", ensemble: LoadedEnsemble) -> None:
     manifest = ensemble.manifest
     # While a shared prompt is computed it takes a run slot of its own.
     rows = manifest.num_members + (manifest.activation.block_size is not None)
@@ -121,8 +120,8 @@ def _require_room(config: Any, ensemble: LoadedEnsemble) -> None:
             )
 
 
-def _require_cache(config: Any, manifest: Manifest) -> None:
-    """The longest request must fit into the KV cache with all its rows, or it could never finish."""
+def _require_cache(config: "VllmConfig", manifest: Manifest) -> None:
+    """Raise unless the longest request fits into the KV cache with all its rows, or it could never finish."""
     cache = config.cache_config
     if not cache.num_gpu_blocks or not cache.block_size:
         return  # not known before the engine runs
@@ -137,8 +136,8 @@ def _require_cache(config: Any, manifest: Manifest) -> None:
         )
 
 
-def _require_shared_blocks(cache: Any, manifest: Manifest) -> None:
-    """Members share whole cached KV blocks of their prompt, so these must end where the adapters begin."""
+def _require_shared_blocks(cache: "CacheConfig", manifest: Manifest) -> None:
+    """Raise unless members can share cached KV blocks of their prompt, which must end where the adapters begin."""
     if manifest.activation.block_size is None:
         return
     if not cache.enable_prefix_caching:

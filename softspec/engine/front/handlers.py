@@ -1,0 +1,67 @@
+"""vLLM's HTTP handlers with ensembles in them: our client in place of the engine, our models in their list.
+
+In: the state in which vLLM's server keeps its handlers, once they are made. Out: the same handlers, changed once at
+start-up, and what they can tell. Knows no routes and no policy.
+
+vLLM 0.32 places: `vllm.entrypoints.launchers.api_server.app_state` (who holds an engine client),
+`OpenAIServingModels.lora_requests`, `OpenAIServingCompletion.create_completion`.
+"""
+
+from collections.abc import Callable
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from vllm.engine.protocol import EngineClient
+from vllm.entrypoints.generate.base.serving import decode_token_ids
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+
+from softspec.engine.front.client import EnsembleClient
+from softspec.errors import ConfigError, EngineError
+
+if TYPE_CHECKING:
+    from starlette.datastructures import State
+
+
+def base_names(state: "State") -> list[str]:
+    """The names under which the base model is served."""
+    return [model.name for model in state.openai_serving_models.base_model_paths]
+
+
+def put_into_handlers(client: EnsembleClient, engine: EngineClient, state: "State") -> None:
+    """Let every handler ask `client` instead of `engine`, and look up LoRA models among the client's.
+
+    Raises:
+        ConfigError: the server was started with adapters of its own.
+    """
+    models = state.openai_serving_models
+    if models.lora_requests:
+        # vLLM numbered these from 1, as we number members; one number must not mean two adapters.
+        raise ConfigError(
+            f"--lora-modules {sorted(models.lora_requests)} cannot be served beside an ensemble"
+        )
+    # Always as the registry has them; only the registry changes them.
+    models.lora_requests = MappingProxyType(client.registry.lora_requests)
+    for handler in vars(state)["_state"].values():
+        if getattr(handler, "engine_client", None) is engine:
+            handler.engine_client = client
+    # This one keeps further references to the engine and would answer an ensemble's name with a single model.
+    state.serving_structured_decisions = None
+
+
+def token_decoder(engine: EngineClient) -> Callable[[int], str]:
+    """A function that gives a token's text, as vLLM writes it beside log-probabilities."""
+    tokenizer = engine.renderer.tokenizer
+    return lambda token_id: decode_token_ids([token_id], tokenizer)[0][0]
+
+
+async def draw_one_token(state: "State", ensemble: str) -> None:
+    """Let an ensemble draw one token, through everything but HTTP.
+
+    Raises:
+        EngineError: there is no answer.
+    """
+    request = CompletionRequest(model=ensemble, prompt="Ready?", max_tokens=1, temperature=0)
+    answer = await state.openai_serving_completion.create_completion(request)
+    if isinstance(answer, ErrorResponse):
+        raise EngineError(f"ensemble '{ensemble}' does not answer: {answer.error.message}")

@@ -1,0 +1,102 @@
+"""What a request for an ensemble becomes on its way to the engine, and what its outputs become on their way back.
+
+In: the caller's sampling parameters, and vLLM's outputs with telemetry in their log-probabilities. Out: parameters that
+carry a group; outputs as from one model, and a choice's trace. Knows no engine and no other request.
+
+vLLM 0.32 places: `SamplingParams` (`extra_args`, `logprobs`, `flat_logprobs`), `FlatLogprobs`, `CompletionOutput`.
+"""
+
+import secrets
+from copy import copy
+from dataclasses import replace
+
+from vllm.logprobs import FlatLogprobs, Logprob
+from vllm.outputs import CompletionOutput
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+from softspec.engine.trace import ChoiceTrace, RequestTrace
+from softspec.engine.wire import KEY, GroupSpec, num_columns, unpack
+from softspec.errors import ConfigError
+from softspec.maths.answer import TokenUncertainty
+
+
+def group_params(params: SamplingParams, spec: GroupSpec) -> SamplingParams:
+    """The parameters that carry a group to the scheduler; `seed` is drawn if the caller gave none."""
+    num_top = params.logprobs or 0
+    group = copy(params)
+    group.extra_args = {**(params.extra_args or {}), KEY: replace(spec, num_top=num_top).to_wire()}
+    group.logprobs = num_top + num_columns(spec.num_members)
+    group.flat_logprobs = True
+    group.seed = secrets.randbelow(2**53) if params.seed is None else params.seed
+    return group
+
+
+def split_position(
+    logprobs: FlatLogprobs, position: int, spec: GroupSpec, num_top: int
+) -> tuple[TokenUncertainty, dict[int, Logprob]]:
+    """One token's telemetry, and the mixture log-probabilities that the caller asked for."""
+    start = logprobs.start_indices[position]
+    end = start + 1 + num_top
+    token = unpack(
+        logprobs.token_ids[start],
+        logprobs.logprobs[start],
+        logprobs.logprobs[end : end + num_columns(spec.num_members)],
+    )
+    top = {
+        logprobs.token_ids[i]: Logprob(logprobs.logprobs[i], logprobs.ranks[i], logprobs.decoded_tokens[i])
+        for i in range(start, end)
+    }
+    return token, top
+
+
+def refuse_unsupported(params: SamplingParams) -> None:
+    """Raise if a request asks for what a mixture cannot give.
+
+    Raises:
+        ConfigError: it does; the message names the field.
+    """
+    found = {
+        "prompt_logprobs": params.prompt_logprobs is not None,
+        "logprob_token_ids": bool(params.logprob_token_ids),
+        "logprobs": params.logprobs == -1,
+    }
+    for field, asked in found.items():
+        if asked:
+            raise ConfigError(
+                f"'{field}' is not available for an ensemble: ask a base model, or leave it out"
+            )
+
+
+def open_choices(trace: RequestTrace | None, count: int) -> list[ChoiceTrace]:
+    """One trace per sample, in the order in which the requests of a trace come."""
+    choices = [ChoiceTrace() for _ in range(count)]
+    if trace is not None:
+        trace.choices |= dict(enumerate(choices, start=len(trace.choices)))
+    return choices
+
+
+def describe(choices: list[ChoiceTrace], spec: GroupSpec, params: SamplingParams) -> None:
+    """Fill in what is known once the members are chosen; vLLM seeds sample i of n with `seed + i`."""
+    assert params.seed is not None
+    for i, choice in enumerate(choices):
+        choice.log_weights, choice.weights_rule, choice.seed = (
+            spec.log_weights,
+            spec.weights_rule,
+            params.seed + i,
+        )
+
+
+def record(
+    completion: CompletionOutput, params: SamplingParams, spec: GroupSpec, choice: ChoiceTrace
+) -> None:
+    """Move the telemetry of an output into its choice, and leave the log-probabilities that the caller asked for."""
+    logprobs = completion.logprobs
+    assert isinstance(logprobs, FlatLogprobs)
+    split = [split_position(logprobs, i, spec, params.logprobs or 0) for i in range(len(logprobs))]
+    seen = 0 if params.output_kind == RequestOutputKind.DELTA else len(choice.tokens)
+    choice.tokens += [token for token, _ in split[seen:]]
+    if params.logprobs is None:
+        completion.logprobs = completion.cumulative_logprob = None
+        return
+    completion.logprobs = FlatLogprobs() if params.flat_logprobs else []
+    completion.logprobs.extend([top for _, top in split])

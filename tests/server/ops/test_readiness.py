@@ -1,0 +1,93 @@
+"""A server is ready once every ensemble has answered its canary, and while nothing stands against it."""
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+from starlette.datastructures import State
+
+from softspec.engine.trace import ChoiceTrace, current_trace
+from softspec.errors import EngineError
+from softspec.server.ops.canary import canary_of
+from softspec.server.ops.readiness import Readiness, obstacle
+from tests.support.fake_engine import AGREED
+
+
+def test_server_is_ready_once_every_ensemble_has_answered_its_canary() -> None:
+    asked: list[str] = []
+
+    async def canary(name: str) -> None:
+        asked.append(name)
+
+    async def scenario() -> tuple[str | None, str | None]:
+        readiness = Readiness(["a", "b"], canary, obstacle=lambda: None)
+        before = readiness.problem()
+        await asyncio.sleep(0)
+        return before, readiness.problem()
+
+    before, after = asyncio.run(scenario())
+
+    assert before == "the canary step of the ensembles has not finished"
+    assert after is None
+    assert asked == ["a", "b"]
+
+
+def test_failed_canary_is_reported_and_tried_again() -> None:
+    outcomes = iter([RuntimeError("engine is dead"), None])
+
+    async def canary(_name: str) -> None:
+        if (error := next(outcomes)) is not None:
+            raise error
+
+    async def scenario() -> tuple[str | None, str | None]:
+        readiness = Readiness(["a"], canary, obstacle=lambda: None)
+        readiness.begin()
+        await asyncio.sleep(0)
+        failed = readiness.problem()
+        await asyncio.sleep(0)
+        return failed, readiness.problem()
+
+    assert asyncio.run(scenario()) == ("the canary step failed: engine is dead", None)
+
+
+def test_draining_server_is_not_ready() -> None:
+    async def canary(_name: str) -> None:
+        return None
+
+    readiness = Readiness(["a"], canary, obstacle=lambda: "the server is shutting down")
+
+    assert readiness.problem() == "the server is shutting down"
+
+
+@pytest.mark.parametrize(
+    ("errored", "should_exit", "reason"),
+    [
+        (False, None, None),
+        (False, False, None),
+        (False, True, "the server is shutting down"),
+        (True, False, "the engine has died"),
+    ],
+)
+def test_dead_engines_and_stopping_servers_take_no_traffic(
+    errored: bool, should_exit: bool | None, reason: str | None
+) -> None:
+    server = {} if should_exit is None else {"server": SimpleNamespace(should_exit=should_exit)}
+
+    assert obstacle(SimpleNamespace(errored=errored), State(server)) == reason
+
+
+def test_canary_that_brings_no_uncertainty_is_a_failure() -> None:
+    async def draw_one_token(_name: str) -> None:
+        trace = current_trace.get()
+        assert trace is not None
+        trace.choices[0] = ChoiceTrace(tokens=list(drawn))
+
+    async def scenario() -> None:
+        await canary_of(draw_one_token)("jurists")
+
+    drawn = AGREED[:1]
+    asyncio.run(scenario())
+
+    drawn = ()
+    with pytest.raises(EngineError, match="'jurists' answers without uncertainty"):
+        asyncio.run(scenario())
