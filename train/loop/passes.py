@@ -108,7 +108,7 @@ def _one_by_one(
         of_items, pull = routing.of_items(shares), scale * routing.pull(shares)
         counted = of_items >= config.skip_responsibility
         if one_pass:
-            # `pull` is constant. Where none remains the gradients are zero, and the members' layers do not compute them.
+            # `pull` is constant. Where none is left the gradient is zero, and the members' layers do not compute it.
             surrogate_loss(table.loglik, counted * pull).sum().backward()
         else:
             _second_pass(batch, counted, pull)
