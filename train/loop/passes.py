@@ -98,23 +98,27 @@ def _one_by_one(
     config, active_members = training.config, training.active_members
     done = []
     for units in batches:
-        batch = training.objective.batch(training.members, units)
         one_pass = config.granularity == "token" or active_members > ONE_PASS_FROM * config.num_members
-        with torch.set_grad_enabled(one_pass):
-            table = batch.table()
-        known = Table(table.loglik.detach(), table.margins.detach())
-        routing = _routing(training, units, alpha)
-        shares = routing.responsibilities(known.loglik)
-        of_items, pull = routing.of_items(shares), scale * routing.pull(shares)
-        counted = of_items >= config.skip_responsibility
-        if one_pass:
-            # `pull` is constant. Where none is left the gradient is zero, and the members' layers do not compute it.
-            surrogate_loss(table.loglik, counted * pull).sum().backward()
-        else:
-            _second_pass(batch, counted, pull)
-        done.append(_part(known, counted, of_items, len(units)))
+        done.append(_alone(training, units, alpha, scale, one_pass))
         active_members = done[-1].active / len(units)
     return done, active_members
+
+
+def _alone(training: Training, units: Sequence[Unit], alpha: float, scale: float, one_pass: bool) -> _Part:
+    """Add the gradients of a micro-batch that is routed by itself, in one pass or in two."""
+    batch, routing = training.objective.batch(training.members, units), _routing(training, units, alpha)
+    with torch.set_grad_enabled(one_pass):
+        table = batch.table()
+    known = Table(table.loglik.detach(), table.margins.detach())
+    shares = routing.responsibilities(known.loglik)
+    of_items, pull = routing.of_items(shares), scale * routing.pull(shares)
+    counted = of_items >= training.config.skip_responsibility
+    if one_pass:
+        # `pull` is constant. Where none is left the gradient is zero, and the members' layers do not compute it.
+        surrogate_loss(table.loglik, counted * pull).sum().backward()
+    else:
+        _second_pass(batch, counted, pull)
+    return _part(known, counted, of_items, len(units))
 
 
 def _together(
