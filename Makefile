@@ -2,7 +2,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Errors only: what pip warns of (places it does not find, pins that it is told not to question) is known.
+PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
 STAMP := $(VENV)/.installed
 # vLLM's CPU build needs torch's CPU build; where pip's usual index lacks it, PyTorch's own has it.
 TORCH := torch==2.13.0+cpu
@@ -17,23 +18,28 @@ CODE := softspec train server tests
 setup: $(STAMP)
 
 $(STAMP): requirements/cpu.txt requirements/model.txt pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet --upgrade "pip>=25" "setuptools==78.1.1"
-	$(PIP) install --quiet --no-deps "$(TORCH)" || $(PIP) install --quiet --no-deps --index-url $(TORCH_INDEX) "$(TORCH)"
-	$(PIP) install --quiet --no-deps --requirement requirements/cpu.txt --requirement requirements/model.txt
-	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
-	touch $@
+	@echo "Installing pinned packages into $(VENV): 1 GB of downloads, about 2 minutes."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) install --upgrade "pip>=25" "setuptools==78.1.1"
+	@echo "  PyTorch ..."
+	@$(PIP) install --no-deps "$(TORCH)" 2>/dev/null || $(PIP) install --no-deps --index-url $(TORCH_INDEX) "$(TORCH)"
+	@echo "  vLLM, transformers and what they need ..."
+	@$(PIP) install --no-deps --requirement requirements/cpu.txt --requirement requirements/model.txt
+	@echo "  softspec itself ..."
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+	@echo "Installed. Next: make demo, or $(BIN)/softspec --help"
 
 demo: setup
 	$(BIN)/softspec demo $(DEMO_FLAGS)
 
 $(TRITON)/.installed: requirements/triton.txt | $(STAMP)
 	rm -rf $(TRITON)
-	$(PIP) install --quiet --no-deps --target $(TRITON) --requirement requirements/triton.txt
+	$(PIP) install --no-deps --target $(TRITON) --requirement requirements/triton.txt
 	touch $@
 
 test: setup lint $(TRITON)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --durations=20
 
 test-fast: setup
 	$(BIN)/python -m pytest -m "not vllm and not model and not slow and not gpu and not pilot"
@@ -48,9 +54,9 @@ format: setup
 	$(BIN)/ruff format $(CODE)
 
 requirements: setup
-	$(PIP) install --quiet uv
+	$(PIP) install uv
 	UV_FIND_LINKS="$$PIP_FIND_LINKS" $(BIN)/uv pip compile pyproject.toml \
-	  --extra cpu --extra test --python-version 3.11 --no-annotate \
+	  --extra serve-cpu --extra test --python-version 3.11 --no-annotate \
 	  --no-emit-package torch --no-emit-package torchaudio --no-emit-package torchcodec \
 	  --no-emit-package torchvision --no-emit-package triton \
 	  --custom-compile-command "make requirements" --quiet --output-file requirements/cpu.txt

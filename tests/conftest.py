@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from softspec.artefact.activation import AlwaysActivation, BlockActivation
+from softspec.artefact.activation import Activation, AlwaysActivation, BlockActivation
 from tests.support.tiny import random_adapters, tiny_llama
 
 if TYPE_CHECKING:
@@ -31,7 +31,10 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_ensembles(tiny_base: Path) -> dict[str, Path]:
     """Random adapters: `always-K` and `block-K` for every K of `MEMBER_COUNTS`."""
-    activations = {"always": AlwaysActivation(), "block": BlockActivation(block_size=32)}
+    activations: dict[str, Activation] = {
+        "always": AlwaysActivation(),
+        "block": BlockActivation(block_size=32),
+    }
     return {
         (name := f"{kind}-{count}"): random_adapters(
             tiny_base, tiny_base.parent / name, count, seed=count, activation=activation, name=name

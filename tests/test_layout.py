@@ -45,7 +45,7 @@ OUTSIDE = {
     "vllm": ("engine", "server.plugin"),
     "fastapi": ("server.ops", "server.chat", "server.ensembles", "server.plugin"),
     "peft": ("train.result", "train.members", "reference", "app.bench"),
-    "cyclopts": ("app.cli",),
+    "cyclopts": ("app",),
 }
 """Where a library may be imported. Whatever is about it belongs there."""
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
-from softspec.artefact.activation import AlwaysActivation, BlockActivation, shared_tokens
+from softspec.artefact.activation import Activation, AlwaysActivation, BlockActivation, shared_tokens
 from softspec.artefact.manifest import Manifest, load_manifest, member_dir, save_manifest
 from softspec.maths.answer import summarise
 from softspec.maths.mixture import sequence_loglik
@@ -20,7 +20,7 @@ from tests.support import oracle
 from tests.support.tiny import random_adapters, tiny_llama
 
 PROMPT = [1, 40, 41, 42, 43, 44, 45, 46, 47, 48, 49]
-ACTIVATIONS = {"always": AlwaysActivation(), "block": BlockActivation(block_size=4)}
+ACTIVATIONS: dict[str, Activation] = {"always": AlwaysActivation(), "block": BlockActivation(block_size=4)}
 GREEDY = SamplingSpec(temperature=0.0)
 
 
@@ -29,7 +29,7 @@ def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_llama(tmp_path_factory.mktemp("base"))
 
 
-@pytest.fixture(scope="module", params=ACTIVATIONS.values(), ids=ACTIVATIONS.keys())
+@pytest.fixture(scope="module", params=list(ACTIVATIONS.values()), ids=list(ACTIVATIONS))
 def ensemble_dir(
     request: pytest.FixtureRequest, base_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:

@@ -1,1 +1,1 @@
-"""The command line, one file a command."""
+"""The command line, one file a command; `main` has the table of commands and the exit codes."""

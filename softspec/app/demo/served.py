@@ -55,7 +55,7 @@ def serving(ensemble_dir: Path, base: str, settings: ServingSettings) -> Iterato
         EngineError: the server ended, or was not ready in time; the message names its log.
     """
     port = free_port()
-    command = [sys.executable, "-m", "softspec.app.cli", "serve", str(ensemble_dir), "--base", base]
+    command = [sys.executable, "-P", "-m", "softspec.app.cli", "serve", str(ensemble_dir), "--base", base]
     command += ["--host", "127.0.0.1", "--port", str(port), *settings.flags]
     environment = {"VLLM_CPU_KVCACHE_SPACE": "1", **os.environ}
     url, log = f"http://127.0.0.1:{port}", ensemble_dir / LOG_NAME

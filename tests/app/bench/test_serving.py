@@ -210,7 +210,7 @@ def measure(path: Path, settings: BenchSettings, answers_before_ctrl_c: int) -> 
     results = Results(path, {"machine": {"cpu": "scripted"}}, SUMMARY)
     with tqdm(disable=True) as bar:
         asyncio.run(measure_all(ways, settings, 300, results, bar))
-    return json.loads(path.read_text())  # type: ignore[no-any-return]
+    return json.loads(path.read_text())
 
 
 def test_a_finished_run_holds_every_sample_of_every_repeat(tmp_path: Path) -> None:
@@ -258,7 +258,7 @@ def test_first_members_of_an_ensemble_are_an_ensemble(ensemble: Path, tmp_path: 
         (["missing"], "no ensemble.json in 'missing'"),
         ([], "found nothing to measure: give an ensemble directory, or --random-adapters K"),
         (["missing", "--random-adapters", "4"], "'missing' and --random-adapters 4: give one of them"),
-        (["--random-adapters", "4", "--dtype", "bfloat16"], "write vLLM's flags as --flag=value"),
+        (["missing", "missing"], "found 2 ensemble directories"),
         (["--random-adapters", "4", "--members", "2"], "--members is for an ensemble directory"),
         (["{}", "--members", "4"], "--members is 4 but '{}' has 3"),
         (["{}", "--ways", "member", "magic"], "--ways has 'magic'"),

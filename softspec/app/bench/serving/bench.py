@@ -53,8 +53,7 @@ def bench_serve(
         raise ConfigError("found nothing to measure: give an ensemble directory, or --random-adapters K")
     if ensemble is not None and random_members is not None:
         raise ConfigError(
-            f"found the ensemble directory '{ensemble}' and --random-adapters {random_members}: give one of them, "
-            "and write vLLM's flags as --flag=value if that is no directory"
+            f"found the ensemble directory '{ensemble}' and --random-adapters {random_members}: give one of them"
         )
     if ensemble is None and members is not None:
         raise ConfigError(

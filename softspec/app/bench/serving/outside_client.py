@@ -42,7 +42,7 @@ def stock_server(
     modules = [f"member-{k}={member_dir(ensemble, k).resolve()}" for k in range(manifest.num_members)]
     port = free_port()
     address = ["--host", "127.0.0.1", "--port", str(port), "--disable-uvicorn-access-log"]
-    command = [sys.executable, "-c", _VLLM_SERVE, *stock, "--lora-modules", *modules, *address]
+    command = [sys.executable, "-P", "-c", _VLLM_SERVE, *stock, "--lora-modules", *modules, *address]
     url = f"http://127.0.0.1:{port}"
     with child_server(command, f"{url}/health", log, environment):
         yield url

@@ -1,11 +1,12 @@
 """What `softspec bench serve` measures: the ways to an answer, the cells of users and prompt lengths, their order.
 
-Holds every setting and its default. Knows no engine.
+Holds every setting with its default, its flag and its help. Knows no engine.
 """
 
 import random
 from dataclasses import dataclass
 
+from softspec.app.bench.core.flags import WholeNumber
 from softspec.artefact.manifest import Manifest
 from softspec.errors import ConfigError
 
@@ -36,11 +37,17 @@ class BenchSettings:
     """The default prompts: shorter than one block of shared prompt (32 tokens), and long, ending half-way in one."""
 
     ways: tuple[str, ...] = tuple(WAYS)
-    concurrency: tuple[int, ...] = (1, 4, 16)
-    prompt_tokens: tuple[int, ...] = (32, 1008)
-    output_tokens: int = 16
-    repeats: int = 5
-    seed: int = 0
+    """what is measured, from the list below"""
+    concurrency: tuple[WholeNumber, ...] = (1, 4, 16)
+    """users at once; every pair with --prompt-tokens is measured"""
+    prompt_tokens: tuple[WholeNumber, ...] = (32, 1008)
+    """tokens of a prompt"""
+    output_tokens: WholeNumber = 16
+    """tokens of an answer"""
+    repeats: WholeNumber = 5
+    """how often every way has a turn"""
+    seed: WholeNumber = 0
+    """seed of prompts and of the order of turns"""
 
     def __post_init__(self) -> None:
         unknown = [way for way in self.ways if way not in WAYS]

@@ -1,13 +1,17 @@
 """What `softspec bench train` measures: the ways to a training step, the cells, their order.
 
-Holds every setting and its default. Knows no model, and imports none: every command line reads it.
+Holds every setting with its default, its flag and its help. Knows no model, and imports none.
 """
 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from typing import Annotated
 
+from cyclopts import Parameter
+
+from softspec.app.bench.core.flags import WholeNumber
 from softspec.errors import ConfigError
 
 WAYS = {
@@ -41,24 +45,55 @@ class Cell:
         return f"{self.prompt_tokens}/{self.completion_tokens} tokens, K = {self.members}, {self.regime}"
 
 
+def parse_lengths(texts: Sequence[str]) -> tuple[tuple[int, int], ...]:
+    """Read `PROMPT/COMPLETION`, in tokens.
+
+    Raises:
+        ConfigError: something else.
+    """
+    pairs = []
+    for text in texts:
+        prompt, _, completion = text.partition("/")
+        if not (prompt.isdecimal() and completion.isdecimal()):
+            raise ConfigError(f"--lengths has '{text}': expected PROMPT/COMPLETION in tokens, such as 256/32")
+        pairs.append((int(prompt), int(completion)))
+    return tuple(pairs)
+
+
 @dataclass(frozen=True)
 class BenchSettings:
-    """Everything that can be chosen about the benchmark, with its default.
-
-    `lengths` are prompt and completion tokens; `batch` is the examples of a micro-batch, two of which are a step.
-    """
+    """Everything that can be chosen about the benchmark: every way is measured in every cell."""
 
     ways: tuple[str, ...] = tuple(WAYS)
-    lengths: tuple[tuple[int, int], ...] = ((256, 32), (32, 8))
-    members: tuple[int, ...] = (4, 8)
+    """what is measured, from the list below"""
+    lengths: Annotated[
+        tuple[tuple[int, int], ...],
+        Parameter(
+            n_tokens=1,
+            converter=lambda _, tokens: parse_lengths([token.value for token in tokens]),
+            metavar="PROMPT/COMPLETION...",
+        ),
+    ] = ((256, 32), (32, 8))
+    """tokens of an example"""
+    members: tuple[WholeNumber, ...] = (4, 8)
+    """members of the ensemble"""
     regimes: tuple[str, ...] = tuple(REGIMES)
-    batch: int = 4
-    rank: int = 16
-    renyi_alpha: float = 0.8
-    repeats: int = 5
-    steps: int = 2
-    seed: int = 0
-    has_trl: bool = field(default_factory=lambda: find_spec("trl") is not None)
+    """how different the members are, from the list below"""
+    batch: WholeNumber = 4
+    """examples of a micro-batch, two of which are a step"""
+    rank: WholeNumber = 16
+    """rank of every adapter"""
+    renyi_alpha: Annotated[float, Parameter(name="--alpha")] = 0.8
+    """order of the objective, 0 to 1"""
+    repeats: WholeNumber = 5
+    """how often every way has a turn"""
+    steps: WholeNumber = 2
+    """optimizer steps of a turn"""
+    seed: WholeNumber = 0
+    """seed of data, adapters and of the order of turns"""
+    has_trl: Annotated[bool, Parameter(parse=False)] = field(
+        default_factory=lambda: find_spec("trl") is not None
+    )
 
     def __post_init__(self) -> None:
         for flag, names, known in (("--ways", self.ways, WAYS), ("--regimes", self.regimes, REGIMES)):
@@ -111,18 +146,3 @@ class BenchSettings:
         ways = self.measured_ways
         random.Random(f"{self.seed} order {cell} {repeat}").shuffle(ways)
         return ways
-
-
-def parse_lengths(texts: Sequence[str]) -> tuple[tuple[int, int], ...]:
-    """Prompt and completion tokens of each `PROMPT/COMPLETION`.
-
-    Raises:
-        ConfigError: something else.
-    """
-    pairs = []
-    for text in texts:
-        prompt, _, completion = text.partition("/")
-        if not (prompt.isdecimal() and completion.isdecimal()):
-            raise ConfigError(f"--lengths has '{text}': expected PROMPT/COMPLETION in tokens, such as 256/32")
-        pairs.append((int(prompt), int(completion)))
-    return tuple(pairs)

@@ -1,0 +1,48 @@
+"""`softspec inspect`: what an ensemble directory holds."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from softspec.artefact.manifest import load_manifest, member_rank
+
+app = App(
+    "inspect",
+    help_epilogue="""\
+Examples:
+  softspec inspect runs/my
+  softspec inspect runs/my --json""",
+)
+
+
+@app.default
+def inspect(
+    ensemble: Annotated[Path, Parameter(name="ENSEMBLE_DIR")],
+    /,
+    *,
+    as_json: Annotated[bool, Parameter(name="--json")] = False,
+) -> None:
+    """Print what matters of the manifest, or all of it.
+
+    Args:
+        ensemble: an ensemble directory
+        as_json: print the whole manifest as JSON
+    """
+    manifest = load_manifest(ensemble)
+    if as_json:
+        print(manifest.model_dump_json(indent=2))
+        return
+    rows = {
+        "name": manifest.name,
+        "base model": manifest.base_model.path,
+        "members": f"{manifest.num_members} of LoRA rank {member_rank(ensemble, manifest)}",
+        "renyi_alpha": f"{manifest.renyi_alpha:g} ({manifest.objective}, per {manifest.granularity})",
+        "weights rule": manifest.weights_rule,
+        "activation": json.dumps(manifest.activation.model_dump()),
+        "held out": json.dumps(manifest.held_out) if manifest.held_out else "not scored",
+        "calibration": "yes" if manifest.calibration else "none: confidence is null",
+    }
+    for label, value in rows.items():
+        print(f"{label:14}{value}")
