@@ -13,7 +13,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 TRITON := $(VENV)/triton
 CODE := softspec train server tests
 
-.PHONY: setup demo test test-fast lint format requirements clean
+.PHONY: setup try demo test test-fast lint format requirements clean
 
 setup: $(STAMP)
 
@@ -28,7 +28,10 @@ $(STAMP): requirements/cpu.txt requirements/model.txt pyproject.toml
 	@echo "  softspec itself ..."
 	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
-	@echo "Installed. Next: make demo, or $(BIN)/softspec --help"
+	@echo "Installed. Next: make try, make demo, or $(BIN)/softspec --help"
+
+try: setup
+	$(BIN)/softspec try
 
 demo: setup
 	$(BIN)/softspec demo $(DEMO_FLAGS)

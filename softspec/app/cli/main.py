@@ -26,6 +26,7 @@ COMMANDS = {
     "train": Command("Train an ensemble from a YAML file.", extra="train"),
     "serve": Command("Serve ensembles with an OpenAI-compatible API.", extra="serve-cpu"),
     "inspect": Command("Show what an ensemble directory holds."),
+    "try": Command("Ask the ensemble that travels in the package three questions.", extra="demo"),
     "demo": Command("Train, serve and ask an ensemble on generated contradictory sources.", extra="demo"),
     "bench": Command("Measure on this machine.", extra="bench"),
 }

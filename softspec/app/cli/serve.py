@@ -16,7 +16,7 @@ Every other option goes to vLLM, such as --port 8000 or --max-model-len 4096
 
 Examples:
   softspec serve runs/my --port 8000
-  softspec serve runs/my --policy-action abstain --policy-threshold 0.4""",
+  softspec serve demo --policy-action abstain --policy-threshold 0.35""",
 )
 
 
@@ -31,7 +31,7 @@ def serve(
     """Serve ensembles until stopped.
 
     Args:
-        arguments: one or more ensemble directories
+        arguments: one or more ensemble directories; 'demo' is one that travels in the package
         base: base model: directory or hub id (default: the one the ensembles name)
         policy_action: answer or abstain, where a request says nothing else
         policy_metric: what is compared with the threshold
@@ -40,14 +40,17 @@ def serve(
     ensembles, vllm_args = split_arguments(arguments)
     if not ensembles:
         raise ConfigError("found no ENSEMBLE_DIR: give one or more directories before vLLM's flags")
-    from softspec.artefact.manifest import load_manifest
+    from softspec.app.demo.shipped import named_ensemble
+    from softspec.app.smollm2 import base_of
 
-    for ensemble in ensembles:
-        load_manifest(ensemble)  # before the seconds in which the server is imported
+    ensembles = [named_ensemble(ensemble).resolve() for ensemble in ensembles]
+    base = base or base_of(
+        ensembles
+    )  # reads the manifests before the seconds in which the server is imported
 
     from softspec.server.ops.launch import serve as run_server
     from softspec.server.ops.settings import Settings
     from softspec.server.policy.policy import Action, Policy
 
     policy = Policy(cast(Action, policy_action), policy_metric, policy_threshold)
-    run_server(Settings(tuple(path.resolve() for path in ensembles), policy), base, vllm_args)
+    run_server(Settings(tuple(ensembles), policy), base, vllm_args)

@@ -43,16 +43,27 @@ class Measured:
     information: Tensor
     soft_source_mi: float
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types, which `from_json` reads back."""
+        return {key: each.tolist() if isinstance(each, Tensor) else each for key, each in vars(self).items()}
 
-def measure(ensemble_dir: Path, held_out: Path, things: Sequence[Thing]) -> Measured:
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Measured":
+        """What `to_json` gave."""
+        nll, base_nll, information = (
+            torch.tensor(content[key], dtype=torch.float64) for key in ("nll", "base_nll", "information")
+        )
+        return cls(nll, base_nll, information, content["soft_source_mi"])
+
+
+def measure(ensemble_dir: Path, base: str, held_out: Path, things: Sequence[Thing]) -> Measured:
     """Score held-out examples and one question per thing; the scores also go into the ensemble's manifest."""
     manifest = load_manifest(ensemble_dir)
-    base, revision = manifest.base_model.path, manifest.base_model.revision
-    tokenizer = load_tokenizer(base, revision)
-    eos_ids = sorted(end_of_turn_ids(tokenizer, base, revision))
+    tokenizer = load_tokenizer(base)
+    eos_ids = sorted(end_of_turn_ids(tokenizer, base, None))
     examples = list(read_examples(read_rows(str(held_out)), tokenizer, MAX_LENGTH, eos_ids))
     questions = [tokenise(_question(thing), tokenizer, eos_ids, thing.name) for thing in things]
-    members = load_members(ensemble_dir, load_base(base, revision, "float32"))
+    members = load_members(ensemble_dir, load_base(base, dtype="float32"))
     log_weights = torch.tensor(manifest.log_weights, dtype=torch.float64)
 
     scores = score_examples(members, examples, log_weights, manifest.activation)
@@ -91,23 +102,23 @@ def first_token_information(
 def summarise_measured(
     measured: Mapping[str, Measured], things: Sequence[Thing], held_out: Sequence[Statement]
 ) -> dict[str, Any]:
-    """Held-out scores, mutual information by kind, and whether they tell anything."""
-    ensemble, single = measured["ensemble"], measured["single"]
-    difference = single.nll - ensemble.nll
-    controls = {key: measured[key] for key in ("single", "alpha_0", "ensemble") if key in measured}
-    spread = {key: each for key, each in controls.items() if key != "single"}
+    """Held-out scores, mutual information by kind, and whether they tell anything; None of models not in `measured`.
+
+    Args:
+        measured: the "ensemble", and with it or not the "single" adapter and the control "alpha_0".
+    """
+    ensemble = measured["ensemble"]
+    scores = {key: {"nll": measured[key].nll.mean().item()} for key in measured}
+    tests = {key: disagreement_tests(each, things) for key, each in measured.items() if key != "single"}
     return {
         "held_out": {
             "base": {"nll": ensemble.base_nll.mean().item()},
-            **{key: {"nll": each.nll.mean().item()} for key, each in controls.items()},
+            **{key: scores.get(key) for key in ("single", "alpha_0", "ensemble")},
         },
         "lowest_nll": lowest_nll(held_out),
-        "gain_over_single": {
-            "nats": difference.mean().item(),
-            "standard_error": (difference.std() / len(difference) ** 0.5).item(),
-        },
+        "gain_over_single": _gain(measured["single"], ensemble) if "single" in measured else None,
         "mutual_information": by_kind(ensemble.information, things),
-        "disagreement_tests": {key: disagreement_tests(each, things) for key, each in spread.items()},
+        "disagreement_tests": {key: tests.get(key) for key in ("alpha_0", "ensemble")},
     }
 
 
@@ -123,6 +134,15 @@ def disagreement_tests(measured: Measured, things: Sequence[Thing]) -> dict[str,
         "mutual_information": by_kind(measured.information, things),
         "auroc_conflict": auroc(conflict, agreed).item(),
         "soft_source_mi": measured.soft_source_mi,
+    }
+
+
+def _gain(single: Measured, ensemble: Measured) -> dict[str, float]:
+    """How much less the ensemble's NLL is, in nats per example."""
+    difference = single.nll - ensemble.nll
+    return {
+        "nats": difference.mean().item(),
+        "standard_error": (difference.std() / len(difference) ** 0.5).item(),
     }
 
 

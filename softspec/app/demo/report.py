@@ -3,7 +3,7 @@
 In: the content of `demo.json`. Out: plain text. Measures nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 LABELS = {
@@ -17,23 +17,20 @@ KINDS = {"agreed": "sources agree", "conflict": "sources conflict", "unseen": "n
 CLEAR_AUROC = 0.75
 
 
-def format_report(results: Mapping[str, Any]) -> str:
-    """Scores, disagreement, served answers, and what follows from them."""
-    return "\n\n".join([_scores(results), _disagreement(results), _answers(results), _verdict(results)])
-
-
-def _scores(results: Mapping[str, Any]) -> str:
+def format_scores(results: Mapping[str, Any]) -> str:
+    """How well the ensemble, and what it was compared with, explain held-out examples."""
     lines = [f"Held-out negative log-likelihood, nats per example of {results['facts_per_example']} facts"]
-    for key, score in results["held_out"].items():
+    for key, score in _measured(results["held_out"]).items():
         lines.append(f"  {_label(key, results):<44}{score['nll']:8.2f}")
     lines.append(f"  {'the process that made the data':<44}{results['lowest_nll']:8.2f}")
     return "\n".join(lines)
 
 
-def _disagreement(results: Mapping[str, Any]) -> str:
+def format_disagreement(results: Mapping[str, Any]) -> str:
+    """How far members disagree about questions of each kind."""
     lines = ["Mutual information of an answer's first token and the member, mean nats per question"]
     lines.append(f"  {'':<44}" + "".join(f"{title:>18}" for title in KINDS.values()))
-    for key, test in results["disagreement_tests"].items():
+    for key, test in _measured(results["disagreement_tests"]).items():
         values = "".join(f"{test['mutual_information'][kind]:18.3f}" for kind in KINDS)
         lines.append(f"  {_label(key, results):<44}{values}")
         lines.append(
@@ -43,12 +40,17 @@ def _disagreement(results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _answers(results: Mapping[str, Any]) -> str:
-    policy = results["policy"]
-    rule = f"{policy['metric']} > {policy['threshold']:.2f}"
-    lines = [f"Served answers up to the first comma; the policy withholds one when {rule}"]
-    for answer in results["answers"]:
+def format_answers(answers: Sequence[Mapping[str, Any]]) -> str:
+    """What a client got for one question of each kind."""
+    lines = ["Served answers, up to the first comma"]
+    for answer in answers:
         lines += _one_answer(answer)
+    return "\n".join(lines)
+
+
+def format_policy(policy: Mapping[str, Any]) -> str:
+    """What the policy did to the answers of each kind."""
+    lines = [f"The policy withholds an answer when {policy['metric']} > {policy['threshold']:.2f}"]
     for kind, count in policy["withheld"].items():
         lines.append(f"  withheld where {KINDS[kind] + ':':<20}{count['withheld']} of {count['asked']}")
     return "\n".join(lines)
@@ -58,24 +60,25 @@ def _one_answer(answer: Mapping[str, Any]) -> list[str]:
     numbers = answer["uncertainty"]
     told = f"the sources said {' / '.join(answer['told'])}" if answer["told"] else "nobody said anything"
     decision = f"{answer['decision']} ({answer['reason']})" if answer["reason"] else answer["decision"]
+    weights = " ".join(f"{weight:.2f}" for weight in numbers["member_weights"])
     return [
         f"  {answer['question']}   [{KINDS[answer['kind']]}: {told}]",
         f"    {answer['text']!r}   mutual information {numbers['mutual_information']:.2f}, "
-        f"total entropy {numbers['total_entropy']:.2f} nats   policy: {decision}",
+        f"total entropy {numbers['total_entropy']:.2f} nats   weights of the members {weights}",
+        f"    policy: {decision}",
     ]
 
 
-def _verdict(results: Mapping[str, Any]) -> str:
+def format_verdict(results: Mapping[str, Any]) -> str:
     """Sentences that follow from the numbers, whichever way they fall."""
-    lines = [_verdict_on_scores(results), _verdict_on_disagreement(results)]
-    if "alpha_0" in results["held_out"]:
+    lines = [_verdict_on_disagreement(results)]
+    if results["gain_over_single"]:
+        lines.append(_verdict_on_scores(results))
+    if results["disagreement_tests"]["alpha_0"]:
         lines.append(_verdict_on_control(results))
     else:
-        lines.append("The alpha = 0 control was not trained; 'softspec demo --alpha-0' adds it.")
-    if results["optimizer_steps"] < results["planned_steps"]:
         lines.append(
-            f"Only {results['optimizer_steps']} of {results['planned_steps']} planned steps fitted into the time "
-            "budget; members separate late, so expect more on a faster machine."
+            "Not compared with one adapter and with alpha = 0: 'softspec demo --compare' goes on with that."
         )
     lines.append(
         f"One seed and {results['optimizer_steps']} steps of a small model: a demonstration, not a result."
@@ -109,6 +112,10 @@ def _verdict_on_control(results: Mapping[str, Any]) -> str:
         f"Independent adapters (alpha = 0) disagree by {nats['conflict']:.3f} nats on contradicted facts and by "
         f"{nats['unseen']:.3f} on unseen things, with AUROC {control['auroc_conflict']:.2f}."
     )
+
+
+def _measured(models: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in models.items() if value is not None}
 
 
 def _label(key: str, results: Mapping[str, Any]) -> str:

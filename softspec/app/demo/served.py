@@ -4,11 +4,10 @@ In: an ensemble directory and questions. Out: answers with the numbers and decis
 Imports neither `server` nor vLLM: it is a client like any other.
 """
 
-import math
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,16 @@ from tqdm import tqdm
 
 from softspec.app.child_server import child_server, free_port
 from softspec.app.demo.facts import KINDS, Thing, ask
-from softspec.artefact.manifest import load_manifest
+from softspec.app.demo.settings import ServingSettings
 
-LOG_NAME = "serve.log"
 MAX_TOKENS = 8
+_STAGES = {
+    "": "three processes import vLLM in turn",
+    "Starting to load model": "loading the base's weights",
+    "init engine": "loading routes and ensembles",
+    "Application startup complete": "one first answer of each ensemble",
+}
+"""What vLLM's log says when a part of its start begins, and what is then waited for."""
 
 
 @dataclass(frozen=True)
@@ -34,21 +39,12 @@ class Answer:
     uncertainty: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class ServingSettings:
-    """vLLM's flags, how long it may take to be ready, and the policy that is shown.
-
-    `threshold` is in nats; by default half of log 2, where log 2 is what two equally strong camps of members give.
-    """
-
-    flags: tuple[str, ...] = ("--max-model-len", "512", "--enforce-eager")
-    ready_timeout_s: float = 600
-    metric: str = "mutual_information"
-    threshold: float = math.log(2) / 2
+Serve = Callable[[Path, str, ServingSettings, Path], AbstractContextManager[str]]
+"""What `serving` is: tests give scripted servers in its place."""
 
 
 @contextmanager
-def serving(ensemble_dir: Path, base: str, settings: ServingSettings) -> Iterator[str]:
+def serving(ensemble_dir: Path, base: str, settings: ServingSettings, log: Path) -> Iterator[str]:
     """Run `softspec serve` until the block ends; yields the URL that `OpenAI(base_url=...)` takes.
 
     Raises:
@@ -58,8 +54,9 @@ def serving(ensemble_dir: Path, base: str, settings: ServingSettings) -> Iterato
     command = [sys.executable, "-P", "-m", "softspec.app.cli", "serve", str(ensemble_dir), "--base", base]
     command += ["--host", "127.0.0.1", "--port", str(port), *settings.flags]
     environment = {"VLLM_CPU_KVCACHE_SPACE": "1", **os.environ}
-    url, log = f"http://127.0.0.1:{port}", ensemble_dir / LOG_NAME
-    with child_server(command, f"{url}/ready", log, environment, settings.ready_timeout_s):
+    url = f"http://127.0.0.1:{port}"
+    print(f"softspec: starting the server, which takes a minute or two; its log is '{log}'", file=sys.stderr)
+    with child_server(command, f"{url}/ready", log, environment, settings.ready_timeout_s, _STAGES):
         yield f"{url}/v1"
 
 
@@ -68,7 +65,7 @@ def connect(url: str) -> OpenAI:
     return OpenAI(base_url=url, api_key="unused", http_client=DefaultHttpxClient(trust_env=False))
 
 
-def ask_model(client: OpenAI, model: str, question: str, policy: dict[str, Any]) -> Answer:
+def ask_model(client: OpenAI, model: str, question: str, policy: Mapping[str, Any]) -> Answer:
     """One greedy answer; `policy` is the request's `uncertainty.policy`.
 
     In training every answer has several colours, so an answer about one thing is cut at the first comma.
@@ -86,42 +83,39 @@ def ask_model(client: OpenAI, model: str, question: str, policy: dict[str, Any])
     return Answer(choice.message.content, choice.message.refusal, choice.finish_reason, numbers)
 
 
-def serve_and_ask(
-    output: Path, base: str, things: Sequence[Thing], settings: ServingSettings
-) -> dict[str, Any]:
-    """Start `softspec serve`, ask about every thing under an abstain policy, and show one answer of each kind."""
-    name = load_manifest(output).name
-    policy = {"action": "abstain", "metric": settings.metric, "threshold": settings.threshold}
-    shown = [next(thing for thing in things if thing.kind == kind) for kind in KINDS]
-    with serving(output, base, settings) as url, connect(url) as client:
-        judged = {
-            thing: ask_model(client, name, ask([thing]), policy)
-            for thing in tqdm(things, desc="asking", unit="question")
+@dataclass(frozen=True)
+class Questioner:
+    """Asks one served ensemble about things; `policy` is an abstain policy."""
+
+    client: OpenAI
+    model: str
+    policy: Mapping[str, Any]
+
+    def one_of_each_kind(self, things: Sequence[Thing]) -> list[dict[str, Any]]:
+        """The first thing of each kind: the answer without a policy, and what the policy makes of it."""
+        return [self._shown(next(thing for thing in things if thing.kind == kind)) for kind in KINDS]
+
+    def withheld(self, things: Sequence[Thing]) -> dict[str, dict[str, int]]:
+        """How many questions of each kind were asked, and how many answers the policy withheld."""
+        counts = {str(kind): {"asked": 0, "withheld": 0} for kind in KINDS}
+        for thing in tqdm(things, desc="asking", unit="question", disable=None):
+            counts[thing.kind]["asked"] += 1
+            counts[thing.kind]["withheld"] += self._judged(thing).uncertainty["decision"] == "abstain"
+        return counts
+
+    def _shown(self, thing: Thing) -> dict[str, Any]:
+        answered = ask_model(self.client, self.model, ask([thing]), {"action": "answer"})
+        judged = self._judged(thing)
+        return {
+            "kind": thing.kind,
+            "question": ask([thing]),
+            "told": list(dict.fromkeys(thing.colours)),
+            "text": answered.text,
+            "uncertainty": answered.uncertainty,
+            "decision": judged.uncertainty["decision"],
+            "reason": judged.uncertainty["reason"],
+            "refusal": judged.refusal,
         }
-        answered = {thing: ask_model(client, name, ask([thing]), {"action": "answer"}) for thing in shown}
-    return {
-        "answers": [_shown_answer(thing, answered[thing], judged[thing]) for thing in shown],
-        "policy": {**policy, "withheld": _withheld(judged)},
-    }
 
-
-def _shown_answer(thing: Thing, answered: Answer, judged: Answer) -> dict[str, Any]:
-    """An answer as given without a policy, and what the policy made of it."""
-    return {
-        "kind": thing.kind,
-        "question": ask([thing]),
-        "told": list(dict.fromkeys(thing.colours)),
-        "text": answered.text,
-        "uncertainty": answered.uncertainty,
-        "decision": judged.uncertainty["decision"],
-        "reason": judged.uncertainty["reason"],
-        "refusal": judged.refusal,
-    }
-
-
-def _withheld(judged: Mapping[Thing, Answer]) -> dict[str, dict[str, int]]:
-    counts = {kind: {"asked": 0, "withheld": 0} for kind in KINDS}
-    for thing, answer in judged.items():
-        counts[thing.kind]["asked"] += 1
-        counts[thing.kind]["withheld"] += answer.uncertainty["decision"] == "abstain"
-    return {str(kind): count for kind, count in counts.items()}
+    def _judged(self, thing: Thing) -> Answer:
+        return ask_model(self.client, self.model, ask([thing]), self.policy)

@@ -5,16 +5,16 @@ In: samples. Out: a JSON file that can be read at any time. Knows nothing of wha
 
 import json
 import os
-import signal
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from softspec.app import interruption
 from softspec.app.bench.core.spread import Summary
-from softspec.errors import ConfigError, Interrupted
+from softspec.errors import ConfigError
 
 SCHEMA_VERSION = 1
 
@@ -72,26 +72,6 @@ def check_output(path: Path) -> None:
         raise ConfigError(f"--json is '{path}' but there is no directory '{path.parent}': make it first")
 
 
-@contextmanager
-def interruptible(output: Path) -> Iterator[None]:
-    """SIGINT and SIGTERM end what runs here at once, in the midst of a start too; so nothing is left running.
-
-    Raises:
-        Interrupted: one of them came.
-    """
-
-    received = signal.SIGINT.value
-
-    def interrupt(number: int, frame: object) -> None:
-        nonlocal received
-        received = number
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        raise Interrupted(f"interrupted; what was measured is in '{output}'", received) from error
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def interruptible(output: Path) -> AbstractContextManager[None]:
+    """SIGINT and SIGTERM end a benchmark in the midst of a start too; `output` has what was measured until then."""
+    return interruption.interruptible(f"interrupted; what was measured is in '{output}'")

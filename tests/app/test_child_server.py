@@ -1,0 +1,41 @@
+"""A child server: waited for with words, and gone afterwards."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from softspec.app.child_server import child_server, free_port
+
+# Answers 503 twice, and tells its log of a new stage in between.
+SERVER = """
+import sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+class Handler(BaseHTTPRequestHandler):
+    asked = 0
+
+    def do_GET(self):
+        Handler.asked += 1
+        self.send_response(200 if Handler.asked > 2 else 503)
+        self.end_headers()
+        print("now loading", flush=True)
+
+    def log_message(self, *_): pass
+
+HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+def test_the_stage_of_the_start_is_told_in_a_line_each_where_there_is_no_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    port, log = free_port(), tmp_path / "log"
+    stages = {"": "imports", "now loading": "weights", "never said": "end"}
+    command = [sys.executable, "-c", SERVER, str(port)]
+
+    with child_server(command, f"http://127.0.0.1:{port}/", log, os.environ, 60, stages):
+        told = capsys.readouterr().err.splitlines()
+
+    assert told == ["softspec: starting the server (imports)", "softspec: starting the server (weights)"]
