@@ -13,7 +13,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 TRITON := $(VENV)/triton
 CODE := softspec train server tests
 
-.PHONY: setup try demo test test-fast lint format requirements clean
+.PHONY: setup try demo test test-fast lint format documents requirements clean
 
 setup: $(STAMP)
 
@@ -55,6 +55,9 @@ lint: setup
 format: setup
 	$(BIN)/ruff check --fix $(CODE)
 	$(BIN)/ruff format $(CODE)
+
+documents: setup
+	$(BIN)/python -m tests.support.documents
 
 requirements: setup
 	$(PIP) install uv

@@ -28,101 +28,188 @@ def _one_or_more(names: Any) -> Any:
 
 
 class TrainConfig(BaseModel):
-    """What `softspec train` does. Key names are axolotl's and TRL's where the meaning is equal.
+    """What `softspec train` does; every key is described where it is defined.
 
-    `base_model` is a checkpoint directory or a hub id. `train_file` and `eval_file` are JSONL or Parquet files,
-    directories or hub ids; where these have configurations and splits, the `dataset_` keys choose. `renyi_alpha` is
-    the order of the objective (0: K independent adapters, 1: mixture NLL); `lora_alpha` is the adapter scaling. One
-    optimizer step sees `micro_batch_size * gradient_accumulation_steps` examples, the same for all members.
-    `max_steps` overrides `num_epochs`. `max_grad_norm` clips each member by itself; 0 turns clipping off.
+    Key names are axolotl's and TRL's where the meaning is equal. One optimizer step sees `micro_batch_size *
+    gradient_accumulation_steps` examples, the same for all members.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    base_model: str = Field(min_length=1)
-    model_revision: str | None = None
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    train_file: str = Field(min_length=1)
-    eval_file: str | None = Field(None, min_length=1)
-    dataset_config: str | None = None
-    dataset_train_split: str = "train"
-    dataset_test_split: str = "test"
-    output_dir: Path
-    name: str = Field("", description="served model name; the last part of output_dir when empty")
-    max_length: int = Field(1024, ge=2, description="tokens of prompt and completion together")
+    base_model: str = Field(min_length=1, description="The frozen base: a checkpoint directory or a hub id.")
+    model_revision: str | None = Field(
+        None, description="Revision of a base on the hub: a branch, tag or commit; the newest when empty."
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="Precision of the base; auto is bfloat16 on a GPU and float32 on a CPU; adapters are float32.",
+    )
+    train_file: str = Field(
+        min_length=1, description="Training rows: a JSONL or Parquet file, a directory, or a hub id."
+    )
+    eval_file: str | None = Field(
+        None, min_length=1, description="Held-out rows, which are scored at the end and every eval_steps."
+    )
+    dataset_config: str | None = Field(
+        None, description="Configuration of a data set that has several, for both files."
+    )
+    dataset_train_split: str = Field("train", description="Split of train_file, where it has splits.")
+    dataset_test_split: str = Field("test", description="Split of eval_file, where it has splits.")
+    output_dir: Path = Field(description="Where the ensemble is written; an unfinished run lies beside it.")
+    name: str = Field(
+        "", description="Model name under which it is served; the last part of output_dir when empty."
+    )
+    max_length: int = Field(
+        1024,
+        ge=2,
+        description="Most tokens of a prompt and its completion together; a longer row is an error.",
+    )
 
-    objective: Literal["sft", "dpo"] = "sft"
-    beta: float = Field(0.1, gt=0, description="DPO: inverse temperature of the preferences")
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="DPO: probability that a label is wrong")
+    objective: Literal["sft", "dpo"] = Field(
+        "sft", description="What is learnt: completions (sft) or preferences between two completions (dpo)."
+    )
+    beta: float = Field(
+        0.1, gt=0, description="DPO: how strongly a margin decides a preference, per nat of margin."
+    )
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=0.5, description="DPO: probability that a preference is the wrong way round."
+    )
 
-    num_members: int = Field(4, ge=1)
-    renyi_alpha: float = Field(0.8, ge=0, le=1)
+    num_members: int = Field(4, ge=1, description="How many adapters are trained together, K.")
+    renyi_alpha: float = Field(
+        0.8,
+        ge=0,
+        le=1,
+        description="Order of the objective: 0 trains K independent adapters, 1 the likelihood of their mixture.",
+    )
     alpha_warmup_ratio: float = Field(
-        0.0, ge=0, lt=1, description="share of the run in which alpha rises from 0"
+        0.0, ge=0, lt=1, description="Share of the run in which renyi_alpha rises linearly from 0."
     )
     responsibility_floor: float = Field(
-        0.0, ge=0, lt=1, description="share of an example for all members alike"
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of every example that all members learn alike, so that none starves.",
     )
     reseed_starved: bool = Field(
-        False, description="give a starved member a new start beside the busiest one"
+        False,
+        description="Restart a starved member as a noisy copy of the one with the worst-served examples.",
     )
     granularity: Literal["sequence", "group", "token"] = Field(
-        "sequence", description="what is routed as one"
+        "sequence",
+        description="What is routed as one: an example, all rows of a step with the same group, or a token.",
     )
-    group_rows: int = Field(4, ge=1, description="examples of one group that are dealt to a step together")
+    group_rows: int = Field(
+        4, ge=1, description="Granularity group: rows with the same group that are dealt to a step together."
+    )
     length_exponent: float = Field(
-        0.0, ge=0, le=1, description="alpha of T tokens: alpha * (reference_length / T) ** length_exponent"
+        0.0,
+        ge=0,
+        le=1,
+        description="The order of T tokens is renyi_alpha * (reference_length / T) ** length_exponent, at most 1.",
     )
     reference_length: float | None = Field(
-        None, gt=0, description="tokens; the mean completion length of the data when empty"
+        None,
+        gt=0,
+        description="Completion length at which the order is renyi_alpha, in tokens; the data's mean when empty.",
     )
     length_weighting: Literal["sum", "own_length", "mean_length"] = Field(
-        "sum", description="what an example's loss is divided by: 1, its own or the mean number of tokens"
+        "sum", description="What an example's loss is divided by: 1, its own or the mean number of tokens."
     )
     skip_responsibility: float = Field(
-        1e-4, ge=0, lt=1, description="no gradient for a member's part of an example below this"
+        1e-4,
+        ge=0,
+        lt=1,
+        description="A member gets no gradient from examples of which it has a smaller share.",
     )
     weights_learning_rate: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="how far one step moves the mixture weights towards the load; 0 fixes them",
+        description="How far a step moves the mixture weights towards the load; at 0 they stay uniform.",
     )
-    weights_floor: float = Field(0.1, gt=0, le=1, description="least mixture weight, as part of 1 / K")
-    b_init_std: float = Field(0.0, ge=0, description="LoRA B begins as noise of this size instead of 0")
-    activation: Activation = BlockActivation(block_size=DEFAULT_BLOCK_SIZE)
-    lora_r: int = Field(16, ge=1)
-    lora_alpha: int = Field(32, ge=1)
-    target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
-    layers_to_transform: tuple[int, ...] | Literal["all", "top_third"] = "all"
+    weights_floor: float = Field(
+        0.1,
+        gt=0,
+        le=1,
+        description="Smallest mixture weight that can be learnt, as a part of 1 / num_members.",
+    )
+    b_init_std: float = Field(
+        0.0, ge=0, description="Standard deviation of the noise in LoRA B at the start; 0 is PEFT's start."
+    )
+    activation: Activation = Field(
+        BlockActivation(block_size=DEFAULT_BLOCK_SIZE),
+        description="Where adapters act: after the prompt's leading whole blocks of block_size tokens, or always.",
+    )
+    lora_r: int = Field(16, ge=1, description="LoRA rank of every member.")
+    lora_alpha: int = Field(
+        32, ge=1, description="LoRA scaling: the adapter counts lora_alpha / lora_r times."
+    )
+    target_modules: tuple[str, ...] | Literal["all-linear"] = Field(
+        "all-linear", description="Linear layers that get an adapter, by the last part of their names."
+    )
+    layers_to_transform: tuple[int, ...] | Literal["all", "top_third"] = Field(
+        "all",
+        description="Decoder layers that get adapters: all, the top_third, or a list of numbers from 0.",
+    )
 
     prior_strength: float = Field(
-        0.0, ge=0, description="lambda of the Gaussian prior on adapters; 1 is Bayes' rule"
+        0.0, ge=0, description="Weight of a Gaussian prior on the adapters; 1 is Bayes' rule, 0 is none."
     )
-    prior_std: float = Field(1.0, gt=0)
-    prior_mean: Literal["init", "zero"] = "init"
+    prior_std: float = Field(
+        1.0, gt=0, description="Standard deviation of the prior, in units of the weights."
+    )
+    prior_mean: Literal["init", "zero"] = Field(
+        "init", description="Centre of the prior: each member's own start, or zero."
+    )
 
-    learning_rate: float = Field(2e-4, gt=0)
-    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "cosine"
-    warmup_ratio: float = Field(0.03, ge=0, lt=1)
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, ge=0)
-    micro_batch_size: int = Field(4, ge=1)
-    gradient_accumulation_steps: int = Field(2, ge=1)
-    gradient_checkpointing: bool = Field(False, description="less memory, a third more time")
-    num_epochs: float = Field(3.0, gt=0)
-    max_steps: int | None = Field(None, ge=1)
-    seed: int = Field(0, ge=0, lt=2**31)
+    learning_rate: float = Field(2e-4, gt=0, description="Peak learning rate of AdamW.")
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = Field(
+        "cosine", description="How the learning rate falls after the warm-up."
+    )
+    warmup_ratio: float = Field(
+        0.03, ge=0, lt=1, description="Share of the run in which the learning rate rises to its peak."
+    )
+    weight_decay: float = Field(0.0, ge=0, description="Weight decay of AdamW; not together with a prior.")
+    max_grad_norm: float = Field(
+        1.0,
+        ge=0,
+        description="Norm to which the gradient of each member by itself is clipped; 0 does not clip.",
+    )
+    micro_batch_size: int = Field(
+        4, ge=1, description="Examples that run at once, each under all members; what memory depends on."
+    )
+    gradient_accumulation_steps: int = Field(
+        2, ge=1, description="Micro-batches of an optimizer step, over all processes together."
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Compute activations again in the backward pass: less memory, a third more time."
+    )
+    num_epochs: float = Field(3.0, gt=0, description="How often every example is seen.")
+    max_steps: int | None = Field(
+        None, ge=1, description="Optimizer steps of the run; in place of num_epochs when given."
+    )
+    seed: int = Field(
+        0, ge=0, lt=2**31, description="Seed of the adapters' start and of the order of examples."
+    )
 
-    logging_steps: int = Field(1, ge=1)
-    eval_steps: int | None = Field(None, ge=1)
-    save_steps: int | None = Field(None, ge=1)
+    logging_steps: int = Field(1, ge=1, description="Steps from one line of training.jsonl to the next.")
+    eval_steps: int | None = Field(
+        None, ge=1, description="Steps from one held-out evaluation to the next; only at the end when empty."
+    )
+    save_steps: int | None = Field(
+        None, ge=1, description="Steps from one checkpoint to the next; only when interrupted when empty."
+    )
     early_stopping_patience: int | None = Field(
-        None, ge=1, description="evaluations without a better held-out mixture NLL that end the run"
+        None,
+        ge=1,
+        description="Evaluations in a row without a better held-out mixture NLL after which the run ends.",
     )
-    early_stopping_threshold: float = Field(0.0, ge=0, description="nats; a smaller gain is none")
+    early_stopping_threshold: float = Field(
+        0.0, ge=0, description="Smallest gain that counts as better, in nats per example."
+    )
     report_to: Annotated[tuple[str, ...], BeforeValidator(_one_or_more)] = Field(
-        (), description="trackers beside TensorBoard, such as wandb"
+        (), description="Trackers beside TensorBoard, by accelerate's names, such as wandb or mlflow."
     )
 
     @model_validator(mode="after")
