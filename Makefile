@@ -18,7 +18,7 @@ CODE := softspec train server tests
 setup: $(STAMP)
 
 $(STAMP): requirements/cpu.txt requirements/model.txt pyproject.toml
-	@echo "Installing pinned packages into $(VENV): 1 GB of downloads, about 2 minutes."
+	@echo "Installing pinned packages into $(VENV) (3 GB on disk): two to three minutes."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) install --upgrade "pip>=25" "setuptools==78.1.1"
 	@echo "  PyTorch ..."
