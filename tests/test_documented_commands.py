@@ -55,6 +55,7 @@ RUN = {
 NOT_RUN = {
     "make setup": "the environment of this test is what it makes",
     "make try": "starts a real engine; tests/app/demo asks the shipped ensemble behind a scripted one",
+    "softspec demo": "takes minutes and an engine; tests/app/demo runs it on a tiny base and scripted answers",
     "softspec bench train": "takes minutes; tests/app/bench runs it on a tiny base",
     "softspec bench serve": "takes minutes and an engine; tests/app/bench runs it on a tiny base",
 }

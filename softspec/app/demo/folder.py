@@ -127,7 +127,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def _require_same(path: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     before, now = dict(_flat(found)), dict(_flat(expected))
-    for key in before.keys() | now.keys():
+    for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
             raise ConfigError(
                 f"'{path}' is a demo with {key} {before.get(key)!r}, not {now.get(key)!r}; "

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from softspec.app.demo.facts import invent_things
-from softspec.app.demo.folder import HELD_OUT_NAME, open_folder
+from softspec.app.demo.folder import HELD_OUT_NAME, RESULTS_NAME, open_folder
 from softspec.app.demo.measure import by_kind, measure
 from softspec.app.demo.settings import DemoSettings
 from softspec.app.demo.shipped import NAME, SHIPPED
@@ -31,7 +31,7 @@ def ship(folder: Path, destination: Path = SHIPPED) -> Path:
         ConfigError: `folder` is no finished demo of the default settings.
     """
     settings = DemoSettings()
-    if open_folder(folder, settings).lacks("policy"):
+    if not (folder / RESULTS_NAME).is_file() or open_folder(folder, settings).lacks("policy"):
         raise ConfigError(f"'{folder}' is no finished demo; run: softspec demo --output {folder}")
     return write_16_bit(folder, str(local_base()), settings, destination)
 

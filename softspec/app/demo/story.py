@@ -122,7 +122,7 @@ class Demo:
     @property
     def is_compared(self) -> bool:
         """Whether everything in `COMPARED` has been measured."""
-        return not self.folder.lacks("gain_over_single")
+        return all((self._place(model) / MEASURED_NAME).is_file() for model in COMPARED)
 
     def train(self, model: str) -> None:
         """Train the ensemble or one of `COMPARED`, from its last checkpoint if there is one."""

@@ -69,7 +69,7 @@ def test_output_is_an_ensemble_with_its_data_and_the_models_it_was_compared_with
     assert len((output / "train.jsonl").read_text().splitlines()) == 40
     assert len((output / "held_out.jsonl").read_text().splitlines()) == 6
     assert list(output.parent.iterdir()) == [output]
-    assert not [path.name for path in output.iterdir() if path.name in ("ensemble", "ensemble.partial")]
+    assert not {path.name for path in output.iterdir()} & {"ensemble", "ensemble.partial"}
 
 
 def test_scores_go_into_the_manifest_too(compared: tuple[Path, dict[str, Any], list[str]]) -> None:
@@ -190,9 +190,10 @@ class Course:
         (Course(signal_when_shown="The policy"), "training, answers", 0),
         (Course(signal_when_shown="Mutual information"), "training, answers, measurement", 0),
         (Course(signal_in_step=STEPS + 2), "training, answers, measurement", 0),
+        (Course(signal_in_step=2 * STEPS + 2), "training, answers, measurement", 0),
         (Course(signal_when_shown="Held-out"), "training, answers, measurement, comparison", 0),
     ],
-    ids=["training", "start", "answers", "policy", "measurement", "comparison", "end"],
+    ids=["training", "start", "answers", "policy", "measurement", "single", "control", "end"],
 )
 def test_an_interrupted_demo_goes_on_where_it_was(
     course: Course,
