@@ -181,6 +181,7 @@ class Course:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("course", "finished", "servers"),
     [
