@@ -44,9 +44,8 @@ def serve(
     from softspec.app.smollm2 import base_of
 
     ensembles = [named_ensemble(ensemble).resolve() for ensemble in ensembles]
-    base = base or base_of(
-        ensembles
-    )  # reads the manifests before the seconds in which the server is imported
+    # Reads the manifests, before the seconds in which the server is imported.
+    base = base or base_of(ensembles)
 
     from softspec.server.ops.launch import serve as run_server
     from softspec.server.ops.settings import Settings
