@@ -16,16 +16,23 @@ ENSEMBLES = "SOFTSPEC_ENSEMBLE"
 POLICY_ACTION = "SOFTSPEC_POLICY_ACTION"
 POLICY_METRIC = "SOFTSPEC_POLICY_METRIC"
 POLICY_THRESHOLD = "SOFTSPEC_POLICY_THRESHOLD"
+BASE_UNCHECKED = "SOFTSPEC_BASE_UNCHECKED"
+ALLOW_UNTESTED = "SOFTSPEC_ALLOW_UNTESTED"
 MAX_TOP_LOGPROBS = 20
 """OpenAI's limit on likeliest tokens; the engine's own is larger, because telemetry travels beside them."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a server is told: the directories of its ensembles, and the policy for requests that name none."""
+    """What a server is told: the directories of its ensembles, the policy for requests that name none, and risks.
+
+    `base_unchecked` serves ensembles on whatever base there is; `allow_untested` takes any option of vLLM's engine.
+    """
 
     ensembles: tuple[Path, ...]
     policy: Policy = field(default_factory=Policy)
+    base_unchecked: bool = False
+    allow_untested: bool = False
 
     @staticmethod
     def from_environment(environment: Mapping[str, str]) -> "Settings":
@@ -42,7 +49,12 @@ class Settings:
             metric=environment.get(POLICY_METRIC, DEFAULT_METRIC),
             threshold=_number(POLICY_THRESHOLD, environment.get(POLICY_THRESHOLD)),
         )
-        return Settings(tuple(Path(path) for path in paths), policy)
+        return Settings(
+            tuple(Path(path) for path in paths),
+            policy,
+            base_unchecked=_is_on(BASE_UNCHECKED, environment),
+            allow_untested=_is_on(ALLOW_UNTESTED, environment),
+        )
 
     def to_environment(self) -> dict[str, str]:
         """The variables that `from_environment` reads back as these settings."""
@@ -50,10 +62,18 @@ class Settings:
             ENSEMBLES: os.pathsep.join(str(path) for path in self.ensembles),
             POLICY_ACTION: self.policy.action,
             POLICY_METRIC: self.policy.metric,
+            BASE_UNCHECKED: str(int(self.base_unchecked)),
+            ALLOW_UNTESTED: str(int(self.allow_untested)),
         }
         if self.policy.threshold is not None:
             variables[POLICY_THRESHOLD] = repr(self.policy.threshold)
         return variables
+
+
+def _is_on(name: str, environment: Mapping[str, str]) -> bool:
+    if (text := environment.get(name, "0")) not in ("0", "1"):
+        raise ConfigError(f"{name} is '{text}': expected 0 or 1")
+    return text == "1"
 
 
 def _number(name: str, text: str | None) -> float | None:

@@ -1,5 +1,7 @@
 """What a vLLM engine must be before an ensemble may be served on it, checked at start-up and whenever one is loaded.
 
+Which options may be given at all is `options`; here is what they come to.
+
 In: vLLM's configuration and version, however it was started. Out: nothing, or a named error with the flag that
 helps. Reads attributes only; imports no vllm.
 """
@@ -41,7 +43,8 @@ def require_engine(version: str, config: "VllmConfig", ensembles: Iterable[Loade
         raise UnsupportedEngineError(
             f"vLLM {version} was not tested with softspec: install {' or '.join(TESTED_VERSIONS)}"
         )
-    _refuse_untested_options(config)
+    _refuse_what_parts_a_group(config)
+    _refuse_several_caches(config)
     _require_class(config.scheduler_config.scheduler_cls, SCHEDULER, "--scheduler-cls")
     _require_class(config.parallel_config.worker_extension_cls, WORKER_EXTENSION, "--worker-extension-cls")
     if config.lora_config is None:
@@ -54,30 +57,53 @@ def require_engine(version: str, config: "VllmConfig", ensembles: Iterable[Loade
         _require_shared_blocks(config.cache_config, ensemble.manifest)
 
 
-def _refuse_untested_options(config: "VllmConfig") -> None:
+def _refuse_what_parts_a_group(config: "VllmConfig") -> None:
+    """Raise if an option, given or chosen by vLLM, would let the rows of one request come apart, or wait for ever."""
+    scheduling, parallel = config.scheduler_config, config.parallel_config
     found = (
         ("speculative decoding", config.speculative_config is not None, "remove --speculative-config"),
         ("KV transfer", config.kv_transfer_config is not None, "remove --kv-transfer-config"),
         (
+            "a limit on the tokens of long prompts in a step",
+            scheduling.long_prefill_token_threshold > 0,
+            "remove --long-prefill-token-threshold",
+        ),
+        (
             "batch-sharded sampling",
-            config.parallel_config.enable_batch_sharded_sampling,
-            "remove --enable-batch-sharded-sampling, as it would part a group's rows",
+            parallel.enable_batch_sharded_sampling,
+            "remove --enable-batch-sharded-sampling",
         ),
         (
             "pipeline parallelism",
-            config.parallel_config.pipeline_parallel_size > 1,
-            "use --tensor-parallel-size instead",
+            parallel.pipeline_parallel_size > 1,
+            "remove --pipeline-parallel-size; --tensor-parallel-size works",
         ),
         (
-            "priority scheduling",
-            config.scheduler_config.policy != "fcfs",
-            "start vLLM with --scheduling-policy fcfs",
+            "data parallelism",
+            parallel.data_parallel_size > 1,
+            "remove --data-parallel-size; run one server for each replica behind a load balancer",
         ),
-        ("a KV cache watermark", config.scheduler_config.watermark > 0, "remove --watermark"),
+        (
+            "context parallelism",
+            max(parallel.prefill_context_parallel_size, parallel.decode_context_parallel_size) > 1,
+            "remove --prefill-context-parallel-size and --decode-context-parallel-size",
+        ),
+        ("priority scheduling", scheduling.policy != "fcfs", "start vLLM with --scheduling-policy fcfs"),
+        ("a KV cache watermark", scheduling.watermark > 0, "remove --watermark"),
     )
     for option, is_on, remedy in found:
         if is_on:
-            raise UnsupportedEngineError(f"{option} is on, which was not tested with ensembles: {remedy}")
+            raise UnsupportedEngineError(f"{option} is on, which ensembles do not work with: {remedy}")
+
+
+def _refuse_several_caches(config: "VllmConfig") -> None:
+    """Raise if layers attend in different ways, so that a row would have several tables of blocks."""
+    kinds = sorted(set(getattr(config.model_config.hf_text_config, "layer_types", None) or ()))
+    if len(kinds) > 1:
+        raise UnsupportedEngineError(
+            f"the base has layers of several kinds ({', '.join(kinds)}): expected one kind of attention cache, as "
+            "with full attention in every layer; take another base"
+        )
 
 
 def _require_residence(config: "VllmConfig", num_adapters: int) -> None:
@@ -104,6 +130,7 @@ def _require_room(config: "VllmConfig", ensemble: LoadedEnsemble) -> None:
         ("LoRA rank", ensemble.rank, config.lora_config.max_lora_rank, "--max-lora-rank"),
         ("members", manifest.num_members, config.lora_config.max_loras, "--max-loras"),
         ("rows", rows, config.scheduler_config.max_num_seqs, "--max-num-seqs"),
+        ("rows", rows, _active(config), "--max-num-active-seqs"),
         (
             "log-probability columns",
             num_columns(manifest.num_members),
@@ -118,6 +145,11 @@ def _require_room(config: "VllmConfig", ensemble: LoadedEnsemble) -> None:
                 f"ensemble '{manifest.name}' has {need} {what} but the engine allows {limit}: "
                 f"start it with {flag} {need}"
             )
+
+
+def _active(config: "VllmConfig") -> int:
+    limit = config.scheduler_config.max_num_active_seqs
+    return config.scheduler_config.max_num_seqs if limit is None else limit
 
 
 def _require_cache(config: "VllmConfig", manifest: Manifest) -> None:
