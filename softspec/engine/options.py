@@ -8,7 +8,7 @@ and the platform, and nobody chose them.
 """
 
 import logging
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from softspec.errors import UnsupportedEngineError
@@ -63,17 +63,20 @@ TESTED_OPTIONS = {
 _log = logging.getLogger(__name__)
 
 
-def untested_options(found: Any, defaults: Any) -> list[str]:
+def untested_options(found: Any, defaults: Any, in_use: bool = False) -> list[str]:
     """The flags of every engine argument that differs from vLLM's default and was not tested with ensembles.
 
     Args:
         found: vLLM's `EngineArgs`, as given.
         defaults: the same class, made with the same model and nothing else.
+        in_use: an engine was made of them already, which writes into the configurations among them: these are left out.
     """
     return [
         flag_of(field.name)
         for field in fields(found)
-        if field.name not in TESTED_OPTIONS and getattr(found, field.name) != getattr(defaults, field.name)
+        if field.name not in TESTED_OPTIONS
+        and (value := getattr(found, field.name)) != getattr(defaults, field.name)
+        and not (in_use and is_dataclass(value))
     ]
 
 
@@ -82,13 +85,13 @@ def flag_of(name: str) -> str:
     return "--" + name.strip("_").replace("_", "-")
 
 
-def require_tested_options(found: Any, defaults: Any, allow_untested: bool) -> None:
-    """Raise if an option was given that was not tested with ensembles; with `allow_untested` only warn.
+def require_tested(flags: list[str], allow_untested: bool) -> None:
+    """Raise if there are options that were not tested with ensembles; with `allow_untested` only warn.
 
     Raises:
         UnsupportedEngineError: the message names the flags.
     """
-    if not (flags := untested_options(found, defaults)):
+    if not flags:
         return
     told = f"{', '.join(flags)}: not tested with ensembles, whose answers may be wrong without a sign of it"
     if not allow_untested:

@@ -6,6 +6,7 @@ In: vLLM's configuration and version, however it was started. Out: nothing, or a
 helps. Reads attributes only; imports no vllm.
 """
 
+import logging
 import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Protocol
@@ -15,11 +16,15 @@ from softspec.engine.wire import num_columns
 from softspec.errors import ConfigError, UnsupportedEngineError
 
 if TYPE_CHECKING:
-    from vllm.config import CacheConfig, VllmConfig
+    from vllm.config import VllmConfig
 
 TESTED_VERSIONS = ("0.32.0",)
 SCHEDULER = "softspec.engine.core.scheduler.LockstepScheduler"
 WORKER_EXTENSION = "softspec.engine.worker.install.EnsembleWorker"
+_KV_BLOCK, _CPU_KV_BLOCK = 16, 32
+"""vLLM's attention kernels take KV blocks of multiples of so many tokens."""
+
+_log = logging.getLogger(__name__)
 
 
 class LoadedEnsemble(Protocol):
@@ -54,7 +59,28 @@ def require_engine(version: str, config: "VllmConfig", ensembles: Iterable[Loade
     for ensemble in ensembles:
         _require_room(config, ensemble)
         _require_cache(config, ensemble.manifest)
-        _require_shared_blocks(config.cache_config, ensemble.manifest)
+        _require_shared_blocks(config, ensemble.manifest)
+
+
+def require_base(served: str | None, manifests: Iterable[Manifest]) -> None:
+    """Raise unless the ensembles were trained on the base that is served; its fingerprint is None if unchecked.
+
+    Raises:
+        ConfigError: one was trained on another base.
+    """
+    if served is None:
+        return
+    for manifest in manifests:
+        base = manifest.base_model
+        if base.fingerprint is None:
+            _log.warning("ensemble '%s' does not say on which base it was trained: unchecked", manifest.name)
+        elif base.fingerprint != served:
+            revision = f" at revision '{base.revision}'" if base.revision else ""
+            raise ConfigError(
+                f"ensemble '{manifest.name}' was trained on a base with fingerprint {base.fingerprint[:12]} "
+                f"('{base.path}'{revision}) but {served[:12]} is served: its weights, tokenizer or template are "
+                "others, as in another revision or format; serve its own base, or take the risk with --base-unchecked"
+            )
 
 
 def _refuse_what_parts_a_group(config: "VllmConfig") -> None:
@@ -168,18 +194,23 @@ def _require_cache(config: "VllmConfig", manifest: Manifest) -> None:
         )
 
 
-def _require_shared_blocks(cache: "CacheConfig", manifest: Manifest) -> None:
+def _require_shared_blocks(config: "VllmConfig", manifest: Manifest) -> None:
     """Raise unless members can share cached KV blocks of their prompt, which must end where the adapters begin."""
-    if manifest.activation.block_size is None:
+    cache, active_from = config.cache_config, manifest.activation.block_size
+    if active_from is None:
         return
     if not cache.enable_prefix_caching:
         raise ConfigError(
             f"prefix caching is off but the members of '{manifest.name}' share their prompt through it: "
             "start it with --enable-prefix-caching"
         )
-    block_size = manifest.activation.block_size
-    if cache.block_size is not None and block_size % cache.block_size:
+    told = f"ensemble '{manifest.name}' activates its adapters at multiples of {active_from} tokens but "
+    unit = _CPU_KV_BLOCK if config.device_config.device_type == "cpu" else _KV_BLOCK
+    if active_from % unit:
         raise ConfigError(
-            f"ensemble '{manifest.name}' activates its adapters at multiples of {block_size} tokens but the engine's "
-            f"KV blocks have {cache.block_size}: start it with --block-size {block_size}"
+            f"{told}KV blocks have multiples of {unit} on this device: train it with such an activation.block_size"
+        )
+    if cache.block_size is not None and (active_from % cache.block_size or cache.block_size % unit):
+        raise ConfigError(
+            f"{told}the engine's KV blocks have {cache.block_size}: start it with --block-size {active_from}"
         )

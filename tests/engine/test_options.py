@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from softspec.engine.options import TESTED_OPTIONS, require_tested_options, untested_options
+from softspec.engine.options import TESTED_OPTIONS, require_tested, untested_options
 from softspec.errors import UnsupportedEngineError
 
 pytestmark = pytest.mark.vllm
@@ -112,7 +112,7 @@ def test_every_other_option_is_named(tiny_base: Path, flag: str, value: str | No
     found, defaults = given(tiny_base, flag, *([] if value is None else [value]))
 
     with pytest.raises(UnsupportedEngineError) as refusal:
-        require_tested_options(found, defaults, allow_untested=False)
+        require_tested(untested_options(found, defaults), allow_untested=False)
 
     named = str(refusal.value).partition(":")[0].split(", ")
     assert flag.replace("--no-", "--") in named
@@ -124,9 +124,19 @@ def test_the_brave_are_warned(tiny_base: Path, caplog: pytest.LogCaptureFixture)
     found, defaults = given(tiny_base, "--stream-interval", "4", "--watermark", "0.1")
 
     with caplog.at_level(logging.WARNING):
-        require_tested_options(found, defaults, allow_untested=True)
+        require_tested(untested_options(found, defaults), allow_untested=True)
 
     assert "--watermark, --stream-interval: not tested with ensembles" in caplog.text
+
+
+def test_engine_that_runs_has_written_into_its_options_and_raises_no_alarm(tiny_base: Path) -> None:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    args = parser().parse_args(["--model", str(tiny_base), "--enforce-eager"])
+    AsyncEngineArgs.from_cli_args(args).create_engine_config()
+
+    found, (_, defaults) = AsyncEngineArgs.from_cli_args(args), given(tiny_base)
+    assert untested_options(found, defaults, in_use=True) == []
 
 
 def test_tested_options_exist(tiny_base: Path) -> None:

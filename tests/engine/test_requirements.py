@@ -10,7 +10,7 @@ import pytest
 
 from softspec.artefact.activation import BlockActivation
 from softspec.artefact.manifest import BaseModelRef, Manifest
-from softspec.engine.requirements import SCHEDULER, WORKER_EXTENSION, require_engine
+from softspec.engine.requirements import SCHEDULER, WORKER_EXTENSION, require_base, require_engine
 from softspec.errors import ConfigError, UnsupportedEngineError
 
 
@@ -99,6 +99,48 @@ def test_engine_too_small_for_the_ensemble_is_refused_with_the_flag(
 ) -> None:
     with pytest.raises(ConfigError, match=complaint):
         require_engine("0.32.0", config(**changes), [ENSEMBLE])
+
+
+@pytest.mark.parametrize(
+    ("device", "active_from", "blocks", "complaint"),
+    [
+        ("cuda", 20, 16, "multiples of 20 tokens but KV blocks have multiples of 16 .*: train it"),
+        ("cuda", 48, 16, None),
+        ("cpu", 48, 16, "multiples of 48 tokens but KV blocks have multiples of 32 .*: train it"),
+        ("cpu", 96, 32, None),
+        # Two ensembles whose blocks have no common measure that the device can have.
+        ("cpu", 32, 16, "blocks have 16: start it with --block-size 32"),
+    ],
+)
+def test_adapters_that_begin_where_no_block_can_end_are_refused(
+    device: str, active_from: int, blocks: int, complaint: str | None
+) -> None:
+    manifest = ENSEMBLE.manifest.model_copy(update={"activation": BlockActivation(block_size=active_from)})
+    found = config(cache_config__block_size=blocks, device_config__device_type=device)
+
+    with pytest.raises(ConfigError, match=complaint) if complaint else nullcontext():
+        require_engine("0.32.0", found, [Loaded(manifest, rank=16)])
+
+
+@pytest.mark.parametrize(("trained", "is_served"), [("a" * 64, True), ("b" * 64, False), (None, True)])
+def test_base_of_the_training_is_the_base_that_is_served(trained: str | None, is_served: bool) -> None:
+    base = BaseModelRef(path="maker/model", revision="v1", fingerprint=trained)
+    manifest = ENSEMBLE.manifest.model_copy(update={"base_model": base})
+
+    complaint = (
+        "'jurists' .* bbbbbbbbbbbb \\('maker/model' at revision 'v1'\\) but aaaaaaaaaaaa .* --base-unchecked"
+    )
+    with nullcontext() if is_served else pytest.raises(ConfigError, match=complaint):
+        require_base("a" * 64, [manifest])
+    require_base(None, [manifest])
+
+
+def test_ensemble_without_a_fingerprint_is_served_with_a_line_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    require_base("a" * 64, [ENSEMBLE.manifest])
+
+    assert "ensemble 'jurists' does not say on which base it was trained: unchecked" in caplog.text
 
 
 @pytest.mark.parametrize(

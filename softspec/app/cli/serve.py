@@ -27,6 +27,8 @@ def serve(
     policy_action: str = "answer",
     policy_metric: str = "mutual_information",
     policy_threshold: float | None = None,
+    base_unchecked: bool = False,
+    allow_untested: bool = False,
 ) -> None:
     """Serve ensembles until stopped.
 
@@ -36,6 +38,8 @@ def serve(
         policy_action: answer or abstain, where a request says nothing else
         policy_metric: what is compared with the threshold
         policy_threshold: act when the metric is above this, in nats (a share for the disagreements)
+        base_unchecked: serve on a base that is not the one of the training, such as a quantised one
+        allow_untested: take options of vLLM's engine that were not tested with ensembles
     """
     ensembles, vllm_args = split_arguments(arguments)
     if not ensembles:
@@ -52,4 +56,7 @@ def serve(
     from softspec.server.policy.policy import Action, Policy
 
     policy = Policy(cast(Action, policy_action), policy_metric, policy_threshold)
-    run_server(Settings(tuple(ensembles), policy), base, vllm_args)
+    settings = Settings(
+        tuple(ensembles), policy, base_unchecked=base_unchecked, allow_untested=allow_untested
+    )
+    run_server(settings, base, vllm_args)

@@ -13,7 +13,7 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.usage.usage_lib import UsageContext
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-from softspec.engine.options import require_tested_options
+from softspec.engine.options import require_tested, untested_options
 from softspec.errors import ConfigError
 
 # Chooses the defaults (tokens per step) of vLLM's server.
@@ -25,16 +25,20 @@ def engine_parser() -> FlexibleArgumentParser:
     return AsyncEngineArgs.add_cli_args(FlexibleArgumentParser(prog="softspec"))
 
 
-def accepted_arguments(given: Namespace, allow_untested: bool = False) -> AsyncEngineArgs:
+def accepted_arguments(
+    given: Namespace, allow_untested: bool = False, in_use: bool = False
+) -> AsyncEngineArgs:
     """The engine arguments that were given, all of them tested with ensembles or left at vLLM's defaults.
 
+    Args:
+        in_use: the engine runs already.
     Raises:
         UnsupportedEngineError: some are neither, and `allow_untested` does not say that this is all right.
     """
     found = AsyncEngineArgs.from_cli_args(given)
     # A few of the parser's defaults differ from those of the class.
     defaults = AsyncEngineArgs.from_cli_args(engine_parser().parse_args(["--model", found.model]))
-    require_tested_options(found, defaults, allow_untested)
+    require_tested(untested_options(found, defaults, in_use), allow_untested)
     return found
 
 

@@ -24,7 +24,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from softspec.engine.front.client import EnsembleClient
 from softspec.engine.front.ensemble import Ensemble
 from softspec.engine.requirements import require_engine
-from softspec.engine.start.arguments import USAGE, configure, engine_parser, accepted_arguments
+from softspec.engine.start.arguments import USAGE, accepted_arguments, configure, engine_parser
 from softspec.errors import ConfigError
 
 
@@ -54,6 +54,14 @@ class LocalEngine:
         self._client = EnsembleClient(engine, ensembles)
         self._loras = self._client.registry.lora_requests
         self._requests = 0
+
+    async def fill(self) -> None:
+        """Read the weights of all members into the engine.
+
+        Raises:
+            UserError: an adapter is cut off, or belongs to another base.
+        """
+        await self._client.registry.fill()
 
     def ask_ensemble(self, name: str, prompt_ids: Sequence[int], num_tokens: int) -> AsyncIterator[int]:
         """Greedy tokens of the mixture; yields how many arrived, whenever some do."""
@@ -122,12 +130,15 @@ async def open_engine(
     if cache.num_gpu_blocks_override is None and config.device_config.device_type == "cpu":
         cache.num_gpu_blocks_override = needed
     _require_room(config, cache.num_gpu_blocks_override, needed, tokens_per_row)
+    require_engine(vllm.__version__, config, ensembles)
     engine = AsyncLLM.from_vllm_config(config, usage_context=USAGE, disable_log_stats=args.disable_log_stats)
     try:
         _require_room(config, cache.num_gpu_blocks, needed, tokens_per_row)
         require_engine(vllm.__version__, config, ensembles)
         await engine.collective_rpc("install_ensemble_sampler")
-        yield LocalEngine(engine, ensembles)
+        local = LocalEngine(engine, ensembles)
+        await local.fill()
+        yield local
     finally:
         engine.shutdown()
 
