@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from softspec.artefact.base import end_of_turn_ids, fingerprint
 from softspec.artefact.manifest import BaseModelRef, Manifest
+from softspec.console import tell
 from softspec.errors import Interrupted
 from softspec.maths.mixture import uniform_log_weights
 from softspec.train.config import TrainConfig
@@ -35,7 +37,8 @@ from softspec.train.loop.step import optimizer_step
 from softspec.train.loop.stopping import EarlyStopping
 from softspec.train.members.base import load_base, load_skeleton, load_tokenizer
 from softspec.train.members.members import Members
-from softspec.train.members.spec import LoraSpec, resolve_spec
+from softspec.train.members.servable import check_servable
+from softspec.train.members.spec import LoraSpec, resolve_spec, what_is_adapted
 from softspec.train.objective.objective import objective_of
 from softspec.train.objective.prior import prior_of
 from softspec.train.processes import Processes, is_main_process
@@ -62,8 +65,13 @@ def train_ensemble(
     """
     run = open_run(config, resume, overwrite)
     check_trackers(config)
+    skeleton = load_skeleton(config.base_model, config.model_revision)
+    spec = _spec_of(config, skeleton)
+    remarks = [*check_servable(config, skeleton), what_is_adapted(spec, skeleton)]
+    if is_main_process():
+        for remark in remarks:
+            tell(remark)
     examples, held_out = read_data(config)
-    spec = check_names(config)
     training = prepare(config, spec, examples, held_out)
     finished = start_or_resume(training, run, resume, overrides)
     steps = run_steps(training, run, finished)
@@ -94,7 +102,10 @@ def read_data(config: TrainConfig) -> tuple[Sequence[Unit], Sequence[Unit]]:
 
 def check_names(config: TrainConfig) -> LoraSpec:
     """Fit target modules and layers to the base model's skeleton, without its weights."""
-    skeleton = load_skeleton(config.base_model, config.model_revision)
+    return _spec_of(config, load_skeleton(config.base_model, config.model_revision))
+
+
+def _spec_of(config: TrainConfig, skeleton: nn.Module) -> LoraSpec:
     return resolve_spec(
         skeleton, config.lora_r, config.lora_alpha, config.target_modules, config.layers_to_transform
     )
