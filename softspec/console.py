@@ -40,7 +40,7 @@ class Unbroken:
 
 def unbroken_stderr() -> TextIO:
     """The present stderr, which does not raise."""
-    return cast("TextIO", Unbroken(sys.stderr))
+    return cast("TextIO", sys.stderr if isinstance(sys.stderr, Unbroken) else Unbroken(sys.stderr))
 
 
 @contextmanager
