@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from softspec.errors import TrainingError
+from softspec.errors import DivergedError, TrainingError
 from softspec.maths.renyi import load, routing_perplexity
 from softspec.train.config import TrainConfig
 from softspec.train.data.units import Unit
@@ -85,7 +85,7 @@ def _move_members(training: Training, done: Pass, rate: float, step: int) -> Ten
     members, optimizer = training.members, training.optimizer
     norms = members.clip_gradients(training.config.max_grad_norm)
     if not (done.loglik.isfinite().all() and norms.isfinite().all()):
-        raise TrainingError(
+        raise DivergedError(
             f"step {step + 1}: the loss or its gradient is no longer finite; lower learning_rate and start again"
         )
     for group in optimizer.param_groups:
