@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from softspec.artefact.base import end_of_turn_ids, fingerprint
@@ -29,6 +28,7 @@ from softspec.train.loop.checkpoint import (
 )
 from softspec.train.loop.facts import HeldOut, as_json
 from softspec.train.loop.health import Starvation, patience_of
+from softspec.train.loop.optimizer import MembersAdamW
 from softspec.train.loop.schedule import ExampleOrder, total_steps
 from softspec.train.loop.state import Training
 from softspec.train.loop.step import optimizer_step
@@ -110,9 +110,7 @@ def prepare(
     members = Members(
         model, spec, config.num_members, config.seed, config.b_init_std, config.gradient_checkpointing
     )
-    optimizer = torch.optim.AdamW(
-        members.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-    )
+    optimizer = MembersAdamW(members.parameters(), config.learning_rate, config.weight_decay)
     order = ExampleOrder(config, len(examples), known.bundles)
     return Training(
         config=config,

@@ -7,6 +7,7 @@ optimizer state.
 import torch
 
 from softspec.maths.mixture import sequence_loglik
+from softspec.train.loop.optimizer import MembersAdamW
 from softspec.train.loop.passes import Pass
 from softspec.train.members.members import Members
 
@@ -16,7 +17,7 @@ NOISE = 0.1
 """How far a new member is from the one it comes from, as part of the size of its weights."""
 
 
-def reseed(members: Members, optimizer: torch.optim.Optimizer, done: Pass, member: int, seed: int) -> int:
+def reseed(members: Members, optimizer: MembersAdamW, done: Pass, member: int, seed: int) -> int:
     """Make `member` a noisy copy of the one to which most of the worst-served units go; returns which one that is.
 
     They share these units from then on, and the noise lets them come apart.
@@ -28,9 +29,7 @@ def reseed(members: Members, optimizer: torch.optim.Optimizer, done: Pass, membe
             source = weight[donor].clone()
             noise = torch.randn(source.shape, generator=generator).to(source)
             weight[member] = source + NOISE * source.square().mean().sqrt() * noise
-            for moment in optimizer.state[weight].values():
-                if moment.shape == weight.shape:
-                    moment[member] = moment[donor]
+    optimizer.copy_moments(donor, member)
     return donor
 
 

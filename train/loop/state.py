@@ -14,6 +14,7 @@ from softspec.train.config import TrainConfig
 from softspec.train.data.survey import Survey
 from softspec.train.data.units import Unit
 from softspec.train.loop.health import Starvation
+from softspec.train.loop.optimizer import MembersAdamW
 from softspec.train.loop.schedule import ExampleOrder, total_steps
 from softspec.train.loop.stopping import EarlyStopping, MembersState, StoppingState
 from softspec.train.members.members import Members
@@ -45,7 +46,7 @@ class Training:
     objective: Objective[Unit]
     processes: Processes
     members: Members
-    optimizer: torch.optim.Optimizer
+    optimizer: MembersAdamW
     examples: Sequence[Unit]
     held_out: Sequence[Unit]
     survey: Survey

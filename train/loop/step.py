@@ -81,16 +81,14 @@ def _gradients(training: Training, units: Sequence[Unit], alpha: float, step: in
 
 
 def _move_members(training: Training, done: Pass, rate: float, step: int) -> Tensor:
-    """Clip the gradients and let the optimizer follow them; returns the members' norms before clipping, (K,)."""
-    members, optimizer = training.members, training.optimizer
+    """Clip the gradients and move the members that have one; returns the members' norms before clipping, (K,)."""
+    members = training.members
     norms = members.clip_gradients(training.config.max_grad_norm)
     if not (done.loglik.isfinite().all() and norms.isfinite().all()):
         raise TrainingError(
             f"step {step + 1}: the loss or its gradient is no longer finite; lower learning_rate and start again"
         )
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.step()
+    training.optimizer.step(rate)
     assert step or members.moved().all(), (
         f"members did not move in the first step: {members.moved().tolist()}"
     )
