@@ -34,9 +34,10 @@ def reseed(members: Members, optimizer: MembersAdamW, done: Pass, member: int, s
 
 
 def server_of_the_worst(done: Pass) -> int:
-    """The member with the most responsibility for what the mixture explains worst."""
+    """The member with the most responsibility for what costs the mixture most."""
     routing = done.routing
     shares = routing.responsibilities(done.loglik)
     explained = sequence_loglik(routing.log_weights, routing.bundles(done.loglik))
-    worst = explained.topk(max(1, int(WORST_SHARE * len(explained))), largest=False).indices
-    return int(shares[:, worst].sum(1).argmax())
+    costs = routing.loss_weights * -explained
+    worst = costs.topk(max(1, int(WORST_SHARE * len(costs)))).indices
+    return int((routing.loss_weights * shares)[:, worst].sum(1).argmax())

@@ -39,7 +39,7 @@ class Training:
     """What every step of one run needs. A step changes the members, the optimizer and the last fields.
 
     `log_weights` (K,) are those of the mixture; `active_members` is how many members a unit of the last micro-batch
-    went to, which tells the next one whether two passes pay.
+    went to, the same in every process, which tells the next one whether two passes pay.
     """
 
     config: TrainConfig
