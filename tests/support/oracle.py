@@ -122,7 +122,7 @@ def survivors(
     for v in ranked:
         kept.add(v)
         reached += weights[v] / mass
-        if reached >= top_p:
+        if top_p < 1 and reached >= top_p:
             break
     return kept
 

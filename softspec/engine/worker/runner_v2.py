@@ -43,8 +43,9 @@ class EnsembleSampler(Sampler):
         self.mixer = GroupMixer()
         self._seats: dict[int, Seat | None] = {}
         self._groups: list[GroupRows] = []
-        masks = [each for each in self.logits_processors if isinstance(each, LogitBiasState | BadWordsState)]
-        others = [each for each in self.logits_processors if each not in masks]
+        theirs: list[LogitsProcessor] = runner.sampler.logits_processors
+        masks = [each for each in theirs if isinstance(each, LogitBiasState | BadWordsState)]
+        others = [each for each in theirs if each not in masks]
         self.logits_processors = [*masks, _Mixing(self), *others]
         runner.finish_requests = self._forgetting(runner.finish_requests)
 

@@ -172,14 +172,16 @@ def test_no_stage_of_a_step_raises(stage: str, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize(
     ("huge", "same"),
-    [({"top_k": 2**70}, {"top_k": 0}), ({"seed": 2**63 + 5}, {"seed": 5}), ({"top_k": -3}, {})],
+    [
+        (SamplingSpec(top_k=2**70), SamplingSpec()),
+        (SamplingSpec(top_k=-3), SamplingSpec()),
+        (SamplingSpec(seed=2**63 + 5), SamplingSpec(seed=5)),
+        (SamplingSpec(seed=-1), SamplingSpec(seed=2**63 - 1)),
+    ],
+    ids=["top_k", "top_k below 0", "seed", "seed below 0"],
 )
-def test_integers_that_no_tensor_holds_are_brought_into_range(
-    huge: dict[str, int], same: dict[str, int]
-) -> None:
-    found, expected = (
-        step(GroupMixer(), logits_of(0), beside("a", SamplingSpec(**settings))) for settings in (huge, same)
-    )
+def test_integers_that_no_tensor_holds_are_brought_into_range(huge: SamplingSpec, same: SamplingSpec) -> None:
+    found, expected = (step(GroupMixer(), logits_of(0), beside("a", settings)) for settings in (huge, same))
 
     assert torch.equal(found[0], expected[0])
     assert torch.equal(found[1], expected[1])
