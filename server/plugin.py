@@ -73,7 +73,7 @@ class SoftspecEndpoints:
             ensembles,
             base_names(state),
             may_run=policy_guard(settings.policy),
-            on_failed=metrics.lockstep_error,
+            on_failed=metrics.failed,
             on_preemption=metrics.group_preemption,
         )
         put_into_handlers(client, engine_client, state)

@@ -16,8 +16,6 @@ ENSEMBLES = "SOFTSPEC_ENSEMBLE"
 POLICY_ACTION = "SOFTSPEC_POLICY_ACTION"
 POLICY_METRIC = "SOFTSPEC_POLICY_METRIC"
 POLICY_THRESHOLD = "SOFTSPEC_POLICY_THRESHOLD"
-MAX_TOP_LOGPROBS = 20
-"""OpenAI's limit on likeliest tokens; the engine's own is larger, because telemetry travels beside them."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from softspec.artefact.activation import BlockActivation
+from softspec.engine.wire import LOCKSTEP_FAILED
 from tests.support.scripted_vllm import MEMBER_LOG_PROBS, NAME, Server, serving
 from tests.support.tiny import random_adapters, tiny_llama
 
@@ -136,14 +137,14 @@ def test_request_ended_by_the_engine_is_named_and_counted(server: Server) -> Non
         return REGISTRY.get_sample_value("softspec_lockstep_errors_total") or 0.0
 
     before = counted()
-    server.engine.broken = True
+    server.engine.broken = LOCKSTEP_FAILED
     try:
         with pytest.raises(openai.InternalServerError, match="members came apart"):
             server.chat()
         with pytest.raises(openai.APIError, match="members came apart"):
             server.stream()
     finally:
-        server.engine.broken = False
+        server.engine.broken = None
 
     assert counted() == before + 2
 

@@ -50,6 +50,11 @@ def decode(token_id: int) -> str:
     return f" w{token_id}"
 
 
+def spell(token_id: int) -> tuple[str, list[int]]:
+    """The text of a token, and its bytes."""
+    return decode(token_id), list(decode(token_id).encode())
+
+
 AGREED = tuple(token(number) for number in range(4))
 # The members part at the third token: after it only the first one is believed.
 TORN = (token(0), token(1), token(2, 0.6, (-0.5, -9.0)), token(3))
@@ -195,7 +200,7 @@ def make_app(
     app.state.softspec_chat = Service(
         ensembles=frozenset({ENSEMBLE}),
         default_policy=policy or Policy(),
-        decode=decode,
+        decode=spell,
         metrics=Metrics(registry or CollectorRegistry()),
     )
     routes = {

@@ -36,6 +36,7 @@ class FakeAsyncLLM:
     """Stands in for vLLM's engine: says WORDS to everything, with telemetry columns when a group was asked for.
 
     `resident` are the adapters that it holds: number -> name. It cannot read the one whose path ends in `unreadable`.
+    `broken` is the `stop_reason` with which it ends every request in an error, if any.
     """
 
     errored = False
@@ -53,7 +54,7 @@ class FakeAsyncLLM:
         self.prepared: list[str] = []
         self.loras: list[str | None] = []
         self.aborted = 0
-        self.broken = False
+        self.broken: str | None = None
         self.resident: dict[int, str] = {}
         self.unreadable = ""
         self.began, self.loading = asyncio.Event(), asyncio.Event()
@@ -108,7 +109,8 @@ class FakeAsyncLLM:
                     token_ids=[self.tokens[i] for i in steps],
                     cumulative_logprob=0.0,
                     logprobs=self._logprobs(steps, spec, params),
-                    finish_reason=("error" if self.broken else "stop") if step == last else None,
+                    finish_reason=None if step < last else "stop" if self.broken is None else "error",
+                    stop_reason=None if step < last else self.broken,
                 )
                 finished = step == last
                 yield RequestOutput(
