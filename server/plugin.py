@@ -79,7 +79,9 @@ class SoftspecEndpoints:
         put_into_handlers(client, engine_client, state)
         served = client.registry.ensembles
         state.softspec_registry = client.registry
-        state.softspec_chat = Service(served, settings.policy, token_decoder(engine_client), metrics)
+        state.softspec_chat = Service(
+            served, settings.policy, settings.pinned, token_decoder(engine_client), metrics
+        )
         state.softspec_readiness = Readiness(
             served, canary_of(partial(draw_one_token, state)), partial(obstacle, engine_client, state)
         )

@@ -25,7 +25,7 @@ from softspec.server.chat.unsupported import (
 )
 from softspec.server.chat.wire import EXTENSION, DecodeToken, Terms, read_terms
 from softspec.server.ops.metrics import Metrics
-from softspec.server.policy.policy import Policy
+from softspec.server.policy.policy import Policy, judge_of
 
 # vLLM's route; None when the client went away.
 Route = Callable[[Any, Request], Awaitable[Response | None]]
@@ -38,6 +38,7 @@ class Service:
 
     ensembles: Collection[str]
     default_policy: Policy
+    pinned: bool
     decode: DecodeToken
     metrics: Metrics
 
@@ -55,9 +56,10 @@ async def complete(request: OpenAIRequest, raw_request: Request, route: Route, s
         refuse_extension(request)
         return await route(request, raw_request) or Response(status_code=_CLIENT_WENT_AWAY)
     refuse_unsupported(request)
-    terms = read_terms((request.model_extra or {}).pop(EXTENSION, None), service.default_policy)
+    extension = (request.model_extra or {}).pop(EXTENSION, None)
+    terms = read_terms(extension, service.default_policy, service.pinned)
     hide_usage = _ask_for_continuous_usage(request, terms)
-    with tracing() as trace:
+    with tracing(judge_of(terms.policy)) as trace:
         response = await route(request, raw_request) or Response(status_code=_CLIENT_WENT_AWAY)
     if isinstance(response, StreamingResponse):
         _annotate_stream(response, request, trace, terms, hide_usage, started, service)

@@ -91,8 +91,8 @@ def test_stream_that_abstains_aborts_the_engine(server: Server) -> None:
     )
 
     finish, usage = chunks[-2].choices[0], chunks[-1].usage
-    assert finish.finish_reason == "content_filter"
-    assert finish.uncertainty["reason"] == "max_epistemic 0.60 > 0.50"
+    assert (finish.finish_reason, finish.stop_reason) == ("stop", "abstained")
+    assert finish.uncertainty["reason"] == "max_epistemic 0.60 > 0.50 at token 2"
     assert "it" not in "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1])
     assert (usage.completion_tokens, usage.total_tokens) == (2, usage.prompt_tokens + 2)
     assert server.engine.aborted == before + 1

@@ -50,7 +50,8 @@ ANSWER_FIELDS = {
     "confidence": ("calibrated P(correct); null, as there is no calibration yet", "null"),
     "seed": ("send it back to get exactly this answer again", ""),
     "decision": ("what the policy did", "`answer` or `abstain`"),
-    "reason": ("why it objected; null when it did not", ""),
+    "reason": ("the value that crossed the threshold, and the token at which; null when none did", ""),
+    "decided_at": ("that token's number, from 1; null when the policy did not object", ">= 1"),
     "token": ("its text", ""),
 }
 """Field -> what it says, and its range; a token's numbers are described as an answer's."""

@@ -187,7 +187,10 @@ def _is_chat(request: Any) -> bool:
 
 
 def make_app(
-    engine: FakeEngine, policy: Policy | None = None, registry: CollectorRegistry | None = None
+    engine: FakeEngine,
+    policy: Policy | None = None,
+    registry: CollectorRegistry | None = None,
+    pinned: bool = False,
 ) -> FastAPI:
     """The routes as the server's plugin adds them, around the scripted engine."""
     app = FastAPI()
@@ -195,6 +198,7 @@ def make_app(
     app.state.softspec_chat = Service(
         ensembles=frozenset({ENSEMBLE}),
         default_policy=policy or Policy(),
+        pinned=pinned,
         decode=decode,
         metrics=Metrics(registry or CollectorRegistry()),
     )

@@ -21,6 +21,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from softspec.engine.front.ensemble import Ensemble, lora_request_of
 from softspec.engine.front.output import carry_telemetry, watch_preemptions
 from softspec.engine.front.registry import Registry
+from softspec.engine.front.stopping import end_judged, judged
 from softspec.engine.front.translation import describe, group_params, open_choices, record, refuse_unsupported
 from softspec.engine.trace import ChoiceTrace, current_trace
 from softspec.errors import ConfigError, LockstepError
@@ -52,6 +53,7 @@ class EnsembleClient:
         self.registry = Registry(engine, ensembles, base_names)
         if isinstance(engine, AsyncLLM):
             carry_telemetry(engine.output_processor)
+            end_judged(engine.output_processor)
             if on_preemption is not None:
                 watch_preemptions(engine.output_processor, on_preemption)
 
@@ -117,7 +119,7 @@ class EnsembleClient:
             describe(choices, spec, group)
             lora_request = lora_request_of(spec.adapters[0])
             outputs = self._engine.generate(prompt, group, request_id, lora_request=lora_request, **kwargs)
-            async with aclosing(outputs):
+            async with aclosing(judged(outputs, choices)) as outputs:
                 async for output in outputs:
                     for completion in output.outputs:
                         record(completion, params, spec, choices[completion.index])

@@ -69,7 +69,7 @@ def refuse_unsupported(params: SamplingParams) -> None:
 
 def open_choices(trace: RequestTrace | None, count: int) -> list[ChoiceTrace]:
     """One trace per sample, in the order in which the requests of a trace come."""
-    choices = [ChoiceTrace() for _ in range(count)]
+    choices = [ChoiceTrace(judge_of=trace.judge_of if trace else None) for _ in range(count)]
     if trace is not None:
         trace.choices |= dict(enumerate(choices, start=len(trace.choices)))
     return choices

@@ -39,7 +39,7 @@ def test_answer_carries_the_fields_of_the_documented_extension() -> None:
     assert list(uncertainty) == [
         "unit", "num_tokens", "log_prob", "mutual_information", "total_entropy", "aleatoric_entropy",
         "epistemic", "max_epistemic", "disagreement", "max_disagreement", "member_log_probs",
-        "member_weights", "confidence", "seed", "decision", "reason",
+        "member_weights", "confidence", "seed", "decision", "reason", "decided_at",
     ]  # fmt: skip
     assert uncertainty["unit"] == "nats"
     assert uncertainty["log_prob"] == pytest.approx(summary.log_prob)
@@ -68,7 +68,11 @@ def test_tokens_detail_lists_every_token_with_its_text() -> None:
 def test_no_detail_leaves_decision_and_reason() -> None:
     answer = ask(FakeEngine([TORN]), {"detail": "none", "policy": STRICT})
 
-    assert answer.choices[0].uncertainty == {"decision": "abstain", "reason": "max_epistemic 0.60 > 0.50"}
+    assert answer.choices[0].uncertainty == {
+        "decision": "abstain",
+        "reason": "max_epistemic 0.60 > 0.50 at token 3",
+        "decided_at": 3,
+    }
 
 
 def test_abstaining_withdraws_the_answer_and_keeps_status_200() -> None:
@@ -77,7 +81,7 @@ def test_abstaining_withdraws_the_answer_and_keeps_status_200() -> None:
     choice = answer.choices[0]
     assert choice.message.content is None
     assert "max_epistemic 0.60 > 0.50" in choice.message.refusal
-    assert (choice.finish_reason, choice.stop_reason) == ("content_filter", "abstained")
+    assert (choice.finish_reason, choice.stop_reason) == ("stop", "abstained")
     assert choice.uncertainty["decision"] == "abstain"
     assert "w2" not in answer.model_dump_json()
 
@@ -94,7 +98,7 @@ def test_server_policy_holds_where_the_request_names_none() -> None:
 
     answer = client.chat.completions.create(model=ENSEMBLE, messages=QUESTION)
 
-    assert answer.choices[0].finish_reason == "content_filter"
+    assert answer.choices[0].finish_reason == "stop"
 
 
 def test_request_policy_replaces_the_server_policy() -> None:
@@ -131,7 +135,7 @@ def test_text_completion_has_the_field_and_abstains_with_empty_text() -> None:
     abstained = ask_text(FakeEngine([TORN]), {"policy": STRICT})
 
     assert answered.choices[0].uncertainty["num_tokens"] == 4
-    assert (abstained.choices[0].text, abstained.choices[0].finish_reason) == ("", "content_filter")
+    assert (abstained.choices[0].text, abstained.choices[0].finish_reason) == ("", "stop")
 
 
 @pytest.mark.parametrize("model", ["base", f"{ENSEMBLE}/member-1"])
@@ -258,7 +262,7 @@ def test_stream_stops_before_the_token_that_crosses_and_aborts_the_engine() -> N
     last = chunks[-1].choices[0]
     assert [chunk.choices[0].delta.content for chunk in chunks[:-1]] == ["", " w0", " w1"]
     assert "max_epistemic 0.60 > 0.50" in last.delta.refusal
-    assert (last.finish_reason, last.stop_reason) == ("content_filter", "abstained")
+    assert (last.finish_reason, last.stop_reason) == ("stop", "abstained")
     assert (last.uncertainty["num_tokens"], last.uncertainty["decision"]) == (3, "abstain")
     assert engine.sent == 3
     assert engine.aborted
@@ -286,7 +290,7 @@ def test_abstaining_choice_falls_silent_while_the_others_go_on() -> None:
         texts[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
     assert texts == [" w0 w1", " w0 w1 w2 w3"]
     finished = {chunk.choices[0].index: chunk.choices[0].finish_reason for chunk in chunks}
-    assert finished == {0: "content_filter", 1: "stop"}
+    assert finished == {0: "stop", 1: "stop"}
 
 
 def test_stream_ends_as_soon_as_no_choice_is_open() -> None:
@@ -316,7 +320,7 @@ def test_streamed_text_completion_abstains_for_every_prompt_by_itself() -> None:
     chunks = list(ask_text(engine, {"policy": STRICT}, prompt=["one", "two"], stream=True))
 
     finished = {chunk.choices[0].index: chunk.choices[0].finish_reason for chunk in chunks}
-    assert finished == {0: "content_filter", 1: "stop"}
+    assert finished == {0: "stop", 1: "stop"}
 
 
 def test_missing_telemetry_in_a_stream_is_an_error_event() -> None:

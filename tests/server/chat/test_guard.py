@@ -41,4 +41,4 @@ def test_no_answer_that_the_operator_wants_withheld_leaves_by_another_route(tmp_
 
     assert "does not follow the server's policy" in refused.json()["error"]["message"]
     assert (refused.status_code, answered.status_code) == (400, 200)
-    assert followed.choices[0].finish_reason == "content_filter"
+    assert followed.choices[0].uncertainty["decision"] == "abstain"
