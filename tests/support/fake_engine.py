@@ -191,12 +191,14 @@ def make_app(
     policy: Policy | None = None,
     registry: CollectorRegistry | None = None,
     pinned: bool = False,
+    ensembles: Sequence[str] = (ENSEMBLE,),
 ) -> FastAPI:
     """The routes as the server's plugin adds them, around the scripted engine."""
     app = FastAPI()
     app.add_exception_handler(SoftspecError, respond_to_error)
     app.state.softspec_chat = Service(
-        ensembles=frozenset({ENSEMBLE}),
+        ensembles=ensembles,
+        models=lambda: [*ensembles, f"{ENSEMBLE}/member-0", f"{ENSEMBLE}/member-1", "base"],
         default_policy=policy or Policy(),
         pinned=pinned,
         decode=decode,

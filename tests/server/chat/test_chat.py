@@ -209,6 +209,35 @@ def test_echo_is_refused_for_completions_only_with_logprobs() -> None:
         ask_text(FakeEngine([AGREED]), echo=True, logprobs=1)
 
 
+@pytest.mark.parametrize("model", [None, ""], ids=["absent", "empty"])
+def test_request_without_a_model_asks_the_only_ensemble(model: str | None) -> None:
+    body = {"messages": QUESTION} if model is None else {"messages": QUESTION, "model": model}
+
+    answer = TestClient(make_app(FakeEngine([AGREED]))).post("/v1/chat/completions", json=body).json()
+
+    assert answer["model"] == ENSEMBLE
+    assert answer["choices"][0]["uncertainty"]["decision"] == "answer"
+
+
+@pytest.mark.parametrize("ensembles", [(), (ENSEMBLE, "doctors")], ids=["none", "two"])
+def test_request_without_a_model_is_refused_where_there_is_not_one_ensemble(
+    ensembles: tuple[str, ...],
+) -> None:
+    engine = FakeEngine([AGREED])
+    app = make_app(engine, ensembles=ensembles)
+
+    answer = TestClient(app).post("/v1/chat/completions", json={"messages": QUESTION})
+
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"], engine.requests) == (400, "model", [])
+    assert ", ".join([*ensembles, f"{ENSEMBLE}/member-0", f"{ENSEMBLE}/member-1", "base"]) in error["message"]
+
+
+def test_model_that_is_not_served_is_a_404_that_lists_what_is() -> None:
+    with pytest.raises(openai.NotFoundError, match=f"`jurist` does not exist: expected one of {ENSEMBLE}, "):
+        client_of(make_app(FakeEngine([AGREED]))).chat.completions.create(model="jurist", messages=QUESTION)
+
+
 def test_lockstep_error_is_a_500_that_says_so() -> None:
     engine = FakeEngine([AGREED], failure=LockstepError("members came apart"))
 
