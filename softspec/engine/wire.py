@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 KEY = "softspec"
 """Our key in `SamplingParams.extra_args`."""
 
+LOCKSTEP_FAILED = "softspec:lockstep"
+"""The `stop_reason` of a request that the scheduler ended with an error because its members came apart."""
+
+MIXING_FAILED = "softspec:mixing"
+"""The `stop_reason` of a request that was ended with an error because its members could not be mixed. An error without
+either is vLLM's own, such as a grammar that does not compile."""
+
 
 @dataclass(frozen=True)
 class Adapter:

@@ -30,7 +30,7 @@ from vllm.v1.request import Request, RequestStatus
 from softspec.engine.core.group import Group
 from softspec.engine.core.plan import StepPlan, tokens_to_compute
 from softspec.engine.core.requests import member_requests
-from softspec.engine.wire import KEY, GroupSpec
+from softspec.engine.wire import KEY, LOCKSTEP_FAILED, GroupSpec
 from softspec.errors import LockstepError, UnsupportedEngineError
 
 logger = init_logger(__name__)
@@ -55,7 +55,7 @@ class LockstepScheduler(AsyncScheduler):
         self.group_of: dict[str, Group] = {}
         self._hidden: set[str] = set()
         self._forgotten: list[str] = []
-        self._failed: list[Request] = []
+        self._failed: list[tuple[Request, str]] = []
         self._plan = StepPlan(tokens=0, blocks=0)
         self._preempted_now: set[str] = set()
         self._starved_since: float | None = None
@@ -221,7 +221,7 @@ class LockstepScheduler(AsyncScheduler):
         logger.error("%s", LockstepError(f"request {group.leader_id}: {found}; the request is ended"))
         leader = group.members[0]
         self.finish_requests(leader.request_id, RequestStatus.FINISHED_ERROR)
-        self._failed.append(leader)
+        self._failed.append((leader, LOCKSTEP_FAILED))
 
     # Admission and preemption
 
@@ -348,10 +348,13 @@ class LockstepScheduler(AsyncScheduler):
             self.finish_requests(orphans, RequestStatus.FINISHED_STOPPED)
         for core in outputs.values():
             core.outputs = [output for output in core.outputs if output.request_id not in self._hidden]
-        for request in self._failed:
+        for request, stop_reason in self._failed:
             outputs.setdefault(request.client_index, EngineCoreOutputs()).outputs.append(
                 EngineCoreOutput(
-                    request_id=request.request_id, new_token_ids=[], finish_reason=FinishReason.ERROR
+                    request_id=request.request_id,
+                    new_token_ids=[],
+                    finish_reason=FinishReason.ERROR,
+                    stop_reason=stop_reason,
                 )
             )
         self._hidden.difference_update(self._forgotten)
