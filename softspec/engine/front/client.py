@@ -22,6 +22,7 @@ from softspec.engine.front.ensemble import Ensemble, lora_request_of
 from softspec.engine.front.gate import Gate
 from softspec.engine.front.output import carry_telemetry, watch_preemptions
 from softspec.engine.front.registry import Registry
+from softspec.engine.front.stopping import end_judged, judged
 from softspec.engine.front.translation import (
     describe,
     failure_of,
@@ -61,6 +62,7 @@ class EnsembleClient:
         self.registry = Registry(engine, ensembles, base_names)
         if isinstance(engine, AsyncLLM):
             carry_telemetry(engine.output_processor)
+            end_judged(engine.output_processor)
             if on_preemption is not None:
                 watch_preemptions(engine.output_processor, on_preemption)
 
@@ -137,7 +139,7 @@ class EnsembleClient:
             describe(choices, spec, group)
             lora_request = lora_request_of(spec.adapters[0])
             outputs = self._engine.generate(prompt, group, request_id, lora_request=lora_request, **kwargs)
-            async with aclosing(outputs):
+            async with aclosing(judged(outputs, choices)) as outputs:
                 async for output in outputs:
                     for completion in output.outputs:
                         record(completion, params, spec, choices[completion.index])
