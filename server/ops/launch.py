@@ -14,9 +14,10 @@ from pathlib import Path
 from softspec.artefact.manifest import BaseModelRef, Manifest, load_manifest, member_rank
 from softspec.engine.requirements import require_base
 from softspec.engine.start.flags import cpu_environment, cpu_flags, engine_flags, refuse_reserved_flags
+from softspec.engine.wire import MAX_TOP_LOGPROBS
 from softspec.errors import ConfigError
 from softspec.server.ops.served_base import served_fingerprint
-from softspec.server.ops.settings import MAX_TOP_LOGPROBS, Settings
+from softspec.server.ops.settings import Settings
 
 PLUGIN = "softspec"
 _PLUGIN_GROUPS = (

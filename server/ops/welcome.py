@@ -17,19 +17,21 @@ class Served(Protocol):
     def manifest(self) -> Manifest: ...
 
 
-def welcome(ensembles: Mapping[str, Served], bases: Sequence[str], policy: Policy) -> str:
+def welcome(ensembles: Mapping[str, Served], bases: Sequence[str], policy: Policy, pinned: bool) -> str:
     """The names under which models are served, the policy that holds, and where to ask whether it is ready."""
     names = ", ".join(
         f"'{name}' ({ensemble.manifest.num_members} members: '{name}/member-0', ...)"
         for name, ensemble in ensembles.items()
     )
     return (
-        f"softspec is ready: serves {names or 'no ensemble'} on the base '{', '.join(bases)}'; policy {_told(policy)}; "
-        "GET /ready says so too"
+        f"softspec is ready: serves {names or 'no ensemble'} on the base '{', '.join(bases)}'; "
+        f"policy {_told(policy, pinned)}; GET /ready says so too"
     )
 
 
-def _told(policy: Policy) -> str:
+def _told(policy: Policy, pinned: bool) -> str:
     if policy.action == "answer":
         return "'answer': no answer is withheld unless a request asks for it"
-    return f"'{policy.action}' above {policy.threshold:g} of {policy.metric}"
+    begin = f" from token {policy.min_tokens} on" if policy.min_tokens > 1 else ""
+    rule = f"'{policy.action}' once {policy.metric} is above {policy.threshold:g}{begin}"
+    return f"{rule}, which requests {'may only tighten' if pinned else 'may change'}"

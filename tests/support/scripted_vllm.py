@@ -6,7 +6,7 @@ In: ensemble directories and flags. Out: a `Server` to ask.
 import asyncio
 import math
 import os
-from collections.abc import AsyncGenerator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,7 +36,8 @@ class FakeAsyncLLM:
     """Stands in for vLLM's engine: says WORDS to everything, with telemetry columns when a group was asked for.
 
     `resident` are the adapters that it holds: number -> name. It cannot read the one whose path ends in `unreadable`,
-    and gives none back while `stuck`.
+    and gives none back while `stuck`. `broken` is the `stop_reason` with which it ends every request in an error, if
+    any.
     """
 
     errored = False
@@ -54,7 +55,7 @@ class FakeAsyncLLM:
         self.prepared: list[str] = []
         self.loras: list[str | None] = []
         self.aborted = 0
-        self.broken = False
+        self.broken: str | None = None
         self.resident: dict[int, str] = {}
         self.unreadable = ""
         self.stuck = False
@@ -123,7 +124,8 @@ class FakeAsyncLLM:
                     token_ids=[self.tokens[i] for i in steps],
                     cumulative_logprob=0.0,
                     logprobs=self._logprobs(steps, spec, params),
-                    finish_reason=("error" if self.broken else "stop") if step == last else None,
+                    finish_reason=None if step < last else "stop" if self.broken is None else "error",
+                    stop_reason=None if step < last else self.broken,
                 )
                 finished = step == last
                 yield RequestOutput(
@@ -153,7 +155,7 @@ class FakeAsyncLLM:
 class Server:
     """The app, its engine, and one event loop for all tests."""
 
-    def __init__(self, runner: asyncio.Runner, app: Any, engine: FakeAsyncLLM) -> None:
+    def __init__(self, runner: asyncio.Runner, app: Any, engine: Any) -> None:
         self._runner = runner
         self.app = app
         self.engine = engine
@@ -177,6 +179,15 @@ class Server:
         async def collect() -> list[Any]:
             chunks = await self.client.chat.completions.create(
                 **{"model": NAME, "messages": HELLO, "stream": True, **fields}
+            )
+            return [chunk async for chunk in chunks]
+
+        return self._runner.run(collect())
+
+    def complete_stream(self, **fields: Any) -> list[Any]:
+        async def collect() -> list[Any]:
+            chunks = await self.client.completions.create(
+                **{"model": NAME, "prompt": "hello", "stream": True, **fields}
             )
             return [chunk async for chunk in chunks]
 
@@ -211,12 +222,15 @@ def serving(
     ensemble: Path,
     *flags: str,
     policy: Policy | None = None,
+    pinned: bool = False,
+    engine_of: Callable[[Any], Any] | None = None,
     unreadable: str = "",
     **environment: str,
 ) -> Iterator[Server]:
     """A server that was started with this ensemble; one at a time, as they count in the same metrics.
 
-    The engine cannot read the adapter whose path ends in `unreadable`.
+    `engine_of` makes the engine from vLLM's config; by default the fake of this module, which cannot read the adapter
+    whose path ends in `unreadable`.
     """
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
@@ -227,19 +241,19 @@ def serving(
     arguments = server_arguments({ensemble: load_manifest(ensemble)}, None, ["--disable-log-stats", *flags])
     args = make_arg_parser(FlexibleArgumentParser()).parse_args(["--model", arguments[0], *arguments[1:]])
 
-    async def start(engine: FakeAsyncLLM) -> Any:
+    async def start(engine: Any) -> Any:
         app = build_app(args, ("generate",), engine.model_config)
         await init_app_state(engine, app.state, args, ("generate",))
         return app
 
     variables = {
-        **server_environment(Settings((ensemble,), policy or Policy()), {}),
+        **server_environment(Settings((ensemble,), policy or Policy(), pinned), {}),
         "HF_HUB_OFFLINE": "1",
         **environment,
     }
     metrics_before = set(REGISTRY._collector_to_names)
     with patch.dict(os.environ, variables), asyncio.Runner() as runner:
-        engine = FakeAsyncLLM(AsyncEngineArgs.from_cli_args(args).create_engine_config())
+        engine = (engine_of or FakeAsyncLLM)(AsyncEngineArgs.from_cli_args(args).create_engine_config())
         engine.unreadable = unreadable
         try:
             yield Server(runner, runner.run(start(engine)), engine)

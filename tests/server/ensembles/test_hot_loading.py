@@ -106,12 +106,12 @@ def test_loaded_ensemble_answers_without_a_restart(server: Server, folder: Path)
 
     assert (answer.status_code, answer.text) == (200, f"Success: ensemble '{OTHER}' added successfully.")
     assert models(server) == [
-        "tiny-base",
         NAME,
+        OTHER,
         f"{NAME}/member-0",
         f"{NAME}/member-1",
-        OTHER,
         f"{OTHER}/member-0",
+        "tiny-base",
     ]
     assert len(server.chat(model=OTHER).choices[0].uncertainty["member_weights"]) == 1
     assert server.chat(model=f"{OTHER}/member-0").choices[0].message.content
@@ -289,11 +289,11 @@ def test_cut_off_member_leaves_everything_as_it_was(server: Server, folder: Path
 def test_ensemble_that_cannot_answer_is_not_served(server: Server, folder: Path) -> None:
     """Nobody could have asked it while it was tried, and the one that it was to replace answers on."""
     before, resident = engine_names(server), dict(server.engine.resident)
-    server.engine.broken = True
+    server.engine.broken = "a failure"
     try:
         message = complaint(load(server, folder / "fresh", replace=True))
     finally:
-        server.engine.broken = False
+        server.engine.broken = None
 
     assert message.startswith(f"ensemble '{NAME}' was not loaded: its trial failed: ")
     assert (engine_names(server), server.engine.resident) == (before, resident)

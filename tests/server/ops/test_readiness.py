@@ -88,7 +88,7 @@ def test_server_says_once_that_it_is_ready_what_it_serves_and_which_policy_holds
             ensembles,
             canary,
             lambda: None,
-            on_ready=lambda: told.append(welcome(ensembles, ["base"], policy)),
+            on_ready=lambda: told.append(welcome(ensembles, ["base"], policy, pinned=True)),
         )
         readiness.begin()
         for _ in range(3):
@@ -99,7 +99,7 @@ def test_server_says_once_that_it_is_ready_what_it_serves_and_which_policy_holds
 
     assert told == [
         "softspec is ready: serves 'jurists' (4 members: 'jurists/member-0', ...) on the base 'base'; "
-        "policy 'abstain' above 0.5 of max_epistemic; GET /ready says so too"
+        "policy 'abstain' once max_epistemic is above 0.5, which requests may only tighten; GET /ready says so too"
     ]
 
 
