@@ -87,7 +87,7 @@ def test_a_folder_that_vanishes_while_it_is_being_locked_is_made_again(
 ) -> None:
     """The run before has just ended."""
     path, real = tmp_path / "run" / "lock", softspec.train.loop.lock.fcntl.flock
-    calls = []
+    calls: list[Any] = []
 
     def after_the_other_ended(*arguments: Any) -> None:
         if not calls:
@@ -126,9 +126,9 @@ def test_a_second_whole_run_is_refused_and_leaves_the_first_alone(
     refused = []
 
     def while_another_starts(*arguments: Any) -> Any:
-        for flags in ({}, {"overwrite": True}):
+        for overwrite in (False, True):
             with pytest.raises(ConfigError, match="another run is writing") as error:
-                train_ensemble(config, **flags)
+                train_ensemble(config, overwrite=overwrite)
             refused.append(error)
         return step(*arguments)
 
