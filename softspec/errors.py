@@ -1,7 +1,7 @@
 """Every error softspec raises on purpose.
 
     SoftspecError                    exit code 1 unless said otherwise
-    |-- UserError                    the caller can fix it: exit code 2, or HTTP 400
+    |-- UserError (a ValueError)     the caller can fix it: exit code 2, or HTTP 400
     |   |-- ConfigError              a setting, flag or request field
     |   |   |-- FieldError           a request field, with its path
     |   |   |-- UnknownModelError    a model name that is not served: HTTP 404
@@ -18,6 +18,7 @@
     |-- EngineError                  the serving engine cannot do what was asked
         |-- UnsupportedEngineError   a vLLM version, runner or option that was not tested; raised at start-up
         |-- LockstepError            members of one request came apart; ends that request
+        |-- MixingError              members of one request could not be mixed; ends that request
 
 A message says what was found, what was expected and what to do about it, in one line.
 """
@@ -29,8 +30,8 @@ class SoftspecError(Exception):
     exit_code = 1
 
 
-class UserError(SoftspecError):
-    """Something the caller gave is wrong and the caller can fix it."""
+class UserError(SoftspecError, ValueError):
+    """Something the caller gave is wrong and the caller can fix it; a ValueError, which vLLM's routes answer with 400."""
 
     exit_code = 2
 
@@ -106,3 +107,7 @@ class UnsupportedEngineError(EngineError):
 
 class LockstepError(EngineError):
     """The members of one request came apart; the request must end."""
+
+
+class MixingError(EngineError):
+    """The members of one request could not be mixed; the request must end."""

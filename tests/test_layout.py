@@ -27,6 +27,8 @@ HOUSE = {
 FLOORS = {
     "engine": (("wire", "trace"), ("requirements",), ("worker", "core", "front"), ("start",)),
     "train": (
+        ("yaml_text", "places", "foreign_keys"),
+        ("kinds",),
         ("config", "processes"),
         ("data",),
         ("members",),

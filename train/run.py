@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from torch import nn
 from tqdm import tqdm
 
@@ -26,6 +25,7 @@ from softspec.train.loop.checkpoint import load_checkpoint, read_whole
 from softspec.train.loop.facts import HeldOut
 from softspec.train.loop.folder import RunFolder, open_run
 from softspec.train.loop.health import Starvation, patience_of
+from softspec.train.loop.optimizer import MembersAdamW
 from softspec.train.loop.saving import save, saved_on_error
 from softspec.train.loop.schedule import ExampleOrder, total_steps
 from softspec.train.loop.signals import stop_on_signals
@@ -166,9 +166,7 @@ def prepare(
     members = Members(
         model, spec, config.num_members, config.seed, config.b_init_std, config.gradient_checkpointing
     )
-    optimizer = torch.optim.AdamW(
-        members.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-    )
+    optimizer = MembersAdamW(members.parameters(), config.learning_rate, config.weight_decay)
     order = ExampleOrder(config, len(examples), known.bundles)
     return Training(
         config=config,
