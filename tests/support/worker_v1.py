@@ -77,5 +77,3 @@ class WorkerV1:
             state.output_token_ids.append(tokens[0])
         reported = output.logprobs_tensors
         return tokens[0], None if reported is None else reported.logprobs[0]
-
-

@@ -64,7 +64,9 @@ def _admit_before_streaming(client: EnsembleClient, responses: "OpenAIServingRes
     """
     stream = responses.responses_stream_generator
 
-    def admit_and_stream(request: "ResponsesRequest", params: SamplingParams, *args: Any, **kwargs: Any) -> Any:
+    def admit_and_stream(
+        request: "ResponsesRequest", params: SamplingParams, *args: Any, **kwargs: Any
+    ) -> Any:
         client.admit(request.model if request.model in client.registry.lora_requests else None, params)
         return stream(request, params, *args, **kwargs)
 

@@ -23,9 +23,24 @@ pytestmark = pytest.mark.vllm
 
 SPEC = GroupSpec((Adapter("a", 1, "a"), Adapter("b", 2, "b")), (-0.6931472,) * 2, "prefix_posterior", None, 0)
 LONG = int(os.environ.get("RANDOM_REQUESTS", "100000"))
-SAMPLING = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
+SAMPLING = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+)
 SAMPLING += ("seed", "n", "max_tokens", "min_tokens", "logprobs", "prompt_logprobs", "stop_token_ids", "stop")
-SAMPLING += ("allowed_token_ids", "logit_bias", "bad_words", "ignore_eos", "stream_interval", "logprob_token_ids")
+SAMPLING += (
+    "allowed_token_ids",
+    "logit_bias",
+    "bad_words",
+    "ignore_eos",
+    "stream_interval",
+    "logprob_token_ids",
+)
 SAMPLING += ("repetition_detection", "thinking_token_budget", "structured_outputs")
 OPENAI = (*SAMPLING, "stream", "priority", "truncate_prompt_tokens", "vllm_xargs", "length_penalty")
 FIELDS = {
@@ -119,7 +134,9 @@ class Server:
         params, priority = attempt("vLLM's models", mistakes, lambda: params_of(route, fields))
         if is_group:
             attempt("us", (UserError,), lambda: refuse_unsupported(params))
-        admitted = attempt("the gate", (UserError, VLLMClientError), lambda: self.gate.admit(params, priority))
+        admitted = attempt(
+            "the gate", (UserError, VLLMClientError), lambda: self.gate.admit(params, priority)
+        )
         if is_group:
             admitted = group_params(admitted, SPEC)
         # Whatever else is raised from here on is a 500, or the end of the engine.
@@ -157,7 +174,13 @@ def require_sound(token: int, row: Any, params: Any, is_group: bool, vocab_size:
     num_top = params.logprobs - num_columns(2)
     numbers = row.tolist()
     drawn = unpack(token, numbers[0], numbers[1 + num_top : 1 + params.logprobs])
-    measured = (drawn.log_prob, drawn.total_entropy, drawn.aleatoric_entropy, drawn.epistemic, drawn.disagreement)
+    measured = (
+        drawn.log_prob,
+        drawn.total_entropy,
+        drawn.aleatoric_entropy,
+        drawn.epistemic,
+        drawn.disagreement,
+    )
     assert all(number == number and abs(number) < 1e30 for number in measured), drawn
     assert all(number <= 0 for number in drawn.member_log_probs), drawn
 
@@ -180,7 +203,9 @@ def send(server: Server, count: int, seed: int) -> None:
         try:
             server.ask(route, fields, is_group)
         except Exception as error:
-            raise AssertionError(f"request {number}, {route}, group {is_group}: {str(fields)[:2000]}") from error
+            raise AssertionError(
+                f"request {number}, {route}, group {is_group}: {str(fields)[:2000]}"
+            ) from error
     print(f"\n{count} requests: {dict(server.ends)}")
     assert server.ends["drew tokens"] > count / 5
 

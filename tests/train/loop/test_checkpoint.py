@@ -20,7 +20,6 @@ import softspec.train.run
 from softspec.app.cli.main import main
 from softspec.artefact.manifest import load_manifest
 from softspec.errors import ConfigError, DivergedError, Interrupted, StorageError
-from softspec.maths.renyi import load
 from softspec.train.loop.checkpoint import open_run, save_checkpoint
 from softspec.train.run import train_ensemble
 from tests.support.tiny import tiny_llama
@@ -345,9 +344,8 @@ def test_an_unknown_error_does_not_cost_the_steps_before_it(
 
 def test_a_step_that_was_taken_in_part_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = write_config(tmp_path, save_steps=1)
-    monkeypatch.setattr(
-        "softspec.train.loop.step.load", failing_at(3, load, ZeroDivisionError("after the optimizer"))
-    )
+    name, error = "softspec.train.loop.step._losses", ZeroDivisionError("after the optimizer")
+    monkeypatch.setattr(name, failing_at(3, resolve_name(name), error))
 
     with pytest.raises(ZeroDivisionError):
         train_ensemble(config)
