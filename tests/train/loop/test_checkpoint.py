@@ -70,6 +70,31 @@ def test_preferences_priors_and_schedules_resume_to_the_same_numbers(tmp_path: P
     assert_same_adapters(whole, config)
 
 
+def test_the_base_is_asked_about_preferences_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resumed run has what it said, to the last bit."""
+    write_rows(tmp_path / "pairs.jsonl", preference_rows())
+    settings: dict[str, Any] = {"objective": "dpo", "train_file": "pairs.jsonl", "eval_file": "pairs.jsonl"}
+    whole = write_config(tmp_path, max_steps=STEPS, output_dir="whole", **settings)
+    train_ensemble(whole)
+    config = interrupted(tmp_path, **settings)
+
+    def ask_again(*_: Any) -> None:
+        raise AssertionError("the base was asked again")
+
+    monkeypatch.setattr("softspec.train.objective.preferences.reference_margins", ask_again)
+    train_ensemble(config, resume=True)
+
+    assert_same_adapters(whole, config)
+
+
+def test_margins_that_were_lost_are_computed_again(tmp_path: Path) -> None:
+    write_rows(tmp_path / "pairs.jsonl", preference_rows())
+    config = interrupted(tmp_path, objective="dpo", train_file="pairs.jsonl")
+    (tmp_path / "ensemble.partial" / "margins.json").write_text('{"cut')
+
+    assert train_ensemble(config, resume=True) == config.output_dir
+
+
 def test_stopping_leaves_a_checkpoint_and_no_ensemble(tmp_path: Path) -> None:
     config = interrupted(tmp_path)
 
