@@ -6,7 +6,7 @@ In: ensemble directories and flags. Out: a `Server` to ask.
 import asyncio
 import math
 import os
-from collections.abc import AsyncGenerator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -195,7 +195,11 @@ class Server:
 
 @contextmanager
 def serving(
-    ensemble: Path, *flags: str, policy: Policy | None = None, **environment: str
+    ensemble: Path,
+    *flags: str,
+    policy: Policy | None = None,
+    make_engine: Callable[[Any], Any] | None = None,
+    **environment: str,
 ) -> Iterator[Server]:
     """A server that was started with this ensemble; one at a time, as they count in the same metrics."""
     from vllm.engine.arg_utils import AsyncEngineArgs
@@ -219,7 +223,7 @@ def serving(
     }
     metrics_before = set(REGISTRY._collector_to_names)
     with patch.dict(os.environ, variables), asyncio.Runner() as runner:
-        engine = FakeAsyncLLM(AsyncEngineArgs.from_cli_args(args).create_engine_config())
+        engine = (make_engine or FakeAsyncLLM)(AsyncEngineArgs.from_cli_args(args).create_engine_config())
         yield Server(runner, runner.run(start(engine)), engine)
     for metric in set(REGISTRY._collector_to_names) - metrics_before:
         REGISTRY.unregister(metric)
