@@ -7,8 +7,10 @@
     |   |   |-- UnknownModelError    a model name that is not served: HTTP 404
     |   |-- DataError                a training or evaluation file
     |   |-- ManifestError            an ensemble directory
+    |   |-- StorageError             a file of softspec's own cannot be written
     |-- ShapeError                   two tensors do not fit together
     |-- TrainingError                a training run cannot go on
+    |   |-- DivergedError            ... because its numbers are no longer finite: nothing of it is worth keeping
     |-- BenchError                   what was to be compared cannot be
     |   |-- WorkerError              one of the ways cannot be measured
     |       |-- WorkerOutOfMemory    ... because it needs more memory than there is
@@ -29,7 +31,7 @@ class SoftspecError(Exception):
 
 
 class UserError(SoftspecError, ValueError):
-    """Something the caller gave is wrong and the caller can fix it; a ValueError, which vLLM's routes answer with 400."""
+    """Something the caller gave is wrong and the caller can fix it; vLLM's routes answer a ValueError with 400."""
 
     exit_code = 2
 
@@ -58,12 +60,20 @@ class ManifestError(UserError):
     """An ensemble directory is missing, incomplete or inconsistent."""
 
 
+class StorageError(UserError):
+    """A file of softspec's own cannot be written: no room, no permission, a disk that fails."""
+
+
 class ShapeError(SoftspecError, ValueError):
     """Two tensors have shapes that do not fit together."""
 
 
 class TrainingError(SoftspecError):
     """Training cannot go on, or its result must not be used."""
+
+
+class DivergedError(TrainingError):
+    """The loss or its gradient is no longer finite."""
 
 
 class BenchError(SoftspecError):

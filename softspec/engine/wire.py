@@ -29,8 +29,13 @@ LOCKSTEP_FAILED = "softspec:lockstep"
 """The `stop_reason` of a request that the scheduler ended with an error because its members came apart."""
 
 MIXING_FAILED = "softspec:mixing"
-"""The `stop_reason` of a request that was ended with an error because its members could not be mixed. An error without
-either is vLLM's own, such as a grammar that does not compile."""
+"""The `stop_reason` of a request that was ended with an error because its members could not be mixed, for instance when
+an adapter gives numbers that are not finite."""
+
+NO_TOKEN_LEFT = "softspec:no-token"
+"""The `stop_reason` of a request that was ended with an error because its own constraints, such as a grammar and
+`allowed_token_ids`, left no token that it may draw. An error without any of these is vLLM's own, such as a grammar that
+does not compile."""
 
 
 @dataclass(frozen=True)

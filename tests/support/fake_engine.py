@@ -192,14 +192,20 @@ def _is_chat(request: Any) -> bool:
 
 
 def make_app(
-    engine: FakeEngine, policy: Policy | None = None, registry: CollectorRegistry | None = None
+    engine: FakeEngine,
+    policy: Policy | None = None,
+    registry: CollectorRegistry | None = None,
+    pinned: bool = False,
+    ensembles: Sequence[str] = (ENSEMBLE,),
 ) -> FastAPI:
     """The routes as the server's plugin adds them, around the scripted engine."""
     app = FastAPI()
     app.add_exception_handler(SoftspecError, respond_to_error)
     app.state.softspec_chat = Service(
-        ensembles=frozenset({ENSEMBLE}),
+        ensembles=ensembles,
+        models=lambda: [*ensembles, f"{ENSEMBLE}/member-0", f"{ENSEMBLE}/member-1", "base"],
         default_policy=policy or Policy(),
+        pinned=pinned,
         decode=spell,
         metrics=Metrics(registry or CollectorRegistry()),
     )

@@ -22,6 +22,7 @@ from softspec.engine.front.gate import Gate
 from softspec.engine.front.grammar import Grammars
 from softspec.engine.front.output import carry_telemetry, watch_preemptions
 from softspec.engine.front.registry import Registry
+from softspec.engine.front.stopping import end_judged, judged
 from softspec.engine.front.translation import (
     describe,
     failure_of,
@@ -62,6 +63,7 @@ class EnsembleClient:
         processor = getattr(engine, "output_processor", None)
         if processor is not None:
             carry_telemetry(processor)
+            end_judged(processor)
             if on_preemption is not None:
                 watch_preemptions(processor, on_preemption)
 
@@ -140,7 +142,7 @@ class EnsembleClient:
             describe(choices, spec, group)
             lora_request = lora_request_of(spec.adapters[0])
             outputs = self._engine.generate(prompt, group, request_id, lora_request=lora_request, **kwargs)
-            async with aclosing(outputs):
+            async with aclosing(judged(outputs, choices)) as outputs:
                 async for output in outputs:
                     for completion in output.outputs:
                         record(completion, params, spec, choices[completion.index])

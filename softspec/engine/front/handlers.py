@@ -4,11 +4,12 @@ In: the state in which vLLM's server keeps its handlers, once they are made. Out
 start-up, and what they can tell. Knows no routes and no policy.
 
 vLLM 0.32 places: `vllm.entrypoints.launchers.api_server.app_state` (who holds an engine client),
-`OpenAIServingModels.lora_requests`, `OpenAIServingCompletion.create_completion`,
+`OpenAIServingModels` (`lora_requests`, `show_available_models`), `OpenAIServingCompletion.create_completion`,
 `OpenAIServingResponses.responses_stream_generator`.
 """
 
 from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from pydantic import BaseModel
 from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.generate.base.serving import decode_token_ids
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
-from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse, ModelCard, ModelList, ModelPermission
 from vllm.exceptions import VLLMClientError
 from vllm.logger import init_logger
 from vllm.sampling_params import SamplingParams
@@ -105,6 +106,40 @@ async def _ending_in_an_event(events: AsyncGenerator[Any, None]) -> AsyncGenerat
             message=str(error) if is_ours else "Internal server error",
             sequence_number=number,
         )
+
+
+def model_names(client: EnsembleClient, state: "State") -> list[str]:
+    """Every name under which something is served: ensembles, members, base."""
+    registry = client.registry
+    members = [name for name in registry.lora_requests if name not in registry.ensembles]
+    return [*registry.ensembles, *members, *base_names(state)]
+
+
+def list_ensembles_first(client: EnsembleClient, state: "State") -> None:
+    """Let `/v1/models` show what `model_names` gives, in that order: a chat window takes the first model."""
+    models = state.openai_serving_models
+    show_base = models.registry.show_available_models
+
+    def card(name: str, root: str) -> ModelCard:
+        return ModelCard(
+            id=name,
+            root=root,
+            parent=base_names(state)[0],
+            max_model_len=models.model_config.max_model_len,
+            permission=[ModelPermission()],
+        )
+
+    async def show_available_models() -> ModelList:
+        ensembles, loras = client.registry.ensembles, client.registry.lora_requests
+        roots = {name: request.lora_path for name, request in loras.items()}
+        roots |= {name: str(Path(ensemble.adapters[0].path).parent) for name, ensemble in ensembles.items()}
+        base = {model.id: model for model in (await show_base()).data}
+        cards = [
+            base[name] if name in base else card(name, roots[name]) for name in model_names(client, state)
+        ]
+        return ModelList(data=cards)
+
+    models.show_available_models = show_available_models
 
 
 def token_decoder(engine: EngineClient) -> Callable[[int], tuple[str, list[int]]]:

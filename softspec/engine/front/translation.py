@@ -93,7 +93,7 @@ def failure_of(completion: CompletionOutput, request_id: str) -> EngineError | N
 
 def open_choices(trace: RequestTrace | None, count: int) -> list[ChoiceTrace]:
     """One trace per sample, in the order in which the requests of a trace come."""
-    choices = [ChoiceTrace() for _ in range(count)]
+    choices = [ChoiceTrace(judge_of=trace.judge_of if trace else None) for _ in range(count)]
     if trace is not None:
         trace.choices |= dict(enumerate(choices, start=len(trace.choices)))
     return choices

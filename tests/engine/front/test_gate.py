@@ -87,7 +87,8 @@ def test_every_sample_has_a_seed_of_64_bits(gate: Any, seed: int, n: int) -> Non
     """vLLM seeds sample i of n with `seed + i`."""
     first = gate.admit(params(seed=seed, n=n)).seed
 
-    assert first >= -(2**63) and first + n - 1 <= LARGEST
+    assert first >= -(2**63)
+    assert first + n - 1 <= LARGEST
     if seed >= -(2**63) and seed + n - 1 <= LARGEST:
         assert first == seed
 

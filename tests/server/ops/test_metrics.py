@@ -13,7 +13,7 @@ def test_every_metric_of_the_table_is_exposed_and_nothing_else() -> None:
     registry = CollectorRegistry()
     metrics = Metrics(registry)
 
-    metrics.answered(Decision("abstain", "why"), summarise(TORN, UNIFORM))
+    metrics.answered(Decision("abstain", "why", 3), summarise(TORN, UNIFORM))
     metrics.first_token(0.2)
     metrics.failed(LockstepError("members drew different tokens"))
     metrics.failed(MixingError("no token is left"))
