@@ -8,6 +8,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from softspec.artefact.activation import BlockActivation
+from tests.server.chat.test_foreign import OPENAI_PASSES
 from tests.support.scripted_vllm import MEMBER_LOG_PROBS, NAME, Server, serving
 from tests.support.tiny import random_adapters, tiny_llama
 
@@ -125,6 +126,13 @@ def test_unsupported_fields_are_refused_in_openais_envelope(server: Server, fiel
         server.chat(extra_body={field: 1})
 
     assert (refusal.value.param, refusal.value.type) == (field, "BadRequestError")
+
+
+def test_openais_fields_that_change_nothing_pass_through_vllms_own_models(server: Server) -> None:
+    passing = {field: value for field, value in OPENAI_PASSES.items() if field != "best_of"}
+
+    assert server.chat(user="u", extra_body=passing).choices[0].message.content == " yes it is"
+    assert server.complete(best_of=1, user="u").choices[0].text == " yes it is"
 
 
 @pytest.mark.parametrize("route", ["load_ensemble", "unload_ensemble", "load_lora_adapter"])
