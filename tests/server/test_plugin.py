@@ -166,5 +166,5 @@ def test_our_metrics_stand_beside_vllms(server: Server) -> None:
     server.chat()
 
     page = server.get("/metrics").text
-    assert 'softspec_requests_total{decision="answer"}' in page
+    assert 'softspec_choices_total{decision="answer"}' in page
     assert "http_requests_total" in page

@@ -417,6 +417,19 @@ def test_missing_telemetry_in_a_stream_is_an_error_event() -> None:
     assert events[-1] == "[DONE]"
 
 
+def test_every_choice_of_a_request_is_counted() -> None:
+    registry = CollectorRegistry()
+    client = client_of(make_app(FakeEngine([TORN, AGREED, AGREED]), registry=registry))
+
+    client.chat.completions.create(
+        model=ENSEMBLE, messages=QUESTION, n=3, extra_body={"uncertainty": {"policy": STRICT}}
+    )
+
+    page = generate_latest(registry).decode()
+    assert 'softspec_choices_total{decision="answer"} 2.0' in page
+    assert 'softspec_choices_total{decision="abstain"} 1.0' in page
+
+
 def test_answers_are_counted_by_decision() -> None:
     registry = CollectorRegistry()
     client = client_of(make_app(FakeEngine([TORN]), registry=registry))
@@ -429,6 +442,6 @@ def test_answers_are_counted_by_decision() -> None:
         )
 
     page = generate_latest(registry).decode()
-    assert 'softspec_requests_total{decision="answer"} 1.0' in page
-    assert 'softspec_requests_total{decision="abstain"} 1.0' in page
+    assert 'softspec_choices_total{decision="answer"} 1.0' in page
+    assert 'softspec_choices_total{decision="abstain"} 1.0' in page
     assert "softspec_time_to_first_token_seconds_count 2.0" in page
