@@ -28,7 +28,7 @@ class Metric:
 METRICS = (
     Metric(
         "softspec_choices_total",
-        "Choices of ensembles' answers by what the policy decided; n of 4 counts four.",
+        "Choices of ensembles' answers by what the policy decided.",
         labels=("decision",),
     ),
     Metric(
