@@ -7,10 +7,10 @@ does not know are in `foreign.py`.
 from collections.abc import Mapping
 from typing import ClassVar, Protocol
 
+from softspec.engine.wire import MAX_TOP_LOGPROBS
 from softspec.errors import FieldError
 from softspec.server.chat.foreign import is_set, objection
 from softspec.server.chat.wire import EXTENSION
-from softspec.server.ops.settings import MAX_TOP_LOGPROBS
 
 
 class StreamOptions(Protocol):

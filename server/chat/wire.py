@@ -22,7 +22,8 @@ LOWEST_LOG_PROB = -9999.0
 """Stands for minus infinity, which JSON cannot carry; vLLM sends the same."""
 
 Detail = Literal["summary", "tokens", "none"]
-DecodeToken = Callable[[int], str]
+DecodeToken = Callable[[int], tuple[str, list[int]]]
+"""A token's text and its bytes; of a character in several tokens only the bytes say something."""
 
 
 class _Strict(BaseModel):
@@ -99,16 +100,19 @@ def full_report(
 
 def token_reports(tokens: Sequence[TokenUncertainty], decode: DecodeToken) -> list[Json]:
     """The `tokens` list of the `uncertainty` field."""
+    texts = [decode(token.token_id) for token in tokens]
     return [
         {
-            "token": decode(token.token_id),
+            "token": text,
+            "token_id": token.token_id,
+            "bytes": utf8,
             "log_prob": _finite(token.log_prob),
             "total_entropy": token.total_entropy,
             "aleatoric_entropy": token.aleatoric_entropy,
             "epistemic": token.epistemic,
             "disagreement": token.disagreement,
         }
-        for token in tokens
+        for token, (text, utf8) in zip(tokens, texts, strict=True)
     ]
 
 

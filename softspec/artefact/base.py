@@ -25,10 +25,8 @@ TOKENIZER_FILES = (
     "*.model",
     "*.spm",
     "*.tiktoken",
-    "chat_template*",
-    "additional_chat_templates/*",
 )
-"""Whatever may decide how text becomes ids, chat templates included."""
+TEMPLATES = ("chat_template*", "additional_chat_templates/*")
 SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 INCIDENTAL = {
@@ -83,18 +81,38 @@ def fingerprint(base_model: str, revision: str | None = None) -> str:
     return digest.hexdigest()
 
 
+def deciding_files(base_model: str, revision: str | None = None) -> set[Path]:
+    """The files that decide a base's ids and weights; those of the hub are in its cache.
+
+    Raises:
+        ConfigError: there is no base.
+    """
+    return _deciding(_folder(base_model, revision))
+
+
+def has_tokenizer(base_model: str, revision: str | None = None) -> bool:
+    """Whether a base has a file of a tokenizer.
+
+    Raises:
+        ConfigError: there is no base.
+    """
+    folder = _folder(base_model, revision)
+    found = {path.name for pattern in TOKENIZER_FILES for path in folder.glob(pattern)}
+    return bool(found - {"tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"})
+
+
 def _folder(base_model: str, revision: str | None) -> Path:
     """The base's directory, or that of the hub's cache, with all that a fingerprint needs in it."""
     try:
         config = cached_file(base_model, "config.json", revision=revision)
     except (OSError, ValueError) as error:
         reason = str(error).split("\n")[0]
-        raise ConfigError(f"cannot find base_model '{base_model}': {reason}") from error
+        raise ConfigError(f"cannot load base_model '{base_model}': {reason}") from error
     if config is None:
         raise ConfigError(f"base_model '{base_model}' has no config.json; expected a checkpoint")
     folder = Path(config).parent
     if not Path(base_model).is_dir():
-        _fetch(base_model, revision, [GENERATION_CONFIG, *TOKENIZER_FILES, *SAFETENSORS])
+        _fetch(base_model, revision, [GENERATION_CONFIG, *TOKENIZER_FILES, *TEMPLATES, *SAFETENSORS])
         if not any((folder / name).is_file() for name in SAFETENSORS):
             _fetch(base_model, revision, PICKLES)
         _fetch(base_model, revision, [path.name for path in _weights(folder)])
@@ -115,7 +133,7 @@ def _fetch(base_model: str, revision: str | None, patterns: Sequence[str]) -> No
 
 def _deciding(folder: Path) -> set[Path]:
     """The files of a base's directory that decide its ids and weights."""
-    found = {path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)}
+    found = {path for pattern in (*TOKENIZER_FILES, *TEMPLATES) for path in folder.glob(pattern)}
     found |= {folder / "config.json", folder / GENERATION_CONFIG, *_weights(folder)}
     return {path for path in found if path.is_file()}
 

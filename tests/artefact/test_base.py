@@ -210,7 +210,7 @@ def test_the_same_base_in_the_cache_of_the_hub_has_the_same(
 
 @pytest.mark.parametrize("revision", [None, "v2"])
 def test_a_base_that_is_not_there_is_told_in_one_line(on_the_hub: str, revision: str | None) -> None:
-    with pytest.raises(ConfigError, match=r"^cannot find base_model '[^\n]*$"):
+    with pytest.raises(ConfigError, match=r"^cannot load base_model '[^\n]*$"):
         fingerprint("owner/name" if revision else "owner/other", revision)
 
 

@@ -1,15 +1,19 @@
 """Our plugin inside vLLM's real HTTP layer: what callers of the routes see, and what reaches the engine."""
 
+import asyncio
 import math
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import openai
 import pytest
 from prometheus_client import REGISTRY
 
 from softspec.artefact.activation import BlockActivation
+from softspec.engine.wire import LOCKSTEP_FAILED
 from tests.server.chat.test_foreign import OPENAI_PASSES
-from tests.support.scripted_vllm import MEMBER_LOG_PROBS, NAME, Server, serving
+from tests.support.scripted_vllm import HELLO, MEMBER_LOG_PROBS, NAME, Server, serving
 from tests.support.tiny import random_adapters, tiny_llama
 
 pytestmark = pytest.mark.vllm
@@ -48,16 +52,45 @@ def test_server_becomes_ready_after_its_canary_and_is_healthy(server: Server) ->
     assert server.get("/health").status_code == 200
 
 
-def test_server_that_drains_asks_for_no_more_traffic(server: Server) -> None:
-    class Stopping:
-        should_exit = True
+def test_server_takes_no_more_requests_from_the_moment_that_its_engine_is_told_to_stop(
+    server: Server,
+) -> None:
+    """vLLM calls `shutdown` of the engine first, in a thread; what follows may take as long as the answers."""
+    during: list[tuple[int, Any]] = []
 
-    server.app.state.server = Stopping()
-    answer = server.get("/ready")
+    async def look() -> None:
+        for request in (
+            server.http.get("/ready"),
+            server.http.get("/health"),
+            server.http.post("/v1/chat/completions", json={"model": NAME, "messages": HELLO}),
+            server.http.post("/v1/completions", json={"model": "tiny-base", "prompt": "hello"}),
+            server.http.post("/v1/responses", json={"model": NAME, "input": "hello"}),
+        ):
+            answer = await request
+            during.append((answer.status_code, answer.json() if answer.content else None))
+
+    async def stop() -> None:
+        state = server.app.state
+        state.server = SimpleNamespace(config=SimpleNamespace(timeout_graceful_shutdown=None))
+        await asyncio.to_thread(server.engine.shutdown, timeout=20)
+        await look()
+        assert state.server.config.timeout_graceful_shutdown == 5
+
+    server.run(stop())
+    server.app.state.softspec_ending.begun = False
     del server.app.state.server
 
-    assert answer.status_code == 503
-    assert answer.json() == {"status": "not ready", "reason": "the server is shutting down"}
+    (ready, why), (health, _), *refused = during
+    assert (ready, why["reason"], health) == (503, "the server is shutting down", 200)
+    assert [code for code, _ in refused] == [503] * 3
+    assert refused[0][1]["error"]["type"] == "ServiceUnavailableError"
+    assert server.engine.stopped_after == 20
+    # Whoever still waits hears of the end.
+    assert [type(error).__name__ for error in server.engine.told] == ["EngineDeadError"]
+
+
+def test_weights_of_every_member_are_read_at_start(server: Server) -> None:
+    assert {f"{NAME}/member-0#1", f"{NAME}/member-1#2"} <= set(server.engine.resident.values())
 
 
 def test_chat_answer_carries_the_uncertainty_of_the_mixture(server: Server) -> None:
@@ -150,14 +183,14 @@ def test_request_ended_by_the_engine_is_named_and_counted(server: Server) -> Non
         return REGISTRY.get_sample_value("softspec_lockstep_errors_total") or 0.0
 
     before = counted()
-    server.engine.broken = True
+    server.engine.broken = LOCKSTEP_FAILED
     try:
         with pytest.raises(openai.InternalServerError, match="members came apart"):
             server.chat()
         with pytest.raises(openai.APIError, match="members came apart"):
             server.stream()
     finally:
-        server.engine.broken = False
+        server.engine.broken = None
 
     assert counted() == before + 2
 

@@ -50,6 +50,11 @@ def decode(token_id: int) -> str:
     return f" w{token_id}"
 
 
+def spell(token_id: int) -> tuple[str, list[int]]:
+    """The text of a token, and its bytes."""
+    return decode(token_id), list(decode(token_id).encode())
+
+
 AGREED = tuple(token(number) for number in range(4))
 # The members part at the third token: after it only the first one is believed.
 TORN = (token(0), token(1), token(2, 0.6, (-0.5, -9.0)), token(3))
@@ -207,7 +212,7 @@ def make_app(
         models=lambda: [*ensembles, f"{ENSEMBLE}/member-0", f"{ENSEMBLE}/member-1", "base"],
         default_policy=policy or Policy(),
         pinned=pinned,
-        decode=decode,
+        decode=spell,
         metrics=Metrics(registry or CollectorRegistry()),
     )
     routes = {

@@ -56,6 +56,8 @@ def test_tokens_detail_lists_every_token_with_its_text() -> None:
     assert [token["token"] for token in tokens] == [" w0", " w1", " w2", " w3"]
     assert set(tokens[2]) == {
         "token",
+        "token_id",
+        "bytes",
         "log_prob",
         "total_entropy",
         "aleatoric_entropy",

@@ -13,7 +13,9 @@ from softspec.server.policy.policy import Policy
     ("policy", "pinned"), [(Policy("abstain", "epistemic", 0.1, min_tokens=8), True), (Policy(), False)]
 )
 def test_settings_survive_the_environment(policy: Policy, pinned: bool) -> None:
-    settings = Settings((Path("/models/a"), Path("/models/b")), policy, pinned)
+    settings = Settings(
+        (Path("/models/a"), Path("/models/b")), policy, pinned, base_unchecked=True, allow_untested=True
+    )
 
     assert Settings.from_environment(settings.to_environment()) == settings
 
@@ -28,6 +30,7 @@ def test_default_policy_answers_everything() -> None:
     ("environment", "complaint"),
     [
         ({}, "SOFTSPEC_ENSEMBLE is not set"),
+        ({"SOFTSPEC_ENSEMBLE": "a", "SOFTSPEC_BASE_UNCHECKED": "yes"}, "'yes': expected 0 or 1"),
         ({"SOFTSPEC_ENSEMBLE": "a", "SOFTSPEC_POLICY_THRESHOLD": "high"}, "expected a number"),
         ({"SOFTSPEC_ENSEMBLE": "a", "SOFTSPEC_POLICY_ACTION": "abstain"}, "needs a threshold"),
         ({"SOFTSPEC_ENSEMBLE": "a", "SOFTSPEC_POLICY_ACTION": "route"}, "no upstream"),
