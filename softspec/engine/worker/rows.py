@@ -52,8 +52,8 @@ class Lineup:
     """The tensors that stay the same while the same G groups decode in the same rows, made once.
 
     rows, prior: (G, K). columns: (G, num_columns(K)), where telemetry goes. settings: (G,) each, on the host.
-    on_logits: (G, 1), whose scores must be on the scale of logits: nothing but a repetition penalty depends on where zero
-    is. biases: groups, token ids and what is added to their scores, (N,) each. Both are None where no group asks.
+    on_logits: (G, 1), whose scores must be on the scale of logits: those with a repetition penalty, as nothing else
+    depends on where zero is. biases: groups, token ids and what is added to their scores, (N,) each. None if none asks.
     """
 
     rows: Tensor
