@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import DynamicCache
 
 from softspec.artefact.activation import shared_tokens
 from softspec.artefact.manifest import Manifest, load_manifest, member_dir
+from softspec.artefact.weights import load_whole
 from softspec.maths.answer import TokenUncertainty
 from softspec.maths.mixture import mixture_logits, update_log_weights
 from softspec.maths.sampling import SamplingSpec, apply_penalties, draw_tokens
@@ -41,9 +42,10 @@ class ReferenceEnsemble:
 
         Raises:
             ManifestError: `ensemble_dir` is not a complete ensemble.
+            ConfigError: there is no base, or it lacks weights.
         """
         manifest = load_manifest(ensemble_dir)
-        base = AutoModelForCausalLM.from_pretrained(base_path, dtype=torch.float32)
+        base = load_whole(str(base_path), None, torch.float32)
         model = PeftModel.from_pretrained(base, member_dir(ensemble_dir, 0), adapter_name="member-0")
         for member in range(1, manifest.num_members):
             model.load_adapter(member_dir(ensemble_dir, member), adapter_name=f"member-{member}")

@@ -129,7 +129,8 @@ class Oracle:
             grammar = self._grammars.compile_json_schema(ask.schema, any_whitespace=True)
         else:
             return mask
-        matcher = xgrammar.GrammarMatcher(grammar)
+        enders = {EOS, *ask.settings.get("stop_token_ids", ())}
+        matcher = xgrammar.GrammarMatcher(grammar, override_stop_tokens=sorted(enders))
         bits = xgrammar.allocate_token_bitmask(1, VOCAB_SIZE)
         for t, row in enumerate(mask):
             if matcher.is_terminated():

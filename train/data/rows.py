@@ -141,7 +141,7 @@ def parse_row(content: Mapping[str, Any], kind: type[AnyRow], place: str) -> Any
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        raise DataError(f"{place}: {first_problem(error)}") from error
+        raise DataError(f"{place}: {first_problem(error, content)}") from error
 
 
 def tokenise(row: Row, tokenizer: PreTrainedTokenizerBase, eos_ids: Collection[int], place: str) -> Example:
