@@ -80,11 +80,9 @@ class Chat:
         found = [(behind.find(stop), stop) for stop in self._stops if stop in behind]
         if not found:
             raise DataError(self._no_stop(behind))
-        position, stop = min(
-            found, key=lambda each: each[0]
-        )  # of several at one place the longest comes first
-        position += len(stop)
-        return behind[:position], behind[position:]
+        first, stop = min(found, key=lambda each: each[0])  # of several at one place the longest
+        end = first + len(stop)
+        return behind[:end], behind[end:]
 
     def _no_stop(self, behind: str) -> str:
         stops = ", ".join(repr(stop) for stop in sorted(self._stops)) or "nothing"
