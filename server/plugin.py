@@ -21,9 +21,17 @@ from vllm.entrypoints.serve.utils.api_utils import validate_json_request
 
 from softspec.engine.front.client import EnsembleClient
 from softspec.engine.front.ensemble import load_ensembles
-from softspec.engine.front.handlers import base_names, draw_one_token, put_into_handlers, token_decoder
+from softspec.engine.front.handlers import (
+    base_names,
+    draw_one_token,
+    list_ensembles_first,
+    model_names,
+    put_into_handlers,
+    token_decoder,
+)
 from softspec.engine.requirements import require_engine
 from softspec.errors import SoftspecError
+from softspec.server.chat.gate import Gate
 from softspec.server.chat.guard import policy_guard
 from softspec.server.chat.routes import UpstreamRoute, add_chat_routes
 from softspec.server.chat.service import Service
@@ -56,6 +64,7 @@ class SoftspecEndpoints:
         if envs.VLLM_ALLOW_RUNTIME_LORA_UPDATING:
             add_ensemble_routes(app, is_json)
         app.add_exception_handler(SoftspecError, respond_to_error)
+        app.add_middleware(Gate, followers=frozenset(_COMPLETIONS))
 
     async def init_state(self, engine_client: EngineClient, state: State, args: Namespace) -> None:
         """Load the ensembles, prepare the engine for them and put our client into vLLM's handlers.
@@ -73,13 +82,21 @@ class SoftspecEndpoints:
             ensembles,
             base_names(state),
             may_run=policy_guard(settings.policy),
-            on_failed=metrics.lockstep_error,
+            on_failed=metrics.failed,
             on_preemption=metrics.group_preemption,
         )
         put_into_handlers(client, engine_client, state)
+        list_ensembles_first(client, state)
         served = client.registry.ensembles
         state.softspec_registry = client.registry
-        state.softspec_chat = Service(served, settings.policy, token_decoder(engine_client), metrics)
+        state.softspec_chat = Service(
+            ensembles=served,
+            models=partial(model_names, client, state),
+            default_policy=settings.policy,
+            pinned=settings.pinned,
+            decode=token_decoder(engine_client),
+            metrics=metrics,
+        )
         state.softspec_readiness = Readiness(
             served, canary_of(partial(draw_one_token, state)), partial(obstacle, engine_client, state)
         )

@@ -3,63 +3,62 @@
 In: a path. Out: a checked `TrainConfig` whose relative paths are resolved. Loads no model and no tokenizer.
 """
 
-import difflib
 import json
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from softspec.artefact.activation import DEFAULT_BLOCK_SIZE, Activation, BlockActivation
 from softspec.artefact.manifest import WeightsRule
 from softspec.artefact.validation import first_problem
 from softspec.errors import ConfigError
+from softspec.train.foreign_keys import suggestion
+from softspec.train.kinds import Count, Folder, Layers, Modules, Number, Switch, Text, Trackers
+from softspec.train.places import place_of_base, place_of_data, place_of_output
+from softspec.train.yaml_text import YamlError, dump_yaml, parse_yaml
 
-DATA_FIELDS = ("train_file", "eval_file")
-PATH_FIELDS = (*DATA_FIELDS, "output_dir")
-DATA_ENDINGS = (".jsonl", ".json", ".parquet")
-
-
-def _one_or_more(names: Any) -> Any:
-    return (names,) if isinstance(names, str) else names
+PLACES: dict[str, Callable[[Path, str], str | Path]] = {
+    "base_model": place_of_base,
+    "train_file": place_of_data,
+    "eval_file": place_of_data,
+    "output_dir": place_of_output,
+}
+"""Setting -> where its text leads, from the folder to which it is relative."""
 
 
 class TrainConfig(BaseModel):
     """What `softspec train` does; every key is described where it is defined.
 
-    Key names are axolotl's and TRL's where the meaning is equal. One optimizer step sees `micro_batch_size *
-    gradient_accumulation_steps` examples, the same for all members.
+    Key names are axolotl's and TRL's where the meaning is equal; only `label_smoothing` is another formula than TRL's.
+    One optimizer step sees `micro_batch_size * gradient_accumulation_steps` examples, the same for all members.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    base_model: str = Field(min_length=1, description="The frozen base: a checkpoint directory or a hub id.")
-    model_revision: str | None = Field(
+    base_model: Text = Field(description="The frozen base: a checkpoint directory or a hub id.")
+    model_revision: Text | None = Field(
         None, description="Revision of a base on the hub: a branch, tag or commit; the newest when empty."
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
         description="Precision of the base; auto is bfloat16 on a GPU and float32 on a CPU; adapters are float32.",
     )
-    train_file: str = Field(
-        min_length=1, description="Training rows: a JSONL or Parquet file, a directory, or a hub id."
+    train_file: Text = Field(description="Training rows: a JSONL or Parquet file, a directory, or a hub id.")
+    eval_file: Text | None = Field(
+        None, description="Held-out rows, which are scored at the end and every eval_steps."
     )
-    eval_file: str | None = Field(
-        None, min_length=1, description="Held-out rows, which are scored at the end and every eval_steps."
-    )
-    dataset_config: str | None = Field(
+    dataset_config: Text | None = Field(
         None, description="Configuration of a data set that has several, for both files."
     )
-    dataset_train_split: str = Field("train", description="Split of train_file, where it has splits.")
-    dataset_test_split: str = Field("test", description="Split of eval_file, where it has splits.")
-    output_dir: Path = Field(description="Where the ensemble is written; an unfinished run lies beside it.")
+    dataset_train_split: Text = Field("train", description="Split of train_file, where it has splits.")
+    dataset_test_split: Text = Field("test", description="Split of eval_file, where it has splits.")
+    output_dir: Folder = Field(description="Where the ensemble is written; an unfinished run lies beside it.")
     name: str = Field(
         "", description="Model name under which it is served; the last part of output_dir when empty."
     )
-    max_length: int = Field(
+    max_length: Count = Field(
         1024,
         ge=2,
         description="Most tokens of a prompt and its completion together.",
@@ -80,10 +79,13 @@ class TrainConfig(BaseModel):
         0.1, gt=0, description="DPO: how strongly a margin decides a preference, per nat of margin."
     )
     label_smoothing: float = Field(
-        0.0, ge=0, lt=0.5, description="DPO: probability that a preference is the wrong way round."
+        0.0,
+        ge=0,
+        lt=0.5,
+        description="DPO: probability that a preference is the wrong way round; not TRL's formula.",
     )
 
-    num_members: int = Field(4, ge=1, description="How many adapters are trained together, K.")
+    num_members: Count = Field(4, description="How many adapters are trained together, K.")
     renyi_alpha: float = Field(
         0.8,
         ge=0,
@@ -99,7 +101,7 @@ class TrainConfig(BaseModel):
         lt=1,
         description="Share of every example that all members learn alike, so that none starves.",
     )
-    reseed_starved: bool = Field(
+    reseed_starved: Switch = Field(
         False,
         description="Restart a starved member as a noisy copy of the one with the worst-served examples.",
     )
@@ -107,8 +109,8 @@ class TrainConfig(BaseModel):
         "sequence",
         description="What is routed as one: an example, all rows of a step with the same group, or a token.",
     )
-    group_rows: int = Field(
-        4, ge=1, description="Granularity group: rows with the same group that are dealt to a step together."
+    group_rows: Count = Field(
+        4, description="Granularity group: rows with the same group that are dealt to a step together."
     )
     length_exponent: float = Field(
         0.0,
@@ -139,7 +141,7 @@ class TrainConfig(BaseModel):
     weights_floor: float = Field(
         0.1,
         gt=0,
-        le=1,
+        lt=1,
         description="Smallest mixture weight that can be learnt, as a part of 1 / num_members.",
     )
     b_init_std: float = Field(
@@ -149,14 +151,13 @@ class TrainConfig(BaseModel):
         BlockActivation(block_size=DEFAULT_BLOCK_SIZE),
         description="Where adapters act: after the prompt's leading whole blocks of block_size tokens, or always.",
     )
-    lora_r: int = Field(16, ge=1, description="LoRA rank of every member.")
-    lora_alpha: int = Field(
-        32, ge=1, description="LoRA scaling: the adapter counts lora_alpha / lora_r times."
+    lora_r: Count = Field(16, description="LoRA rank of every member.")
+    lora_alpha: Count = Field(32, description="LoRA scaling: the adapter counts lora_alpha / lora_r times.")
+    target_modules: Annotated[tuple[str, ...] | Literal["all-linear"], Modules] = Field(
+        "all-linear",
+        description="Linear layers that get an adapter, by the last part of their names; no patterns.",
     )
-    target_modules: tuple[str, ...] | Literal["all-linear"] = Field(
-        "all-linear", description="Linear layers that get an adapter, by the last part of their names."
-    )
-    layers_to_transform: tuple[int, ...] | Literal["all", "top_third"] = Field(
+    layers_to_transform: Annotated[tuple[int, ...] | Literal["all", "top_third"], Layers] = Field(
         "all",
         description="Decoder layers that get adapters: all, the top_third, or a list of numbers from 0.",
     )
@@ -184,39 +185,36 @@ class TrainConfig(BaseModel):
         ge=0,
         description="Norm to which the gradient of each member by itself is clipped; 0 does not clip.",
     )
-    micro_batch_size: int = Field(
-        4, ge=1, description="Examples that run at once, each under all members; what memory depends on."
+    micro_batch_size: Count = Field(
+        4, description="Examples that run at once, each under all members; what memory depends on."
     )
-    gradient_accumulation_steps: int = Field(
-        2, ge=1, description="Micro-batches of an optimizer step, over all processes together."
+    gradient_accumulation_steps: Count = Field(
+        2, description="Micro-batches of an optimizer step, over all processes together."
     )
-    gradient_checkpointing: bool = Field(
+    gradient_checkpointing: Switch = Field(
         False, description="Compute activations again in the backward pass: less memory, a third more time."
     )
-    num_epochs: float = Field(3.0, gt=0, description="How often every example is seen.")
-    max_steps: int | None = Field(
-        None, ge=1, description="Optimizer steps of the run; in place of num_epochs when given."
+    num_epochs: float = Field(3.0, gt=0, le=1e6, description="How often every example is seen.")
+    max_steps: Count | None = Field(
+        None, description="Optimizer steps of the run; in place of num_epochs when given."
     )
-    seed: int = Field(
-        0, ge=0, lt=2**31, description="Seed of the adapters' start and of the order of examples."
-    )
+    seed: Number = Field(0, description="Seed of the adapters' start and of the order of examples.")
 
-    logging_steps: int = Field(1, ge=1, description="Steps from one line of training.jsonl to the next.")
-    eval_steps: int | None = Field(
-        None, ge=1, description="Steps from one held-out evaluation to the next; only at the end when empty."
+    logging_steps: Count = Field(1, description="Steps from one line of training.jsonl to the next.")
+    eval_steps: Count | None = Field(
+        None, description="Steps from one held-out evaluation to the next; only at the end when empty."
     )
-    save_steps: int | None = Field(
-        None, ge=1, description="Steps from one checkpoint to the next; only when interrupted when empty."
+    save_steps: Count | None = Field(
+        None, description="Steps from one checkpoint to the next; only when interrupted when empty."
     )
-    early_stopping_patience: int | None = Field(
+    early_stopping_patience: Count | None = Field(
         None,
-        ge=1,
         description="Evaluations in a row without a better held-out mixture NLL after which the run ends.",
     )
     early_stopping_threshold: float = Field(
         0.0, ge=0, description="Smallest gain that counts as better, in nats per example."
     )
-    report_to: Annotated[tuple[str, ...], BeforeValidator(_one_or_more)] = Field(
+    report_to: Trackers = Field(
         (), description="Trackers beside TensorBoard, by accelerate's names, such as wandb or mlflow."
     )
 
@@ -279,56 +277,65 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
         overrides: KEY=VALUE, each in place of what the file says. The value is YAML; a dot in the key leads into a
             mapping; relative paths are relative to the working directory.
     Raises:
-        ConfigError: no such file, not a YAML mapping, an unknown key, or a value out of range.
+        ConfigError: no such file, not a YAML mapping, an unknown key, or a value of the wrong kind or out of range.
     """
+    source = _in_line(str(path))
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read '{path}': {error.strerror}; expected a YAML file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+        content = parse_yaml(path.read_bytes())
+    except (OSError, ValueError) as error:
+        if isinstance(error, YamlError):
+            raise ConfigError(f"{source}: not YAML as expected: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"cannot read '{source}': {reason}; expected a YAML file") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: found {type(content).__name__}, expected keys such as 'base_model: ...'")
+        raise ConfigError(f"{source}: found {_kind(content)}, expected keys such as 'base_model: ...'")
     for override in overrides:
         _override(content, override)
-    return parse_config(content, source=" ".join([str(path), *overrides]), folder=path.parent)
+    source = " ".join([source, *(_in_line(override) for override in overrides)])
+    return parse_config(content, source, folder=path.parent)
 
 
 def dump_config(config: TrainConfig) -> str:
     """All keys with their values, defaults too, as YAML that `load_config` reads."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return dump_yaml(config.model_dump(mode="json"))
 
 
 def pinned(override: str) -> str:
     """The same KEY=VALUE for any working directory."""
     key, value = _key_and_value(override)
-    return f"{key}={json.dumps(value)}"
+    return f"{key}={json.dumps(value, ensure_ascii=False)}"
 
 
 def _key_and_value(override: str) -> tuple[str, Any]:
     """What an override says; a path in it is made absolute."""
     key, sign, text = override.partition("=")
     if not key or not sign:
-        raise ConfigError(f"--set is '{override}': expected KEY=VALUE, for instance renyi_alpha=0.5")
+        raise ConfigError(
+            f"--set is '{_in_line(override)}': expected KEY=VALUE, for instance renyi_alpha=0.5"
+        )
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}: the value is not YAML") from error
-    is_path = key in PATH_FIELDS and isinstance(value, str)
-    return key, _resolve(Path.cwd(), key, value) if is_path else value
+        value = parse_yaml(text)
+        if key in PLACES and isinstance(value, str) and value.strip():
+            value = str(PLACES[key](Path.cwd(), value))
+    except (YamlError, ConfigError) as error:
+        what = "" if isinstance(error, ConfigError) else "the value is not YAML as expected: "
+        raise ConfigError(f"--set {_in_line(override)}: {what}{error}") from error
+    return key, value
 
 
 def _override(content: dict[str, Any], override: str) -> None:
     key, value = _key_and_value(override)
     field, *inner = key.split(".")
-    if not inner:
-        content[field] = value
+    if not inner or field not in TrainConfig.model_fields:
+        content[key] = value
         return
     target = content.setdefault(field, _default(field))
     for name in inner[:-1]:
         target = target.get(name) if isinstance(target, dict) else None
     if not isinstance(target, dict):
-        raise ConfigError(f"--set {override}: '{key.rpartition('.')[0]}' has no keys")
+        raise ConfigError(f"--set {_in_line(override)}: '{key.rpartition('.')[0]}' has no keys")
+    if inner == ["kind"] and target.get("kind") != value:
+        target.clear()  # the other keys are those of another kind
     target[inner[-1]] = value
 
 
@@ -339,49 +346,34 @@ def _default(field: str) -> Any:
 
 def parse_config(content: dict[str, Any], source: str, folder: Path) -> TrainConfig:
     """Check the keys and values of one configuration; `source` names it in messages."""
+    known = {name: field.description or "" for name, field in TrainConfig.model_fields.items()}
     for key in content:
-        if key not in TrainConfig.model_fields:
-            raise ConfigError(f"{source}: unknown key '{key}'; {_suggestion(str(key))}")
+        if key not in known:
+            raise ConfigError(f"{source}: unknown key '{_in_line(str(key))}'; {suggestion(str(key), known)}")
     try:
         config = TrainConfig.model_validate(content)
     except ValidationError as error:
-        raise ConfigError(f"{source}: {first_problem(error)}") from error
-    resolved: dict[str, Any] = {
-        field: _resolve(folder, field, value) for field in DATA_FIELDS if (value := getattr(config, field))
-    }
-    resolved["output_dir"] = Path(_resolve(folder, "output_dir", str(config.output_dir)))
-    resolved["base_model"] = _resolve_base(folder, config.base_model, source)
-    return config.model_copy(update=resolved)
+        raise ConfigError(f"{source}: {first_problem(error, content)}") from error
+    return config.model_copy(update=_resolved(config, source, folder))
 
 
-def _suggestion(key: str) -> str:
-    if key == "alpha":
-        return "expected 'renyi_alpha' (the objective) or 'lora_alpha' (the adapter scaling)"
-    close = difflib.get_close_matches(key, TrainConfig.model_fields, n=1)
-    return (
-        f"did you mean '{close[0]}'?" if close else f"expected one of {', '.join(TrainConfig.model_fields)}"
-    )
+def _resolved(config: TrainConfig, source: str, folder: Path) -> dict[str, Any]:
+    """The settings that name places, each with where it leads."""
+    resolved: dict[str, Any] = {}
+    for field, place in PLACES.items():
+        if value := getattr(config, field):
+            try:
+                resolved[field] = place(folder, str(value))
+            except ConfigError as error:
+                raise ConfigError(f"{source}: {field} {error}") from error
+    return resolved
 
 
-def is_hub_id(data: str) -> bool:
-    """Whether data that are no file here may be the hub's: `owner/name` without the ending of a file of data."""
-    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", data) is not None and not data.endswith(DATA_ENDINGS)
+def _in_line(text: str) -> str:
+    """Text that fits into one line of a message."""
+    return text if text.isprintable() else ascii(text)[1:-1]
 
 
-def _resolve(folder: Path, field: str, value: str) -> str:
-    """An absolute path; of data that are not there, a hub id unchanged."""
-    path = (folder / Path(value).expanduser()).resolve()
-    is_remote = field in DATA_FIELDS and is_hub_id(value) and not path.exists()
-    return value if is_remote else str(path)
-
-
-def _resolve_base(folder: Path, base_model: str, source: str) -> str:
-    """An absolute directory where one exists, else the hub id unchanged."""
-    path = (folder / Path(base_model).expanduser()).resolve()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ConfigError(f"{source}: base_model '{path}' has no config.json; expected a checkpoint")
-        return str(path)
-    if base_model.startswith((".", "/", "~")) or base_model.count("/") > 1:
-        raise ConfigError(f"{source}: base_model '{path}' does not exist; expected a directory or a hub id")
-    return base_model
+def _kind(value: Any) -> str:
+    kinds = {list: "a list", str: "text", type(None): "nothing"}
+    return kinds.get(type(value), f"'{value}'")

@@ -5,9 +5,9 @@ In: a parsed OpenAI request. Out: nothing, or a FieldError. The reasons stand in
 
 from typing import Protocol
 
+from softspec.engine.wire import MAX_TOP_LOGPROBS
 from softspec.errors import FieldError
 from softspec.server.chat.wire import EXTENSION
-from softspec.server.ops.settings import MAX_TOP_LOGPROBS
 
 
 class StreamOptions(Protocol):

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from softspec.artefact.manifest import Manifest, load_manifest, member_rank
 from softspec.engine.start.flags import cpu_environment, cpu_flags, engine_flags, refuse_reserved_flags
+from softspec.engine.wire import MAX_TOP_LOGPROBS
 from softspec.errors import ConfigError
-from softspec.server.ops.settings import MAX_TOP_LOGPROBS, Settings
+from softspec.server.ops.settings import Settings
 
 PLUGIN = "softspec"
 

@@ -31,7 +31,7 @@ class BlockActivation(_Activation):
     """The rule that adapters are off for the first `floor((P - 1) / block_size) * block_size` of P prompt tokens."""
 
     kind: Literal["block"] = "block"
-    block_size: int = Field(default=DEFAULT_BLOCK_SIZE, ge=1)
+    block_size: int = Field(default=DEFAULT_BLOCK_SIZE, ge=1, strict=True)
 
 
 Activation = Annotated[AlwaysActivation | BlockActivation, Field(discriminator="kind")]

@@ -133,6 +133,10 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(
         (["--policy-action", "guess"], "expected answer, abstain or route"),
         (["--policy-threshold=-0.4"], "threshold is -0.4"),
         (["--policy-metric", "surprise"], f"expected one of {DEFAULT_METRIC}"),
+        (["--policy-threshold", "0.4"], "threshold given for action 'answer', which withholds nothing"),
+        (["--policy-metric", "epistemic"], "metric given for action 'answer', which withholds nothing"),
+        (["--policy-min-tokens", "0"], "min_tokens is 0: expected a number of at least 1"),
+        (["--policy-pinned"], "pinned but withholds nothing"),
         (["--grpc"], "'--grpc' cannot be given to 'softspec serve'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -276,8 +280,9 @@ def test_help_has_two_examples_that_are_understood(
 @pytest.mark.parametrize(
     ("command", "expected"),
     [
-        ("serve", f"what is compared with the threshold [default: {DEFAULT_METRIC}]"),
-        ("serve", "above this, in nats (a share for the disagreements)"),
+        ("serve", f"what is compared with the threshold: {DEFAULT_METRIC} (the default), max_epistemic,"),
+        ("serve", "above this: a share from 0 to 1 for the disagreements, nats for the others"),
+        ("serve", "judge an answer from this many tokens on (default 1)"),
         ("demo", "--output DIR where the ensemble and demo.json go [default: runs/demo]"),
         ("bench train", "tokens of an example [default: 256/32 32/8]"),
         ("bench train", "--alpha FLOAT order of the objective, 0 to 1 [default: 0.8]"),

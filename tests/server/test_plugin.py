@@ -8,6 +8,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from softspec.artefact.activation import BlockActivation
+from softspec.engine.wire import LOCKSTEP_FAILED
 from tests.support.scripted_vllm import MEMBER_LOG_PROBS, NAME, Server, serving
 from tests.support.tiny import random_adapters, tiny_llama
 
@@ -24,10 +25,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
-def test_models_are_the_base_the_ensemble_and_each_member(server: Server) -> None:
-    models = [model["id"] for model in server.get("/v1/models").json()["data"]]
+def test_models_are_the_ensemble_each_member_and_the_base(server: Server) -> None:
+    """A chat window takes the first; each is told with its own directory and the longest text it reads."""
+    models = server.get("/v1/models").json()["data"]
 
-    assert models == ["tiny-base", NAME, f"{NAME}/member-0", f"{NAME}/member-1"]
+    roots = [model["root"].rpartition("/") for model in models]
+    assert [model["id"] for model in models] == [NAME, f"{NAME}/member-0", f"{NAME}/member-1", "tiny-base"]
+    assert [root[2] for root in roots[1:]] == ["member-0", "member-1", "tiny-base"]
+    assert roots[1][0] == models[0]["root"]
+    assert [model["max_model_len"] for model in models] == [1024] * 4
+    assert [model["parent"] for model in models] == ["tiny-base"] * 3 + [None]
 
 
 def test_engine_is_prepared_once_at_start(server: Server) -> None:
@@ -91,8 +98,8 @@ def test_stream_that_abstains_aborts_the_engine(server: Server) -> None:
     )
 
     finish, usage = chunks[-2].choices[0], chunks[-1].usage
-    assert finish.finish_reason == "content_filter"
-    assert finish.uncertainty["reason"] == "max_epistemic 0.60 > 0.50"
+    assert (finish.finish_reason, finish.stop_reason) == ("stop", "abstained")
+    assert finish.uncertainty["reason"] == "max_epistemic 0.60 > 0.50 at token 2"
     assert "it" not in "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1])
     assert (usage.completion_tokens, usage.total_tokens) == (2, usage.prompt_tokens + 2)
     assert server.engine.aborted == before + 1
@@ -136,14 +143,14 @@ def test_request_ended_by_the_engine_is_named_and_counted(server: Server) -> Non
         return REGISTRY.get_sample_value("softspec_lockstep_errors_total") or 0.0
 
     before = counted()
-    server.engine.broken = True
+    server.engine.broken = LOCKSTEP_FAILED
     try:
         with pytest.raises(openai.InternalServerError, match="members came apart"):
             server.chat()
         with pytest.raises(openai.APIError, match="members came apart"):
             server.stream()
     finally:
-        server.engine.broken = False
+        server.engine.broken = None
 
     assert counted() == before + 2
 

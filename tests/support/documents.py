@@ -50,8 +50,11 @@ ANSWER_FIELDS = {
     "confidence": ("calibrated P(correct); null, as there is no calibration yet", "null"),
     "seed": ("send it back to get exactly this answer again", ""),
     "decision": ("what the policy did", "`answer` or `abstain`"),
-    "reason": ("why it objected; null when it did not", ""),
-    "token": ("its text", ""),
+    "reason": ("the value that crossed the threshold, and the token at which; null when none did", ""),
+    "decided_at": ("that token's number, from 1; null when the policy did not object", ">= 1"),
+    "token": ("its text; U+FFFD if it is only a part of a character", ""),
+    "token_id": ("its number in the vocabulary", ""),
+    "bytes": ("its own bytes, in UTF-8; those of all tokens joined are the text", ""),
 }
 """Field -> what it says, and its range; a token's numbers are described as an answer's."""
 TOKEN_FIELDS = {

@@ -6,7 +6,7 @@ In: ensemble directories and flags. Out: a `Server` to ask.
 import asyncio
 import math
 import os
-from collections.abc import AsyncGenerator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,6 +36,7 @@ class FakeAsyncLLM:
     """Stands in for vLLM's engine: says WORDS to everything, with telemetry columns when a group was asked for.
 
     `resident` are the adapters that it holds: number -> name. It cannot read the one whose path ends in `unreadable`.
+    `broken` is the `stop_reason` with which it ends every request in an error, if any.
     """
 
     errored = False
@@ -53,7 +54,7 @@ class FakeAsyncLLM:
         self.prepared: list[str] = []
         self.loras: list[str | None] = []
         self.aborted = 0
-        self.broken = False
+        self.broken: str | None = None
         self.resident: dict[int, str] = {}
         self.unreadable = ""
         self.began, self.loading = asyncio.Event(), asyncio.Event()
@@ -108,7 +109,8 @@ class FakeAsyncLLM:
                     token_ids=[self.tokens[i] for i in steps],
                     cumulative_logprob=0.0,
                     logprobs=self._logprobs(steps, spec, params),
-                    finish_reason=("error" if self.broken else "stop") if step == last else None,
+                    finish_reason=None if step < last else "stop" if self.broken is None else "error",
+                    stop_reason=None if step < last else self.broken,
                 )
                 finished = step == last
                 yield RequestOutput(
@@ -138,7 +140,7 @@ class FakeAsyncLLM:
 class Server:
     """The app, its engine, and one event loop for all tests."""
 
-    def __init__(self, runner: asyncio.Runner, app: Any, engine: FakeAsyncLLM) -> None:
+    def __init__(self, runner: asyncio.Runner, app: Any, engine: Any) -> None:
         self._runner = runner
         self.app = app
         self.engine = engine
@@ -162,6 +164,15 @@ class Server:
         async def collect() -> list[Any]:
             chunks = await self.client.chat.completions.create(
                 **{"model": NAME, "messages": HELLO, "stream": True, **fields}
+            )
+            return [chunk async for chunk in chunks]
+
+        return self._runner.run(collect())
+
+    def complete_stream(self, **fields: Any) -> list[Any]:
+        async def collect() -> list[Any]:
+            chunks = await self.client.completions.create(
+                **{"model": NAME, "prompt": "hello", "stream": True, **fields}
             )
             return [chunk async for chunk in chunks]
 
@@ -193,9 +204,17 @@ class Server:
 
 @contextmanager
 def serving(
-    ensemble: Path, *flags: str, policy: Policy | None = None, **environment: str
+    ensemble: Path,
+    *flags: str,
+    policy: Policy | None = None,
+    pinned: bool = False,
+    engine_of: Callable[[Any], Any] | None = None,
+    **environment: str,
 ) -> Iterator[Server]:
-    """A server that was started with this ensemble; one at a time, as they count in the same metrics."""
+    """A server that was started with this ensemble; one at a time, as they count in the same metrics.
+
+    `engine_of` makes the engine from vLLM's config; by default the fake of this module.
+    """
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
     from vllm.entrypoints.launchers.app import build_app
@@ -205,19 +224,19 @@ def serving(
     arguments = server_arguments({ensemble: load_manifest(ensemble)}, None, ["--disable-log-stats", *flags])
     args = make_arg_parser(FlexibleArgumentParser()).parse_args(["--model", arguments[0], *arguments[1:]])
 
-    async def start(engine: FakeAsyncLLM) -> Any:
+    async def start(engine: Any) -> Any:
         app = build_app(args, ("generate",), engine.model_config)
         await init_app_state(engine, app.state, args, ("generate",))
         return app
 
     variables = {
-        **server_environment(Settings((ensemble,), policy or Policy()), {}),
+        **server_environment(Settings((ensemble,), policy or Policy(), pinned), {}),
         "HF_HUB_OFFLINE": "1",
         **environment,
     }
     metrics_before = set(REGISTRY._collector_to_names)
     with patch.dict(os.environ, variables), asyncio.Runner() as runner:
-        engine = FakeAsyncLLM(AsyncEngineArgs.from_cli_args(args).create_engine_config())
+        engine = (engine_of or FakeAsyncLLM)(AsyncEngineArgs.from_cli_args(args).create_engine_config())
         yield Server(runner, runner.run(start(engine)), engine)
     for metric in set(REGISTRY._collector_to_names) - metrics_before:
         REGISTRY.unregister(metric)

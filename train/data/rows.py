@@ -299,4 +299,4 @@ def parse_row(content: Mapping[str, Any], kind: type[AnyRow], place: str) -> Any
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        raise DataError(f"{place}: {first_problem(error)}") from error
+        raise DataError(f"{place}: {first_problem(error, content)}") from error

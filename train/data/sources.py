@@ -13,7 +13,7 @@ from datasets.config import DATASET_STATE_JSON_FILENAME, DATASETDICT_JSON_FILENA
 from datasets.exceptions import DatasetsError
 
 from softspec.errors import DataError
-from softspec.train.config import is_hub_id
+from softspec.train.places import is_hub_id
 
 SAVED = (DATASET_STATE_JSON_FILENAME, DATASETDICT_JSON_FILENAME)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from softspec.artefact.activation import Activation
-from softspec.maths.renyi import dpo_loglik
+from softspec.maths.renyi import dpo_loglik, weighted_mean
 from softspec.train.config import TrainConfig
 from softspec.train.data.preferences import read_preferences
 from softspec.train.data.reading import PlacedRows, Reading
@@ -110,14 +110,14 @@ def reference_margins(
     return margins
 
 
-def mean_margins(margins: Tensor) -> list[float]:
-    """The mean of each member's margins (K, N), nats."""
-    return margins.mean(1).tolist()
+def mean_margins(margins: Tensor, weights: Tensor) -> list[float]:
+    """The mean of each member's margins (K, N), nats, over preferences with these weights (N,)."""
+    return weighted_mean(margins, weights).tolist()
 
 
-def accuracies(margins: Tensor) -> list[float]:
-    """The share of each member's margins (K, N) that have the right sign."""
-    return (margins > 0).double().mean(1).tolist()
+def accuracies(margins: Tensor, weights: Tensor) -> list[float]:
+    """The share of each member's margins (K, N) that have the right sign, by the preferences' weights (N,)."""
+    return weighted_mean(margins > 0, weights).tolist()
 
 
 def collate_preferences(members: Members, preferences: Sequence[Preference], activation: Activation) -> Batch:

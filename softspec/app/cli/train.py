@@ -37,7 +37,7 @@ def train(
     settings = load_config(config, overrides)  # before the seconds in which training is imported
 
     from softspec.app.cli.progress import hide_foreign_progress
-    from softspec.train.loop.checkpoint import run_folder
+    from softspec.train.loop.folder import run_folder
     from softspec.train.processes import is_main_process
     from softspec.train.run import train_ensemble
 

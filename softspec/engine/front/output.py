@@ -30,7 +30,7 @@ def carry_telemetry(processor: OutputProcessor) -> None:
         if wire is None or logprobs is None:
             return
         logprobs.logprobs = _Columns()
-        if not wire["num_top"]:
+        if not wire["has_readers"]:
             logprobs.tokenizer = None
 
     processor.add_request = add

@@ -104,12 +104,12 @@ def test_loaded_ensemble_answers_without_a_restart(server: Server, folder: Path)
 
     assert (answer.status_code, answer.text) == (200, f"Success: ensemble '{OTHER}' added successfully.")
     assert models(server) == [
-        "tiny-base",
         NAME,
+        OTHER,
         f"{NAME}/member-0",
         f"{NAME}/member-1",
-        OTHER,
         f"{OTHER}/member-0",
+        "tiny-base",
     ]
     assert len(server.chat(model=OTHER).choices[0].uncertainty["member_weights"]) == 1
     assert server.chat(model=f"{OTHER}/member-0").choices[0].message.content

@@ -47,7 +47,7 @@ def test_running_metric_equals_the_summary_of_every_prefix(metric: str, rule: We
 def test_policy_without_objection_gives_no_reason() -> None:
     policy = Policy("abstain", "epistemic", 0.4)
 
-    assert policy.decide(0.4) == Decision("answer", None)
+    assert policy.decide(0.4, num_tokens=1) == Decision("answer", None, None)
 
 
 @pytest.mark.parametrize(
@@ -61,11 +61,13 @@ def test_policy_without_objection_gives_no_reason() -> None:
     ],
 )
 def test_reason_shows_enough_decimals_to_be_true(value: float, threshold: float, reason: str) -> None:
-    assert Policy("abstain", "epistemic", threshold).decide(value) == Decision("abstain", reason)
+    decision = Policy("abstain", "epistemic", threshold).decide(value, num_tokens=7)
+
+    assert decision == Decision("abstain", f"{reason} at token 7", decided_at=7)
 
 
 def test_default_policy_always_answers() -> None:
-    assert Policy().decide(99.0).action == "answer"
+    assert Policy().decide(99.0, num_tokens=1).action == "answer"
 
 
 @pytest.mark.parametrize(
@@ -93,7 +95,7 @@ def test_running_decision_ends_the_answer_at_the_token_that_crosses() -> None:
     judged = running.catch_up()
 
     assert [token.token_id for token in judged] == [0, 1, 2]
-    assert running.decision == Decision("abstain", "max_epistemic 0.60 > 0.50")
+    assert running.decision == Decision("abstain", "max_epistemic 0.60 > 0.50 at token 3", 3)
 
 
 def test_running_decision_does_not_depend_on_how_tokens_arrive() -> None:

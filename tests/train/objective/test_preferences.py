@@ -119,7 +119,7 @@ def test_a_group_and_a_weight_are_the_pairs(tmp_path: Path, tokenizer: PreTraine
     ("row", "message"),
     [
         ({"chosen": "a", "rejected": "b"}, "expected a 'prompt' beside 'chosen' and 'rejected'"),
-        ({"prompt": "a", "chosen": "b"}, "rejected: Field required"),
+        ({"prompt": "a", "chosen": "b"}, "rejected: missing"),
         ({"prompt": "a", "chosen": "b", "rejected": "b"}, "'chosen' and 'rejected' are equal"),
         ({"prompt": "a", "chosen": "b", "rejected": [PARIS]}, "must both be text or both be messages"),
         ({"prompt": "a", "chosen": "b", "rejected": " "}, "rejected: empty completion"),
@@ -236,5 +236,5 @@ def test_the_manifest_says_that_preferences_were_trained(log: tuple[Path, list[d
 
 
 def test_completions_are_no_preferences(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"train\.jsonl:1: .*chosen: Field required"):
+    with pytest.raises(DataError, match=r"train\.jsonl:1: .*chosen: missing"):
         train_ensemble(write_config(tmp_path, objective="dpo"))
