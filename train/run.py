@@ -4,17 +4,22 @@ In: a `TrainConfig`. Out: an ensemble directory. Read `train_ensemble` first; th
 """
 
 import shutil
+import time
 from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from softspec.artefact.base import end_of_turn_ids, fingerprint
+from softspec.artefact.base import context_length, end_of_turn_ids, fingerprint
 from softspec.artefact.manifest import BaseModelRef, Manifest
 from softspec.errors import Interrupted
 from softspec.maths.mixture import uniform_log_weights
 from softspec.train.config import TrainConfig
+from softspec.train.data.notes import Notes
+from softspec.train.data.reading import Reading, on_stderr
 from softspec.train.data.sources import read_rows
 from softspec.train.data.store import Store
 from softspec.train.data.survey import survey
@@ -62,10 +67,11 @@ def train_ensemble(
     """
     run = open_run(config, resume, overwrite)
     check_trackers(config)
-    examples, held_out = read_data(config)
+    started = start_of(run, resume)
     spec = check_names(config)
+    examples, held_out = read_data(config, started)
     training = prepare(config, spec, examples, held_out)
-    finished = start_or_resume(training, run, resume, overrides)
+    finished = start_or_resume(training, run, resume, overrides, started)
     steps = run_steps(training, run, finished)
     scores = held_out_scores(training)
     if training.processes.is_main:
@@ -76,15 +82,31 @@ def train_ensemble(
     return config.output_dir
 
 
-def read_data(config: TrainConfig) -> tuple[Sequence[Unit], Sequence[Unit]]:
+def start_of(run: RunFolder, resume: bool) -> datetime:
+    """When the run began, the same in all its processes; templates with a clock are given this date."""
+    if resume:
+        return run.started
+    return datetime.fromtimestamp(Processes().largest(int(time.time())))
+
+
+def read_data(config: TrainConfig, started: datetime | None = None) -> tuple[Sequence[Unit], Sequence[Unit]]:
     """Training and held-out units of the objective, tokenised, on disk; held-out may be empty."""
     objective = objective_of(config)
     tokenizer = load_tokenizer(config.base_model, config.model_revision)
-    eos_ids = end_of_turn_ids(tokenizer, config.base_model, config.model_revision)
+    reading = Reading(
+        tokenizer,
+        end_of_turn_ids(tokenizer, config.base_model, config.model_revision),
+        config.max_length,
+        context_length(tokenizer, config.base_model, config.model_revision),
+        config.long_rows,
+        config.train_on,
+        started,
+        on_stderr if is_main_process() else lambda line: None,
+    )
 
     def read(data: str, split: str) -> Sequence[Unit]:
         rows = read_rows(data, split, config.dataset_config)
-        units = objective.read(rows, tokenizer, eos_ids)
+        units = objective.read(rows, replace(reading, notes=Notes()))
         bar = tqdm(units, desc=f"reading {data}", unit="example", delay=2, disable=not is_main_process())
         return Store(bar, config.output_dir.parent)
 
@@ -132,12 +154,14 @@ def prepare(
     )
 
 
-def start_or_resume(training: Training, run: RunFolder, resume: bool, overrides: Sequence[str]) -> int:
+def start_or_resume(
+    training: Training, run: RunFolder, resume: bool, overrides: Sequence[str], started: datetime
+) -> int:
     """Make a fresh run folder, or take up the checkpoint in it; returns the number of finished steps."""
     training.processes.wait()  # until all have seen the folder as it was
     if not resume:
         if training.processes.is_main:
-            run.clear(overrides)
+            run.clear(overrides, started)
         return 0
     step, state = load_checkpoint(run, training.config, training.survey.digest)
     training.load_state_dict(state)

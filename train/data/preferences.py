@@ -3,21 +3,13 @@
 In: rows and the base model's tokenizer. Out: `Preference`s, one at a time. Loads no model.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import model_validator
-from transformers import PreTrainedTokenizerBase
 
-from softspec.train.data.rows import (
-    LabelledRow,
-    Message,
-    PlacedRows,
-    Row,
-    checked_length,
-    parse_row,
-    tokenise,
-)
+from softspec.train.data.reading import PlacedRows, Reading
+from softspec.train.data.rows import LabelledRow, Message, Row, parse_row
 from softspec.train.data.units import Preference
 
 
@@ -50,24 +42,25 @@ class PreferenceRow(LabelledRow):
                 common += 1
             prompt, chosen, rejected = chosen[:common], chosen[common:], rejected[common:]
         pair = {"chosen": chosen, "rejected": rejected}
+        shared = self.model_dump(include={"source", "tools", "chat_template_kwargs"})
         return {
-            key: {"prompt": prompt, "completion": completion, "source": self.source}
-            for key, completion in pair.items()
+            key: {**shared, "prompt": prompt, "completion": completion} for key, completion in pair.items()
         }
 
 
-def read_preferences(
-    rows: PlacedRows, tokenizer: PreTrainedTokenizerBase, max_length: int, eos_ids: Collection[int]
-) -> Iterator[Preference]:
+def read_preferences(rows: PlacedRows, reading: Reading) -> Iterator[Preference]:
     """Preferences of rows with their places, checked and tokenised; their reference margins are still 0.
 
     Raises:
         DataError: as `read_examples`, or a row without two different completions.
     """
-    for place, content in rows:
-        row = parse_row(content, PreferenceRow, place)
-        examples = {}
-        for key, completion in row.rows().items():
-            supervised = parse_row(completion, Row, f"{place}: {key}")
-            examples[key] = checked_length(tokenise(supervised, tokenizer, eos_ids, place), max_length, place)
-        yield Preference(examples["chosen"], examples["rejected"], row.group, row.weight)
+    return reading.fitting((place, [_preference(content, place, reading)]) for place, content in rows)
+
+
+def _preference(content: Mapping[str, Any], place: str, reading: Reading) -> Preference:
+    row = parse_row(content, PreferenceRow, place)
+    examples = {}
+    for key, completion in row.rows().items():
+        supervised = parse_row(completion, Row, f"{place}: {key}")
+        (examples[key],) = reading.examples(supervised, f"{place}: {key}")
+    return Preference(examples["chosen"], examples["rejected"], row.group, row.weight)

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from softspec.train.config import TrainConfig
 
 LOG_NAME = "training.jsonl"
 OVERRIDES_NAME = "overrides.json"
+STARTED_NAME = "started"
 FREE_TO_CHANGE = {
     "output_dir",
     "name",
@@ -68,11 +70,18 @@ class RunFolder:
         file = self.path / OVERRIDES_NAME
         return json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
 
-    def clear(self, overrides: Sequence[str] = ()) -> None:
+    @property
+    def started(self) -> datetime:
+        """When the run began; now if nobody wrote it down."""
+        file = self.path / STARTED_NAME
+        return datetime.fromisoformat(file.read_text(encoding="utf-8")) if file.exists() else datetime.now()
+
+    def clear(self, overrides: Sequence[str] = (), started: datetime | None = None) -> None:
         """Begin anew: drop whatever an earlier run left here."""
         self.remove()
         self.path.mkdir(parents=True)
         (self.path / OVERRIDES_NAME).write_text(json.dumps(overrides), encoding="utf-8")
+        (self.path / STARTED_NAME).write_text((started or datetime.now()).isoformat(), encoding="utf-8")
 
     def remove(self) -> None:
         """Delete the folder and all that is in it."""

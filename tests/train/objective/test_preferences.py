@@ -15,6 +15,7 @@ from softspec.artefact.manifest import load_manifest
 from softspec.errors import DataError
 from softspec.maths.renyi import renyi_loss, responsibilities
 from softspec.train.data.preferences import read_preferences
+from softspec.train.data.reading import Reading
 from softspec.train.data.sources import read_rows
 from softspec.train.data.units import Preference, WithReference
 from softspec.train.members.load import load_members
@@ -48,7 +49,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def load_one(folder: Path, tokenizer: PreTrainedTokenizerFast, row: dict[str, Any]) -> Preference:
     """The only preference of a file with one row."""
     path = write_rows(folder / "rows.jsonl", [row])
-    return next(read_preferences(read_rows(str(path)), tokenizer, 200, {tokenizer.eos_token_id}))
+    return next(read_preferences(read_rows(str(path)), Reading(tokenizer, {tokenizer.eos_token_id}, 200)))
 
 
 def random_pairs() -> list[Preference]:
@@ -128,7 +129,7 @@ def test_a_group_and_a_weight_are_the_pairs(tmp_path: Path, tokenizer: PreTraine
         ),
         ({"chosen": [ROME], "rejected": [PARIS]}, "chosen: expected at least one message and then"),
         ({"chosen": [QUESTION, ROME], "rejected": [QUESTION]}, "rejected: expected at least one message"),
-        ({"prompt": "a" * 900, "chosen": "b", "rejected": "c"}, "fewer than max_length 200"),
+        ({"prompt": "a" * 900, "chosen": "b", "rejected": "c"}, "1 of 1 rows is longer than max_length 200"),
     ],
 )
 def test_a_bad_row_is_refused_with_its_file_and_number(
@@ -138,7 +139,7 @@ def test_a_bad_row_is_refused_with_its_file_and_number(
         load_one(tmp_path, tokenizer, row)
 
     assert message in str(error.value)
-    assert "rows.jsonl:1: " in str(error.value)
+    assert "rows.jsonl:1" in str(error.value)
     assert "\n" not in str(error.value)
 
 
