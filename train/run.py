@@ -100,7 +100,7 @@ def read_data(config: TrainConfig, started: datetime | None = None) -> tuple[Seq
         tokenizer,
         end_of_turn_ids(tokenizer, config.base_model, config.model_revision),
         config.max_length,
-        context_length(tokenizer, config.base_model, config.model_revision),
+        context_length(config.base_model, config.model_revision),
         config.long_rows,
         config.train_on,
         started,

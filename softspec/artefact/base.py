@@ -26,13 +26,13 @@ def end_of_turn_ids(tokenizer: PreTrainedTokenizerBase, base_model: str, revisio
     return {token for token in (*ids, tokenizer.eos_token_id) if token is not None}
 
 
-def context_length(tokenizer: PreTrainedTokenizerBase, base_model: str, revision: str | None) -> int | None:
+def context_length(base_model: str, revision: str | None) -> int | None:
     """The most tokens, prompt and answer, that vLLM serves of a base; None where its files do not say."""
     config = AutoConfig.from_pretrained(base_model, revision=revision).get_text_config()
     positions = getattr(config, "max_position_embeddings", None)
     if not isinstance(positions, int) or positions <= 0:
         return None
-    return int(min(positions * _rope_factor(config), tokenizer.model_max_length))
+    return int(positions * _rope_factor(config))
 
 
 def _rope_factor(config: PretrainedConfig) -> float:

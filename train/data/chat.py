@@ -60,31 +60,29 @@ class Chat:
             raise DataError(f"the chat template does not show the {what} of the assistant")
         closing, dropped = self._end(marked.rpartition(MARKER)[2])
         whole = self._render([*before, _dumped(answer)], row)
-        if any(_all_keys(turn) != _dumped(turn) for turn in turns):
-            self._check_hidden_keys(turns, row, whole)
+        hidden = sorted(
+            key
+            for key, value in _all_keys(answer).items()
+            if value is not None and key not in _dumped(answer)
+        )
+        if hidden and self._render([*before, _all_keys(answer)], row) != whole:
+            raise DataError(
+                f"the chat template shows {' or '.join(hidden)} of an answer, which no request brings to it; leave it "
+                "out"
+            )
         completion = whole[len(prompt) : len(whole) - len(dropped)]
         if whole.startswith(prompt) and whole.endswith(closing + dropped) and _shows(completion, answer):
             return Rendered(prompt, completion)
         return Rendered(prompt, _verbatim(answer, prompt, marked.partition(MARKER)[0]) + closing)
-
-    def _check_hidden_keys(self, turns: Sequence[Message], row: LabelledRow, whole: str) -> None:
-        """Refuse keys of turns that the template would show, but that no request can bring to it."""
-        if self._render([_all_keys(turn) for turn in turns], row) != whole:
-            hidden = sorted({key for turn in turns for key in _all_keys(turn).keys() - _dumped(turn).keys()})
-            raise DataError(
-                f"the chat template shows keys of turns that the server drops: one of {', '.join(hidden)}; leave it out"
-            )
 
     def _end(self, behind: str) -> tuple[str, str]:
         """What a template puts behind an answer, cut after the first token at which the server stops."""
         found = [(behind.find(stop), stop) for stop in self._stops if stop in behind]
         if not found:
             raise DataError(self._no_stop(behind))
-        position, stop = min(
-            found, key=lambda each: each[0]
-        )  # of several at one place the longest comes first
-        position += len(stop)
-        return behind[:position], behind[position:]
+        first, stop = min(found, key=lambda each: each[0])  # of several at one place the longest
+        end = first + len(stop)
+        return behind[:end], behind[end:]
 
     def _no_stop(self, behind: str) -> str:
         stops = ", ".join(repr(stop) for stop in sorted(self._stops)) or "nothing"
@@ -158,7 +156,7 @@ def _call(call: ToolCall) -> dict[str, Any]:
 
 def _all_keys(turn: Message) -> dict[str, Any]:
     """A turn with all keys of its row, also those that no request brings to a template."""
-    return {**(turn.model_extra or {}), **_dumped(turn)}
+    return (turn.model_extra or {}) | _dumped(turn)
 
 
 def _tool(tool: Tool) -> dict[str, Any]:

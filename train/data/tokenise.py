@@ -52,7 +52,8 @@ class Tokens:
             raise DataError("empty completion: the assistant must say something")
         if not prompt_ids:
             raise DataError("empty prompt; expected at least one token before the completion")
-        return prompt_ids, [*self._behind(prompt, answer, place, ends=False), end]
+        plain_ids = self._encode(prompt)
+        return prompt_ids, [*self._behind(prompt, plain_ids, answer, place, ends=False), end]
 
     def of_chat(self, prompt: str, completion: str, place: str) -> tuple[Ids, Ids]:
         """Ids of a rendered prompt as `/v1/chat/completions` makes them, and of the rendered answer behind it.
@@ -63,14 +64,14 @@ class Tokens:
         prompt_ids = self._encode(prompt)
         if not prompt_ids:
             raise DataError("empty prompt; expected at least one token before the completion")
-        return prompt_ids, self._behind(prompt, completion, place, ends=True)
+        return prompt_ids, self._behind(prompt, prompt_ids, completion, place, ends=True)
 
-    def _behind(self, prompt: str, completion: str, place: str, ends: bool) -> Ids:
+    def _behind(self, prompt: str, prompt_ids: Ids, completion: str, place: str, ends: bool) -> Ids:
         """Ids of a completion that follow those of its prompt.
 
         The prompt is tokenised by itself, as at serving time, so a token that would reach across the edge must not.
         """
-        prompt_ids, whole = self._encode(prompt), self._encode(prompt + completion)
+        whole = self._encode(prompt + completion)
         if whole[: len(prompt_ids)] == prompt_ids:
             found = whole[len(prompt_ids) :]
         else:
