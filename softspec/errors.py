@@ -1,21 +1,24 @@
 """Every error softspec raises on purpose.
 
     SoftspecError                    exit code 1 unless said otherwise
-    |-- UserError                    the caller can fix it: exit code 2, or HTTP 400
+    |-- UserError (a ValueError)     the caller can fix it: exit code 2, or HTTP 400
     |   |-- ConfigError              a setting, flag or request field
     |   |   |-- FieldError           a request field, with its path
     |   |   |-- UnknownModelError    a model name that is not served: HTTP 404
     |   |-- DataError                a training or evaluation file
     |   |-- ManifestError            an ensemble directory
+    |   |-- StorageError             a file of softspec's own cannot be written
     |-- ShapeError                   two tensors do not fit together
     |-- TrainingError                a training run cannot go on
+    |   |-- DivergedError            ... because its numbers are no longer finite: nothing of it is worth keeping
     |-- BenchError                   what was to be compared cannot be
     |   |-- WorkerError              one of the ways cannot be measured
     |       |-- WorkerOutOfMemory    ... because it needs more memory than there is
     |-- Interrupted                  a signal ended the command: exit code 128 + its number
     |-- EngineError                  the serving engine cannot do what was asked
-        |-- UnsupportedEngineError   a vLLM version, runner or option that was not tested; raised at start-up
+        |-- UnsupportedEngineError   a vLLM version, runner or option that was not tested; at start-up: exit code 2
         |-- LockstepError            members of one request came apart; ends that request
+        |-- MixingError              members of one request could not be mixed; ends that request
 
 A message says what was found, what was expected and what to do about it, in one line.
 """
@@ -27,8 +30,8 @@ class SoftspecError(Exception):
     exit_code = 1
 
 
-class UserError(SoftspecError):
-    """Something the caller gave is wrong and the caller can fix it."""
+class UserError(SoftspecError, ValueError):
+    """Something the caller gave is wrong and the caller can fix it; vLLM's routes answer a ValueError with 400."""
 
     exit_code = 2
 
@@ -57,12 +60,20 @@ class ManifestError(UserError):
     """An ensemble directory is missing, incomplete or inconsistent."""
 
 
+class StorageError(UserError):
+    """A file of softspec's own cannot be written: no room, no permission, a disk that fails."""
+
+
 class ShapeError(SoftspecError, ValueError):
     """Two tensors have shapes that do not fit together."""
 
 
 class TrainingError(SoftspecError):
     """Training cannot go on, or its result must not be used."""
+
+
+class DivergedError(TrainingError):
+    """The loss or its gradient is no longer finite."""
 
 
 class BenchError(SoftspecError):
@@ -91,8 +102,14 @@ class EngineError(SoftspecError):
 
 
 class UnsupportedEngineError(EngineError):
-    """A vLLM version, model runner or engine option was not tested with ensembles."""
+    """A vLLM version, model runner or engine option was not tested with ensembles; the caller can choose another."""
+
+    exit_code = 2
 
 
 class LockstepError(EngineError):
     """The members of one request came apart; the request must end."""
+
+
+class MixingError(EngineError):
+    """The members of one request could not be mixed; the request must end."""

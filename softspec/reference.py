@@ -12,12 +12,13 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import DynamicCache
 
 from softspec.artefact.activation import shared_tokens
 from softspec.artefact.manifest import Manifest, load_manifest, member_dir
+from softspec.artefact.weights import load_whole
 from softspec.maths.answer import TokenUncertainty
-from softspec.maths.mixture import update_log_weights
+from softspec.maths.mixture import mixture_logits, update_log_weights
 from softspec.maths.sampling import SamplingSpec, apply_penalties, draw_tokens
 from softspec.maths.uncertainty import Predictive, predict
 
@@ -41,9 +42,10 @@ class ReferenceEnsemble:
 
         Raises:
             ManifestError: `ensemble_dir` is not a complete ensemble.
+            ConfigError: there is no base, or it lacks weights.
         """
         manifest = load_manifest(ensemble_dir)
-        base = AutoModelForCausalLM.from_pretrained(base_path, dtype=torch.float32)
+        base = load_whole(str(base_path), None, torch.float32)
         model = PeftModel.from_pretrained(base, member_dir(ensemble_dir, 0), adapter_name="member-0")
         for member in range(1, manifest.num_members):
             model.load_adapter(member_dir(ensemble_dir, member), adapter_name=f"member-{member}")
@@ -77,9 +79,11 @@ class ReferenceEnsemble:
         pending = list(prompt_ids[caches[0].get_seq_length() :])
         log_weights, output_ids = self.prior, list[int]()
         while len(output_ids) < max_tokens:
-            member_logprobs = self._logprobs(pending, caches)[:, -1]
+            member_logits = self._logits(pending, caches)[:, -1]
+            member_logprobs = member_logits.log_softmax(-1)
             predictive = predict(member_logprobs, log_weights)
-            token_id = draw_next(predictive.logprobs, prompt_ids, output_ids, spec)
+            scores = mixture_logits(predictive.logprobs, log_weights, member_logits.logsumexp(-1))
+            token_id = draw_next(scores, prompt_ids, output_ids, spec)
             yield _record(token_id, member_logprobs, predictive), predictive.logprobs
             if token_id in stop_token_ids:
                 return
@@ -94,7 +98,7 @@ class ReferenceEnsemble:
         caches = self.caches_after_shared_prompt(prompt_ids)
         pending = [*prompt_ids[caches[0].get_seq_length() :], *completion_ids]
         num_tokens = len(completion_ids)
-        logprobs = self._logprobs(pending, caches)[:, -num_tokens - 1 : -1]
+        logprobs = self._logits(pending, caches)[:, -num_tokens - 1 : -1].log_softmax(-1)
         targets = torch.tensor(completion_ids, dtype=torch.int64).expand(len(caches), num_tokens)
         return logprobs.gather(-1, targets[..., None]).squeeze(-1)
 
@@ -107,26 +111,28 @@ class ReferenceEnsemble:
                 self.model(torch.tensor([prompt_ids[:shared]]), past_key_values=trunk, use_cache=True)
         return [copy.deepcopy(trunk) for _ in range(self.manifest.num_members)]
 
-    def _logprobs(self, token_ids: Sequence[int], caches: Sequence[DynamicCache]) -> Tensor:
-        """Log-probabilities (K, T, V) after the next T tokens of each member, whose cache grows by them."""
+    def _logits(self, token_ids: Sequence[int], caches: Sequence[DynamicCache]) -> Tensor:
+        """Logits (K, T, V) after the next T tokens of each member, whose cache grows by them."""
         rows = []
         for adapter, cache in zip(self.adapters, caches, strict=True):
             self.model.set_adapter(adapter)
             logits = self.model(torch.tensor([token_ids]), past_key_values=cache, use_cache=True).logits
-            rows.append(logits[0].log_softmax(-1))
+            rows.append(logits[0])
         return torch.stack(rows)
 
 
 def draw_next(
-    logprobs: Tensor, prompt_ids: Sequence[int], output_ids: Sequence[int], spec: SamplingSpec
+    scores: Tensor, prompt_ids: Sequence[int], output_ids: Sequence[int], spec: SamplingSpec
 ) -> int:
-    """The next token from the mixture's log-probabilities (V,), after penalties, temperature and filters."""
-    vocab_size = len(logprobs)
+    """The next token from the mixture's scores (V,), after biases, penalties, temperature and filters."""
+    vocab_size, scores = len(scores), scores.clone()
+    for token_id, bias in spec.logit_bias:
+        scores[token_id] += bias
     counts = torch.bincount(torch.tensor(output_ids, dtype=torch.int64), minlength=vocab_size)
     in_prompt = torch.zeros(vocab_size, dtype=torch.bool)
     in_prompt[list(prompt_ids)] = True
     penalised = apply_penalties(
-        logprobs[None],
+        scores[None],
         in_prompt[None],
         counts[None],
         torch.tensor([spec.repetition_penalty]),

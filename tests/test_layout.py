@@ -13,18 +13,19 @@ import pytest
 
 HOUSE = {
     "errors": (),
+    "console": (),
     "maths": ("errors",),
     "artefact": ("errors",),
     "reference": ("errors", "maths", "artefact"),
     "engine": ("errors", "maths", "artefact"),
-    "train": ("errors", "maths", "artefact"),
+    "train": ("errors", "console", "maths", "artefact"),
     "server": ("errors", "maths", "artefact", "engine"),
-    "app": ("errors", "maths", "artefact", "reference", "engine", "train", "server"),
+    "app": ("errors", "console", "maths", "artefact", "reference", "engine", "train", "server"),
 }
 """The rooms of the house, each with those it may import."""
 
 FLOORS = {
-    "engine": (("wire", "trace"), ("requirements",), ("worker", "core", "front"), ("start",)),
+    "engine": (("wire", "trace"), ("requirements", "options"), ("worker", "core", "front"), ("start",)),
     "train": (
         ("yaml_text", "places", "foreign_keys"),
         ("kinds",),

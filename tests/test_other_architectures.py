@@ -42,7 +42,18 @@ ARCHITECTURES: dict[str, tuple[type[PreTrainedModel], PretrainedConfig]] = {
         Gemma3ForCausalLM,
         Gemma3TextConfig(**SIZES, initializer_range=0.1, layer_types=["full_attention"] * 2),
     ),
+    "Gemma 3 with windows": (
+        Gemma3ForCausalLM,
+        Gemma3TextConfig(
+            **SIZES,
+            initializer_range=0.1,
+            layer_types=["sliding_attention", "full_attention"],
+            sliding_window=48,
+        ),
+    ),
 }
+ONE_CACHE = {"Gemma 3 with windows": {"disable_hybrid_kv_cache_manager": True}}
+"""What an engine must be told so that all layers of the architecture have one kind of attention cache."""
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -58,7 +69,10 @@ def test_what_was_trained_is_what_is_served(tmp_path: Path, architecture: str) -
     ensemble = train_ensemble(write_config(tmp_path, b_init_std=0.05))
     cases = [(length, temperature) for length in (2, 33, 70) for temperature in (0.0, 1.0)]
 
-    engine = EngineHarness(tmp_path / "base", [ensemble], max_model_len=128, num_gpu_blocks_override=40)
+    told = ONE_CACHE.get(architecture, {})
+    engine = EngineHarness(
+        tmp_path / "base", [ensemble], max_model_len=128, num_gpu_blocks_override=40, **told
+    )
     try:
         replies = engine.ask(
             *(

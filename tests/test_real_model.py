@@ -104,7 +104,7 @@ def engine(base: Path, ensembles: dict[str, Path]) -> Iterator["EngineHarness"]:
 
 
 def prompts(base: Path) -> list[list[int]]:
-    """Twenty chat prompts, short ones and some of several blocks."""
+    """Six chat prompts, short ones and two of several blocks."""
     tokenizer = AutoTokenizer.from_pretrained(base)
     return [
         tokenizer.apply_chat_template(
@@ -112,14 +112,14 @@ def prompts(base: Path) -> list[list[int]]:
             add_generation_prompt=True,
             return_dict=True,
         )["input_ids"]
-        for number, thing in enumerate(invent_things(0)[:20])
+        for number, thing in enumerate(invent_things(0)[:6])
     ]
 
 
 def test_engine_equals_transformers_and_peft_on_trained_adapters(
     base: Path, ensembles: dict[str, Path], engine: "EngineHarness"
 ) -> None:
-    """Twenty prompts, K of 1, 2 and 4, greedy and seeded, both activations in turn, all in flight at once."""
+    """Six prompts, K of 1, 2 and 4, greedy and seeded, both activations in turn, all in flight at once."""
     from tests.support.engine_harness import Question, SamplingParams
 
     cases = [

@@ -62,9 +62,9 @@ class MaskedMember:
                 self.model.get_submodule(module).register_forward_hook(_woken(2.0 * up @ down, awake_from))
 
     @torch.no_grad()
-    def logprobs(self, token_ids: Sequence[int]) -> Tensor:
+    def logits(self, token_ids: Sequence[int]) -> Tensor:
         """(T, V), the prediction after each token."""
-        return self.model(torch.tensor([token_ids]), use_cache=False).logits[0].log_softmax(-1)
+        return self.model(torch.tensor([token_ids]), use_cache=False).logits[0]
 
 
 def _woken(delta: Tensor, awake_from: int) -> Callable[[nn.Module, tuple[Tensor], Tensor], Tensor]:
@@ -88,11 +88,12 @@ def naive_decode(
     """(token, log-probability, weights before it, total entropy, mutual information) per step."""
     weights, output_ids, steps = [1 / 3] * 3, list[int](), []
     for position in range(max_tokens):
-        rows = torch.stack([m.logprobs([*PROMPT, *output_ids])[-1] for m in members]).double().exp().tolist()
+        logits = torch.stack([m.logits([*PROMPT, *output_ids])[-1] for m in members]).double()
+        rows = logits.softmax(-1).tolist()
         mixture = oracle.mix(rows, weights)
         logprobs = [math.log(p) for p in mixture]
         scores = oracle.penalise(
-            logprobs,
+            oracle.restore(logprobs, weights, logits.tolist()),
             PROMPT,
             output_ids,
             spec.repetition_penalty,
@@ -151,7 +152,7 @@ def test_scores_are_those_of_one_masked_pass(
     scores = reference.score(PROMPT, completion)
 
     for member, masked in enumerate(masked_members):
-        logprobs = masked.logprobs([*PROMPT, *completion])[len(PROMPT) - 1 : -1]
+        logprobs = masked.logits([*PROMPT, *completion]).log_softmax(-1)[len(PROMPT) - 1 : -1]
         expected = logprobs.gather(-1, torch.tensor(completion)[:, None]).squeeze(-1)
         torch.testing.assert_close(scores[member], expected, rtol=0, atol=1e-4)
 

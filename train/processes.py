@@ -7,7 +7,7 @@ are summed before they are used.
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from accelerate import Accelerator
@@ -89,6 +89,10 @@ class Processes:
     def largest(self, number: int) -> int:
         """The largest of the numbers that the processes give."""
         return max(gather_object([number]))
+
+    def of_main(self, value: T) -> T:
+        """What the main process gives."""
+        return cast("T", gather_object([value])[0]) if self.count > 1 else value
 
     def wait(self) -> None:
         """Wait until all processes have come here."""

@@ -3,55 +3,53 @@
 In: a `TrainConfig`. Out: an ensemble directory. Read `train_ensemble` first; the other functions are its verbs.
 """
 
-import shutil
-import time
+import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from datetime import datetime
+from datetime import date
 from pathlib import Path
 
-import torch
+from torch import nn
 from tqdm import tqdm
 
 from softspec.artefact.base import context_length, end_of_turn_ids, fingerprint
-from softspec.artefact.manifest import BaseModelRef, Manifest
-from softspec.errors import Interrupted
+from softspec.console import tell, tell_at_once, unbroken_output
+from softspec.errors import ConfigError, Interrupted
 from softspec.maths.mixture import uniform_log_weights
 from softspec.train.config import TrainConfig
 from softspec.train.data.choices import check_choices
 from softspec.train.data.notes import Notes
 from softspec.train.data.overlap import Overlap
-from softspec.train.data.reading import Reading, on_stderr
+from softspec.train.data.reading import Reading
 from softspec.train.data.sources import read_rows
 from softspec.train.data.store import Store
 from softspec.train.data.survey import survey
 from softspec.train.data.units import Unit
-from softspec.train.loop.checkpoint import (
-    LOG_NAME,
-    RunFolder,
-    load_checkpoint,
-    open_run,
-    save_checkpoint,
-    stop_on_signals,
-)
-from softspec.train.loop.facts import HeldOut, as_json
+from softspec.train.loop.checkpoint import load_checkpoint, read_whole
+from softspec.train.loop.facts import HeldOut
+from softspec.train.loop.folder import RunFolder, open_run
 from softspec.train.loop.health import Starvation, patience_of
+from softspec.train.loop.margins import Margins, digest_of, keep_margins, read_margins, with_reference
+from softspec.train.loop.optimizer import MembersAdamW
+from softspec.train.loop.saving import save, saved_on_error
 from softspec.train.loop.schedule import ExampleOrder, total_steps
+from softspec.train.loop.signals import stop_on_signals
 from softspec.train.loop.state import Training
 from softspec.train.loop.step import optimizer_step
 from softspec.train.loop.stopping import EarlyStopping
 from softspec.train.members.base import load_base, load_skeleton, load_tokenizer
 from softspec.train.members.members import Members
-from softspec.train.members.spec import LoraSpec, resolve_spec
+from softspec.train.members.servable import check_servable
+from softspec.train.members.spec import LoraSpec, resolve_spec, what_is_adapted
 from softspec.train.objective.objective import objective_of
 from softspec.train.objective.prior import prior_of
 from softspec.train.processes import Processes, is_main_process
-from softspec.train.result.export import check_reload, publish, write_ensemble
+from softspec.train.result.ending import export, manifest_of
 from softspec.train.result.scores import score_held_out
 from softspec.train.watch.log import open_report
-from softspec.train.watch.trackers import TENSORBOARD, check_trackers
-
-RELOAD_CHECK_EXAMPLES = 2
+from softspec.train.watch.trackers import check_trackers
 
 
 def train_ensemble(
@@ -67,31 +65,79 @@ def train_ensemble(
         TrainingError: memory ran out, the loss is no longer finite, or the written adapters do not reload to the same
             numbers.
     """
-    run = open_run(config, resume, overwrite)
+    with unbroken_output(), _own_folder(config, resume, overwrite) as run:
+        try:
+            return _train(config, run, resume, overrides)
+        except KeyboardInterrupt as error:
+            raise Interrupted(_what_is_left(run), signal.SIGINT) from error
+
+
+@contextmanager
+def _own_folder(config: TrainConfig, resume: bool, overwrite: bool) -> Iterator[RunFolder]:
+    """The run's folder, for no other run as long as this one lives."""
+    run = open_run(config, resume, overwrite, is_main_process())
+    try:
+        yield run
+    finally:
+        run.close()
+
+
+def _what_is_left(run: RunFolder) -> str:
+    if not run.checkpoint.exists():
+        return "stopped before the first checkpoint"
+    return "stopped; go on from the last checkpoint with: softspec train CONFIG.yaml --resume"
+
+
+def _train(config: TrainConfig, run: RunFolder, resume: bool, overrides: Sequence[str]) -> Path:
+    """The story: check, read, prepare, take the steps, score, write."""
     check_trackers(config)
-    started = start_of(run, resume)
-    spec = check_names(config)
-    examples, held_out = read_data(config, started)
-    training = prepare(config, spec, examples, held_out)
-    finished = start_or_resume(training, run, resume, overrides, started)
+    processes = Processes()
+    run.started_on = processes.of_main(run.started_on)
+    spec = check_base(config)
+    base = check_same_base(config, run if resume else None)
+    examples, held_out = read_data(config, run.started_on)
+    margins = read_margins(run.margins) if resume else None
+    training = prepare(config, spec, examples, held_out, margins)
+    finished = start_or_resume(training, run, resume, overrides, base)
     steps = run_steps(training, run, finished)
     scores = held_out_scores(training)
-    if training.processes.is_main:
-        staged = export(training, run, steps, scores)
-        publish(staged, config.output_dir)
-        run.remove()
-    training.processes.wait()
+    if processes.is_main:
+        export(training, run, manifest_of(training, base, steps, scores))
+    processes.wait()
     return config.output_dir
 
 
-def start_of(run: RunFolder, resume: bool) -> datetime:
-    """When the run began, the same in all its processes; templates with a clock are given this date."""
-    if resume:
-        return run.started
-    return datetime.fromtimestamp(Processes().largest(int(time.time())))
+def check_base(config: TrainConfig) -> LoraSpec:
+    """What of the base gets adapters; says what that comes to, and what serving will need, before weights are read."""
+    skeleton = load_skeleton(config.base_model, config.model_revision)
+    spec = _spec_of(config, skeleton)
+    remarks = check_servable(config, skeleton)
+    if is_main_process():
+        print(what_is_adapted(spec, skeleton), file=sys.stderr)
+        for remark in remarks:
+            tell(remark)
+    return spec
 
 
-def read_data(config: TrainConfig, started: datetime | None = None) -> tuple[Sequence[Unit], Sequence[Unit]]:
+def check_same_base(config: TrainConfig, resumed: RunFolder | None) -> str:
+    """The fingerprint of the base, which must be that of a resumed run; empty in a process that is not the main one.
+
+    Raises:
+        ConfigError: the run began with another base.
+    """
+    if not is_main_process():
+        return ""
+    found = fingerprint(config.base_model, config.model_revision)
+    began = resumed.beginning if resumed else None
+    if began and began.base != found:
+        raise ConfigError(
+            f"cannot resume: base_model '{config.base_model}' has other weights, another tokenizer or another chat "
+            "template than the run began with; restore it, or give the same base elsewhere"
+        )
+    return found
+
+
+def read_data(config: TrainConfig, started_on: date | None = None) -> tuple[Sequence[Unit], Sequence[Unit]]:
     """Training and held-out units of the objective, tokenised, on disk; held-out may be empty."""
     check_choices(config)
     objective, overlap = objective_of(config), Overlap()
@@ -103,8 +149,8 @@ def read_data(config: TrainConfig, started: datetime | None = None) -> tuple[Seq
         context_length(config.base_model, config.model_revision),
         config.long_rows,
         config.train_on,
-        started,
-        on_stderr if is_main_process() else lambda line: None,
+        started_on,
+        tell if is_main_process() else lambda line: None,
     )
 
     def read(data: str, split: str, note: Callable[[Iterable[Unit]], Iterator[Unit]]) -> Sequence[Unit]:
@@ -126,25 +172,30 @@ def read_data(config: TrainConfig, started: datetime | None = None) -> tuple[Seq
 
 def check_names(config: TrainConfig) -> LoraSpec:
     """Fit target modules and layers to the base model's skeleton, without its weights."""
-    skeleton = load_skeleton(config.base_model, config.model_revision)
+    return _spec_of(config, load_skeleton(config.base_model, config.model_revision))
+
+
+def _spec_of(config: TrainConfig, skeleton: nn.Module) -> LoraSpec:
     return resolve_spec(
         skeleton, config.lora_r, config.lora_alpha, config.target_modules, config.layers_to_transform
     )
 
 
 def prepare(
-    config: TrainConfig, spec: LoraSpec, examples: Sequence[Unit], held_out: Sequence[Unit]
+    config: TrainConfig,
+    spec: LoraSpec,
+    examples: Sequence[Unit],
+    held_out: Sequence[Unit],
+    margins: Margins | None = None,
 ) -> Training:
-    """Load the base, install the members and their optimizer."""
+    """Load the base, install the members and their optimizer; `margins` are what the base is known to say."""
     objective, processes = objective_of(config), Processes()
     known = survey(examples, config.granularity == "group", config.train_file)
     model = load_base(config.base_model, config.model_revision, config.dtype, processes.device)
     members = Members(
         model, spec, config.num_members, config.seed, config.b_init_std, config.gradient_checkpointing
     )
-    optimizer = torch.optim.AdamW(
-        members.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-    )
+    optimizer = MembersAdamW(members.parameters(), config.learning_rate, config.weight_decay)
     order = ExampleOrder(config, len(examples), known.bundles)
     return Training(
         config=config,
@@ -152,8 +203,8 @@ def prepare(
         processes=processes,
         members=members,
         optimizer=optimizer,
-        examples=objective.with_reference(members, examples, processes),
-        held_out=objective.with_reference(members, held_out, processes),
+        examples=with_reference(objective, members, examples, processes, margins),
+        held_out=with_reference(objective, members, held_out, processes, margins),
         survey=known,
         order=order,
         prior=prior_of(config, members, len(examples)),
@@ -165,44 +216,57 @@ def prepare(
 
 
 def start_or_resume(
-    training: Training, run: RunFolder, resume: bool, overrides: Sequence[str], started: datetime
+    training: Training, run: RunFolder, resume: bool, overrides: Sequence[str], base: str = ""
 ) -> int:
-    """Make a fresh run folder, or take up the checkpoint in it; returns the number of finished steps."""
+    """Make a fresh run folder, or take up the checkpoint in it; returns the number of finished steps.
+
+    Raises:
+        ConfigError: the checkpoint is damaged, or the run began with other settings, examples or, where they decide its
+            end, held-out examples.
+    """
+    config, held_out = training.config, digest_of(training.held_out)
     training.processes.wait()  # until all have seen the folder as it was
     if not resume:
         if training.processes.is_main:
-            run.clear(overrides, started)
+            run.clear(overrides, base, held_out)
+            keep_margins(run.margins, training.examples, training.held_out)
         return 0
-    step, state = load_checkpoint(run, training.config, training.survey.digest)
-    training.load_state_dict(state)
+    step, state = load_checkpoint(run, config, training.survey.digest)
+    began = run.beginning
+    if config.early_stopping_patience and began and began.held_out != held_out:
+        raise ConfigError(
+            "cannot resume: eval_file gives other examples than the run began with, and they decide when it ends; "
+            "restore it"
+        )
+    with read_whole(run.checkpoint):
+        training.load_state_dict(state)
     return step
 
 
 def run_steps(training: Training, run: RunFolder, finished: int) -> int:
     """Take all remaining steps, with report, held-out scores and checkpoints; returns how many the run has had.
 
-    With early stopping it leaves the members of the best evaluation.
+    A step is first recorded, then saved if a checkpoint is due, and then told. With early stopping it leaves the
+    members of the best evaluation.
     """
     config, total, stopping = training.config, training.total_steps, training.early_stopping
     done = finished
-    with open_report(training, run, finished) as report, stop_on_signals() as stop:
+    teller = tell_at_once if training.processes.is_main else None
+    with open_report(training, run, finished) as report, stop_on_signals(teller) as stop:
         while done < total and not stopping.is_over:
-            facts = optimizer_step(training, done)
+            with saved_on_error(training, run, done):
+                facts = optimizer_step(training, done)
             done += 1
-            if report:
-                report.step(facts)
-            if _is_due(config.eval_steps, done) or (stopping.is_on and done == total):
-                scores = held_out_scores(training)
-                assert scores, "eval_steps needs an eval_file"
-                stopping.observe(done, scores.mixture_nll, training.members_state)
+            with saved_on_error(training, run, done):
+                scores = _evaluate(training, done)
+                ended = done == total or stopping.is_over
                 if report:
-                    report.evaluation(done, scores)
-            ended = done == total or stopping.is_over
-            if report and ended:
-                report.end(done)
-            signal_number = training.processes.largest(stop.signal_number or 0)
+                    report.record(facts, scores, ended)
+                signal_number = training.processes.largest(stop.signal_number or 0)
             if signal_number or _is_due(config.save_steps, done) or ended:
                 save(training, run, done)
+            if report:
+                report.tell(facts, scores, ended)
             if signal_number:
                 raise Interrupted(
                     f"stopped after step {done} of {total}; go on with: softspec train CONFIG.yaml --resume",
@@ -213,11 +277,15 @@ def run_steps(training: Training, run: RunFolder, finished: int) -> int:
     return done
 
 
-def save(training: Training, run: RunFolder, done: int) -> None:
-    """Write a checkpoint after `done` steps; returns once it is there."""
-    if training.processes.is_main:
-        save_checkpoint(run, done, training.state_dict(), training.config, training.survey.digest)
-    training.processes.wait()
+def _evaluate(training: Training, done: int) -> HeldOut | None:
+    """The held-out scores after `done` steps, which early stopping takes note of; None where none are due."""
+    stopping = training.early_stopping
+    if not (_is_due(training.config.eval_steps, done) or (stopping.is_on and done == training.total_steps)):
+        return None
+    scores = held_out_scores(training)
+    assert scores, "eval_steps needs an eval_file"
+    stopping.observe(done, scores.mixture_nll, training.members_state)
+    return scores
 
 
 def held_out_scores(training: Training) -> HeldOut | None:
@@ -226,51 +294,6 @@ def held_out_scores(training: Training) -> HeldOut | None:
         return None
     config, members, processes = training.config, training.members, training.processes
     return score_held_out(config, members, training.held_out, training.log_weights, processes)
-
-
-def export(training: Training, run: RunFolder, steps: int, scores: HeldOut | None) -> Path:
-    """Write the ensemble beside its destination and check it through stock PEFT; returns the written folder."""
-    staged = run.staged
-    shutil.rmtree(staged, ignore_errors=True)
-    write_ensemble(staged, training.members, manifest_of(training, steps, scores))
-    checked = [
-        unit.completions[0] for unit in (training.held_out or training.examples)[:RELOAD_CHECK_EXAMPLES]
-    ]
-    check_reload(staged, training.members, checked, training.config.activation)
-    shutil.copyfile(run.log, staged / LOG_NAME)
-    if (run.path / TENSORBOARD).is_dir():  # not if it failed at once
-        shutil.copytree(run.path / TENSORBOARD, staged / TENSORBOARD)
-    return staged
-
-
-def manifest_of(training: Training, steps: int, scores: HeldOut | None) -> Manifest:
-    """What `ensemble.json` says of a run of so many steps."""
-    config = training.config
-    return Manifest(
-        name=config.served_name,
-        base_model=BaseModelRef(
-            path=config.base_model,
-            revision=config.model_revision,
-            fingerprint=fingerprint(config.base_model, config.model_revision),
-        ),
-        num_members=config.num_members,
-        log_weights=tuple(training.log_weights.tolist()),
-        renyi_alpha=config.renyi_alpha,
-        objective=config.objective,
-        granularity=config.granularity,
-        weights_rule=config.weights_rule,
-        activation=config.activation,
-        training={
-            "examples": len(training.examples),
-            "examples_sha256": training.survey.digest,
-            "steps": steps,
-            **training.early_stopping.facts(),
-            "settings": config.model_dump(
-                mode="json", exclude={"base_model", "train_file", "eval_file", "output_dir"}
-            ),
-        },
-        held_out=as_json(scores) if scores else {},
-    )
 
 
 def _is_due(every: int | None, done: int) -> bool:

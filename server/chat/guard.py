@@ -1,7 +1,7 @@
-"""The guard at the engine's door: no ensemble's answer leaves by a route that ignores the server's policy.
+"""No ensemble's answer leaves by a route that ignores the server's policy.
 
-In: the server's policy. Out: a check for the engine's client, through which every route of vLLM asks. A route follows
-the policy when it reads the trace of its request; the others have none.
+In: the server's policy. Out: refusals, at the gate before vLLM's routes, and behind it at the engine's client, through
+which every route asks. A route follows the policy when it reads the trace of its request; the others have none.
 """
 
 from collections.abc import Callable
@@ -9,6 +9,19 @@ from collections.abc import Callable
 from softspec.engine.trace import current_trace
 from softspec.errors import ConfigError
 from softspec.server.policy.policy import Policy
+
+
+def refuse_unfollowed(policy: Policy, ensemble: str, route: str) -> None:
+    """Refuse to let an ensemble answer at a route that withholds nothing, where the server wants answers withheld.
+
+    Raises:
+        ConfigError: the policy wants that.
+    """
+    if policy.action != "answer":
+        raise ConfigError(
+            f"{route} does not follow the server's policy '{policy.action}': ask '{ensemble}' at "
+            "/v1/chat/completions or /v1/completions"
+        )
 
 
 def policy_guard(policy: Policy) -> Callable[[str], None]:
@@ -19,10 +32,7 @@ def policy_guard(policy: Policy) -> Callable[[str], None]:
     """
 
     def require_followed(ensemble: str) -> None:
-        if policy.action != "answer" and current_trace.get() is None:
-            raise ConfigError(
-                f"this route does not follow the server's policy '{policy.action}': ask "
-                f"'{ensemble}' at /v1/chat/completions or /v1/completions"
-            )
+        if current_trace.get() is None:
+            refuse_unfollowed(policy, ensemble, "this route")
 
     return require_followed

@@ -1,7 +1,8 @@
 """The `uncertainty` field added to OpenAI choices, and choices that abstain.
 
 In: JSON of vLLM's response, the engine's trace and the caller's terms. Out: the JSON to send. An abstaining
-choice carries nothing of its answer: no text, tool calls, log-probabilities, token ids or per-token numbers.
+choice carries nothing of its answer: no text, tool calls, log-probabilities, token ids or per-token numbers. It has the
+shape of a refusal by OpenAI's own models, which every client reads.
 """
 
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from softspec.engine.trace import ChoiceTrace, RequestTrace
 from softspec.errors import EngineError
 from softspec.maths.answer import AnswerUncertainty, summarise
 from softspec.server.chat.wire import EXTENSION, DecodeToken, Json, Terms, full_report, token_reports
-from softspec.server.policy.policy import Decision
+from softspec.server.policy.policy import Decision, RunningDecision
 
 Observe = Callable[[Decision, AnswerUncertainty], None]
 
@@ -18,7 +19,7 @@ Observe = Callable[[Decision, AnswerUncertainty], None]
 def annotate_body(
     body: Json, trace: RequestTrace, terms: Terms, decode: DecodeToken, observe: Observe
 ) -> Json:
-    """A response that is not streamed, with `uncertainty` in every choice; the policy judges whole answers."""
+    """A response that is not streamed, with `uncertainty` in every choice."""
     choices = [
         annotate_choice(choice, choice_trace(trace, choice["index"]), terms, decode, observe)
         for choice in body["choices"]
@@ -29,15 +30,15 @@ def annotate_body(
 def annotate_choice(
     choice: Json, trace: ChoiceTrace, terms: Terms, decode: DecodeToken, observe: Observe
 ) -> Json:
-    """One finished choice with its `uncertainty`."""
-    summary = summarise(trace.tokens, trace.log_weights, trace.weights_rule)
-    decision = terms.policy.decide(getattr(summary, terms.policy.metric))
-    observe(decision, summary)
-    report = full_report(trace, trace.tokens, decision, terms.detail)
+    """One finished choice with its `uncertainty`, whose numbers are those of the prefix that was judged."""
+    running = RunningDecision(terms.policy, trace)
+    tokens, decision = running.catch_up(), running.decision
+    observe(decision, summarise(tokens, trace.log_weights, trace.weights_rule))
+    report = full_report(trace, tokens, decision, terms.detail)
     if decision.action == "abstain":
         return {**withdrawn(choice, decision), EXTENSION: report}
     if terms.detail == "tokens":
-        report["tokens"] = token_reports(trace.tokens, decode)
+        report["tokens"] = token_reports(tokens, decode)
     return {**choice, EXTENSION: report}
 
 
@@ -47,7 +48,7 @@ def withdrawn(choice: Json, decision: Decision) -> Json:
     empty: Json = {
         **dict.fromkeys(choice),
         "index": choice["index"],
-        "finish_reason": "content_filter",
+        "finish_reason": "stop",
         "stop_reason": "abstained",
     }
     if "message" in choice:

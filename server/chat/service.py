@@ -6,7 +6,7 @@ to a single member or the base pass through untouched. Knows FastAPI; the engine
 
 import json
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -15,6 +15,7 @@ from fastapi import Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from softspec.engine.trace import RequestTrace, tracing
+from softspec.errors import FieldError, UnknownModelError
 from softspec.server.chat.replies import annotate_body
 from softspec.server.chat.stream import AnswerStream
 from softspec.server.chat.unsupported import (
@@ -25,7 +26,7 @@ from softspec.server.chat.unsupported import (
 )
 from softspec.server.chat.wire import EXTENSION, DecodeToken, Terms, read_terms
 from softspec.server.ops.metrics import Metrics
-from softspec.server.policy.policy import Policy
+from softspec.server.policy.policy import Policy, judge_of
 
 # vLLM's route; None when the client went away.
 Route = Callable[[Any, Request], Awaitable[Response | None]]
@@ -34,30 +35,57 @@ _CLIENT_WENT_AWAY = 499
 
 @dataclass(frozen=True)
 class Service:
-    """What the routes of completions need to know of this server; `ensembles` always shows those served now."""
+    """What the routes of completions need to know of this server.
+
+    `ensembles` always shows those served now; `models` gives all names, the ensembles' first.
+    """
 
     ensembles: Collection[str]
+    models: Callable[[], Sequence[str]]
     default_policy: Policy
+    pinned: bool
     decode: DecodeToken
     metrics: Metrics
+
+    def model_named(self, model: str | None) -> str:
+        """The model that a request asks: the one that it names or, if it names none, the only ensemble.
+
+        vLLM would let the base answer, without a number and past every policy.
+
+        Raises:
+            FieldError: it names none, and there is more than one or no ensemble.
+            UnknownModelError: it names one that is not served.
+        """
+        if not model and len(self.ensembles) == 1:
+            return next(iter(self.ensembles))
+        served = ", ".join(self.models())
+        if not model:
+            raise FieldError(
+                "model", f"'model' is missing and there is not one ensemble: expected one of {served}"
+            )
+        if model not in self.models():
+            raise UnknownModelError(f"The model `{model}` does not exist: expected one of {served}.")
+        return model
 
 
 async def complete(request: OpenAIRequest, raw_request: Request, route: Route, service: Service) -> Response:
     """Answer a chat or text completion.
 
     Raises:
-        FieldError: a field that this model cannot honour.
+        FieldError: a field that this model cannot honour, or no model.
         EngineError: the engine failed before the first byte was sent.
     """
     started = time.monotonic()
+    request.model = service.model_named(request.model)
     refuse_reserved(request)
     if request.model not in service.ensembles:
         refuse_extension(request)
         return await route(request, raw_request) or Response(status_code=_CLIENT_WENT_AWAY)
     refuse_unsupported(request)
-    terms = read_terms((request.model_extra or {}).pop(EXTENSION, None), service.default_policy)
+    extension = (request.model_extra or {}).pop(EXTENSION, None)
+    terms = read_terms(extension, service.default_policy, service.pinned)
     hide_usage = _ask_for_continuous_usage(request, terms)
-    with tracing() as trace:
+    with tracing(judge_of(terms.policy)) as trace:
         response = await route(request, raw_request) or Response(status_code=_CLIENT_WENT_AWAY)
     if isinstance(response, StreamingResponse):
         _annotate_stream(response, request, trace, terms, hide_usage, started, service)

@@ -14,7 +14,7 @@ from softspec.artefact.validation import first_problem
 from softspec.engine.trace import ChoiceTrace
 from softspec.errors import ConfigError, FieldError
 from softspec.maths.answer import TokenUncertainty, summarise
-from softspec.server.policy.policy import DEFAULT_METRIC, Action, Decision, Policy
+from softspec.server.policy.policy import Action, Decision, Policy
 
 Json = dict[str, Any]
 EXTENSION = "uncertainty"
@@ -22,7 +22,8 @@ LOWEST_LOG_PROB = -9999.0
 """Stands for minus infinity, which JSON cannot carry; vLLM sends the same."""
 
 Detail = Literal["summary", "tokens", "none"]
-DecodeToken = Callable[[int], str]
+DecodeToken = Callable[[int], tuple[str, list[int]]]
+"""A token's text and its bytes; of a character in several tokens only the bytes say something."""
 
 
 class _Strict(BaseModel):
@@ -30,11 +31,12 @@ class _Strict(BaseModel):
 
 
 class PolicyFields(_Strict):
-    """The policy of a request, as it is written."""
+    """The policy of a request, as it is written; what is left out is the server's."""
 
-    action: Action = "answer"
-    metric: str = DEFAULT_METRIC
+    action: Action | None = None
+    metric: str | None = None
     threshold: float | None = None
+    min_tokens: int | None = None
 
 
 class ExtensionFields(_Strict):
@@ -52,11 +54,11 @@ class Terms:
     policy: Policy
 
 
-def read_terms(extension: object, default: Policy) -> Terms:
+def read_terms(extension: object, default: Policy, pinned: bool = False) -> Terms:
     """The terms of a request's `uncertainty` field, or the server's default where it says nothing.
 
     Raises:
-        FieldError: unknown field, wrong type, or a policy that cannot be followed.
+        FieldError: unknown field, wrong type, a policy that cannot be followed, or one that loosens a pinned default.
     """
     if extension is None:
         return Terms("summary", default)
@@ -68,9 +70,16 @@ def read_terms(extension: object, default: Policy) -> Terms:
     if fields.policy is None:
         return Terms(fields.detail, default)
     try:
-        return Terms(fields.detail, Policy(**fields.policy.model_dump()))
+        policy = default.changed(**fields.policy.model_dump())
     except ConfigError as error:
         raise FieldError(f"{EXTENSION}.policy", str(error)) from error
+    loosened = default.loosened_by(policy) if pinned else None
+    if loosened is not None:
+        path = f"{EXTENSION}.policy.{loosened}"
+        raise FieldError(
+            path, f"'{path}' would loosen the server's policy, which is pinned: leave it out, or tighten it"
+        )
+    return Terms(fields.detail, policy)
 
 
 def full_report(
@@ -80,7 +89,7 @@ def full_report(
 
     `confidence` stays null until the ensemble is calibrated; `seed` replays exactly this choice.
     """
-    verdict = {"decision": decision.action, "reason": decision.reason}
+    verdict = {"decision": decision.action, "reason": decision.reason, "decided_at": decision.decided_at}
     if detail == "none":
         return verdict
     summary = asdict(summarise(tokens, trace.log_weights, trace.weights_rule))
@@ -91,16 +100,19 @@ def full_report(
 
 def token_reports(tokens: Sequence[TokenUncertainty], decode: DecodeToken) -> list[Json]:
     """The `tokens` list of the `uncertainty` field."""
+    texts = [decode(token.token_id) for token in tokens]
     return [
         {
-            "token": decode(token.token_id),
+            "token": text,
+            "token_id": token.token_id,
+            "bytes": utf8,
             "log_prob": _finite(token.log_prob),
             "total_entropy": token.total_entropy,
             "aleatoric_entropy": token.aleatoric_entropy,
             "epistemic": token.epistemic,
             "disagreement": token.disagreement,
         }
-        for token in tokens
+        for token, (text, utf8) in zip(tokens, texts, strict=True)
     ]
 
 

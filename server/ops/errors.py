@@ -35,8 +35,13 @@ def error_body(error: SoftspecError) -> dict[str, Any]:
     return {"error": {"message": str(error), "type": kind, "param": param, "code": status.value}}
 
 
+def error_response(error: SoftspecError) -> JSONResponse:
+    """The HTTP answer that one of our errors becomes."""
+    body = error_body(error)
+    return JSONResponse(body, status_code=body["error"]["code"])
+
+
 async def respond_to_error(_request: Request, error: Exception) -> JSONResponse:
     """The exception handler of the whole server for `SoftspecError`."""
     assert isinstance(error, SoftspecError)
-    body = error_body(error)
-    return JSONResponse(body, status_code=body["error"]["code"])
+    return error_response(error)

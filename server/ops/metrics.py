@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
 
+from softspec.errors import EngineError, MixingError
 from softspec.maths.answer import AnswerUncertainty
 from softspec.server.policy.policy import Decision
 
@@ -27,7 +28,9 @@ class Metric:
 
 METRICS = (
     Metric(
-        "softspec_requests_total", "Answers of ensembles by what the policy decided.", labels=("decision",)
+        "softspec_choices_total",
+        "Choices of ensembles' answers by what the policy decided.",
+        labels=("decision",),
     ),
     Metric(
         "softspec_mutual_information_nats",
@@ -46,6 +49,10 @@ METRICS = (
         buckets=_SECONDS,
     ),
     Metric("softspec_lockstep_errors_total", "Requests ended because their members came apart; must stay 0."),
+    Metric(
+        "softspec_mixing_errors_total",
+        "Requests ended because their members could not be mixed; must stay 0.",
+    ),
     Metric(
         "softspec_group_preemptions_total",
         "Answers of ensembles and members that made room in the KV cache, all their rows at once.",
@@ -71,8 +78,8 @@ class Metrics:
         }
 
     def answered(self, decision: Decision, summary: AnswerUncertainty) -> None:
-        """Count an answer that was sent or withheld."""
-        self._counters["softspec_requests_total"].labels(decision=decision.action).inc()
+        """Count a choice that was sent or withheld."""
+        self._counters["softspec_choices_total"].labels(decision=decision.action).inc()
         self._histograms["softspec_mutual_information_nats"].observe(summary.mutual_information)
         self._histograms["softspec_epistemic_nats"].observe(summary.epistemic)
         self._histograms["softspec_disagreement_ratio"].observe(summary.disagreement)
@@ -81,9 +88,10 @@ class Metrics:
         """Count a streamed answer that began so many seconds after its request."""
         self._histograms["softspec_time_to_first_token_seconds"].observe(seconds)
 
-    def lockstep_error(self) -> None:
-        """Count a request that was ended because its members came apart."""
-        self._counters["softspec_lockstep_errors_total"].inc()
+    def failed(self, reason: EngineError) -> None:
+        """Count a request that had to be ended, for a fault that is ours."""
+        kind = "mixing" if isinstance(reason, MixingError) else "lockstep"
+        self._counters[f"softspec_{kind}_errors_total"].inc()
 
     def group_preemption(self) -> None:
         """Count a group whose rows will be computed again, for want of KV blocks."""

@@ -4,28 +4,45 @@ In and out: SOFTSPEC_* variables. The only place in `server/` that knows their n
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 from softspec.errors import ConfigError
-from softspec.server.policy.policy import DEFAULT_METRIC, Action, Policy
+from softspec.server.policy.policy import Action, Policy
+
+Number = TypeVar("Number", int, float)
 
 ENSEMBLES = "SOFTSPEC_ENSEMBLE"
 POLICY_ACTION = "SOFTSPEC_POLICY_ACTION"
 POLICY_METRIC = "SOFTSPEC_POLICY_METRIC"
 POLICY_THRESHOLD = "SOFTSPEC_POLICY_THRESHOLD"
-MAX_TOP_LOGPROBS = 20
-"""OpenAI's limit on likeliest tokens; the engine's own is larger, because telemetry travels beside them."""
+POLICY_MIN_TOKENS = "SOFTSPEC_POLICY_MIN_TOKENS"
+POLICY_PINNED = "SOFTSPEC_POLICY_PINNED"
+BASE_UNCHECKED = "SOFTSPEC_BASE_UNCHECKED"
+ALLOW_UNTESTED = "SOFTSPEC_ALLOW_UNTESTED"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a server is told: the directories of its ensembles, and the policy for requests that name none."""
+    """What a server is told: the directories of its ensembles, its policy, which a request may change, and risks.
+
+    Where the policy is pinned, a request may only tighten it. `base_unchecked` serves ensembles on whatever base there
+    is; `allow_untested` takes any option of vLLM's engine.
+    """
 
     ensembles: tuple[Path, ...]
     policy: Policy = field(default_factory=Policy)
+    pinned: bool = False
+    base_unchecked: bool = False
+    allow_untested: bool = False
+
+    def __post_init__(self) -> None:
+        if self.pinned and self.policy.action == "answer":
+            raise ConfigError(
+                "the policy is pinned but withholds nothing: give action 'abstain' and a threshold"
+            )
 
     @staticmethod
     def from_environment(environment: Mapping[str, str]) -> "Settings":
@@ -37,29 +54,49 @@ class Settings:
         paths = [part for part in environment.get(ENSEMBLES, "").split(os.pathsep) if part]
         if not paths:
             raise ConfigError(f"{ENSEMBLES} is not set: expected one or more ensemble directories")
-        policy = Policy(
-            action=cast(Action, environment.get(POLICY_ACTION, "answer")),
-            metric=environment.get(POLICY_METRIC, DEFAULT_METRIC),
-            threshold=_number(POLICY_THRESHOLD, environment.get(POLICY_THRESHOLD)),
+        policy = Policy().changed(
+            action=cast(Action | None, environment.get(POLICY_ACTION)),
+            metric=environment.get(POLICY_METRIC),
+            threshold=_number(POLICY_THRESHOLD, environment, float),
+            min_tokens=_number(POLICY_MIN_TOKENS, environment, int),
         )
-        return Settings(tuple(Path(path) for path in paths), policy)
+        return Settings(
+            tuple(Path(path) for path in paths),
+            policy,
+            pinned=_is_on(POLICY_PINNED, environment),
+            base_unchecked=_is_on(BASE_UNCHECKED, environment),
+            allow_untested=_is_on(ALLOW_UNTESTED, environment),
+        )
 
     def to_environment(self) -> dict[str, str]:
         """The variables that `from_environment` reads back as these settings."""
         variables = {
             ENSEMBLES: os.pathsep.join(str(path) for path in self.ensembles),
-            POLICY_ACTION: self.policy.action,
-            POLICY_METRIC: self.policy.metric,
+            BASE_UNCHECKED: str(int(self.base_unchecked)),
+            ALLOW_UNTESTED: str(int(self.allow_untested)),
         }
-        if self.policy.threshold is not None:
-            variables[POLICY_THRESHOLD] = repr(self.policy.threshold)
+        if self.policy.action != "answer":
+            variables |= {
+                POLICY_ACTION: self.policy.action,
+                POLICY_METRIC: self.policy.metric,
+                POLICY_THRESHOLD: repr(self.policy.threshold),
+                POLICY_MIN_TOKENS: str(self.policy.min_tokens),
+                POLICY_PINNED: str(int(self.pinned)),
+            }
         return variables
 
 
-def _number(name: str, text: str | None) -> float | None:
+def _is_on(name: str, environment: Mapping[str, str]) -> bool:
+    if (text := environment.get(name, "0")) not in ("0", "1"):
+        raise ConfigError(f"{name} is '{text}': expected 0 or 1")
+    return text == "1"
+
+
+def _number(name: str, environment: Mapping[str, str], kind: Callable[[str], Number]) -> Number | None:
+    text = environment.get(name)
     if text is None:
         return None
     try:
-        return float(text)
+        return kind(text)
     except ValueError as error:
-        raise ConfigError(f"{name} is '{text}': expected a number of at least 0") from error
+        raise ConfigError(f"{name} is '{text}': expected a number") from error

@@ -1,15 +1,16 @@
 """What to do with an uncertain answer: the policy, its decision, and the running value of its metric.
 
-In: the uncertainty of tokens. Out: answer or abstain, with a reason. Knows no HTTP and no engine.
+In: the uncertainty of tokens. Out: answer or abstain, with a reason. An answer is judged at every prefix, and the first
+that crosses the threshold decides. Knows no HTTP and no engine.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 from softspec.artefact.manifest import WeightsRule
-from softspec.engine.trace import ChoiceTrace
+from softspec.engine.trace import ChoiceTrace, JudgeOf
 from softspec.errors import ConfigError
 from softspec.maths.answer import METRICS, TokenUncertainty, summarise
 
@@ -19,11 +20,15 @@ DEFAULT_METRIC = "mutual_information"
 
 @dataclass(frozen=True)
 class Policy:
-    """A rule: `action` happens when `metric` (nats; a share for disagreements) is greater than `threshold`."""
+    """A rule: `action` happens at the first prefix of an answer whose `metric` is greater than `threshold`.
+
+    `metric` is in nats, a share for the disagreements. Prefixes are judged from `min_tokens` tokens on.
+    """
 
     action: Action = "answer"
     metric: str = DEFAULT_METRIC
     threshold: float | None = None
+    min_tokens: int = 1
 
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
@@ -38,20 +43,69 @@ class Policy:
             raise ConfigError(f"policy action '{self.action}' needs a threshold: give a number of at least 0")
         if self.threshold is not None and not (math.isfinite(self.threshold) and self.threshold >= 0):
             raise ConfigError(f"policy threshold is {self.threshold}: expected a finite number of at least 0")
+        if self.min_tokens < 1:
+            raise ConfigError(f"policy min_tokens is {self.min_tokens}: expected a number of at least 1")
 
-    def decide(self, value: float) -> "Decision":
-        """The decision for one value of the metric."""
-        if self.action == "answer" or self.threshold is None or not value > self.threshold:
-            return Decision("answer", None)
-        return Decision(self.action, f"{self.metric} {_comparison(value, self.threshold)}")
+    def changed(
+        self,
+        action: Action | None = None,
+        metric: str | None = None,
+        threshold: float | None = None,
+        min_tokens: int | None = None,
+    ) -> "Policy":
+        """This policy with the fields that somebody gave; None stands for those that were not given.
+
+        Raises:
+            ConfigError: the result cannot be followed, or a field would have no effect.
+        """
+        given = {"metric": metric, "threshold": threshold, "min_tokens": min_tokens}
+        rule: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        if (action or self.action) == "answer":
+            if rule:
+                Policy(
+                    **{"action": "abstain", "threshold": 0.0, **rule}
+                )  # what is wrong in itself is said first
+                raise ConfigError(
+                    f"policy {' and '.join(rule)} given for action 'answer', which withholds nothing: give action "
+                    "'abstain' too, or nothing"
+                )
+            return Policy("answer")
+        whole: dict[str, Any] = {**asdict(self), **rule, "action": action or self.action}
+        if whole["metric"] != self.metric and threshold is None:
+            whole["threshold"] = None  # a threshold belongs to its metric
+        return Policy(**whole)
+
+    def loosened_by(self, other: "Policy") -> str | None:
+        """The field by which `other` may send what this policy withholds; None when it withholds at least as much."""
+        assert self.threshold is not None
+        if other.action != self.action or other.threshold is None:
+            return "action"
+        if other.metric != self.metric:
+            return "metric"
+        if other.threshold > self.threshold:
+            return "threshold"
+        return "min_tokens" if other.min_tokens > self.min_tokens else None
+
+    def decide(self, value: float, num_tokens: int) -> "Decision":
+        """The decision on a prefix of so many tokens whose metric has this value."""
+        if self.action == "answer" or self.threshold is None or num_tokens < self.min_tokens:
+            return ANSWER
+        if not value > self.threshold:
+            return ANSWER
+        comparison = _comparison(value, self.threshold)
+        return Decision(self.action, f"{self.metric} {comparison} at token {num_tokens}", num_tokens)
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What a policy decided; `reason` is None when it had no objection."""
+    """What a policy decided; `reason` and `decided_at` (which token, from 1) are None when it had no objection."""
 
     action: Action
     reason: str | None
+    decided_at: int | None
+
+
+ANSWER = Decision("answer", None, None)
 
 
 def _comparison(value: float, threshold: float) -> str:
@@ -98,9 +152,10 @@ class RunningMetric:
 
 
 class RunningDecision:
-    """A policy applied to a growing answer. Once it objects, the answer ends with the token that did it.
+    """A policy applied to a growing answer: the first prefix that it objects to decides, and nothing after it counts.
 
-    Every token is judged in its turn, so the outcome does not depend on how tokens are grouped into chunks.
+    Every token is judged in its turn, so the outcome does not depend on how tokens are grouped into chunks, nor on
+    whether the answer is streamed.
     """
 
     def __init__(self, policy: Policy, trace: ChoiceTrace) -> None:
@@ -108,16 +163,28 @@ class RunningDecision:
         self._trace = trace
         self._metric = RunningMetric(policy.metric, trace.log_weights, trace.weights_rule)
         self.num_tokens = 0
-        self.decision = Decision("answer", None)
+        self.decision = ANSWER
+
+    def objects(self, token: TokenUncertainty) -> bool:
+        """Judge the answer that ends with this token; true ends it there."""
+        if self.decision.action == "answer":
+            self.num_tokens += 1
+            self.decision = self._policy.decide(self._metric.add(token), self.num_tokens)
+        return self.decision.action != "answer"
 
     def catch_up(self) -> Sequence[TokenUncertainty]:
-        """Judge and return the tokens since the last call, up to the one that ends the answer."""
+        """Judge and return the trace's tokens since the last call, up to the one that ends the answer."""
         start = self.num_tokens
-        while self.num_tokens < len(self._trace.tokens) and self.decision.action == "answer":
-            self.decision = self._policy.decide(self._metric.add(self._trace.tokens[self.num_tokens]))
-            self.num_tokens += 1
+        for token in self._trace.tokens[start:]:
+            if self.objects(token):
+                break
         return self._trace.tokens[start : self.num_tokens]
 
     def tokens(self) -> Sequence[TokenUncertainty]:
         """The answer as far as it was judged."""
         return self._trace.tokens[: self.num_tokens]
+
+
+def judge_of(policy: Policy) -> JudgeOf | None:
+    """What the engine asks about every token of a choice, so that it computes none after the one that decides."""
+    return None if policy.action == "answer" else lambda trace: RunningDecision(policy, trace).objects

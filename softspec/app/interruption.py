@@ -17,7 +17,7 @@ def interruptible(told: str) -> Iterator[None]:
     Raises:
         Interrupted: one of them came, here or in an inner part that noticed it first; its message is `told`.
     """
-    received = signal.SIGINT.value
+    received = 0
 
     def interrupt(number: int, frame: object) -> None:
         nonlocal received
@@ -28,9 +28,9 @@ def interruptible(told: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
-        raise Interrupted(told, received) from error
+        raise Interrupted(told, received or signal.SIGINT) from error
     except Interrupted as error:
-        raise Interrupted(told, error.signal_number) from error
+        raise Interrupted(told, received or error.signal_number) from error
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -4,7 +4,7 @@ In and out: tokens with their uncertainty. Whoever calls vLLM's handlers opens a
 `EnsembleClient.generate` fills it token by token. Knows neither HTTP nor vLLM.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -12,10 +12,14 @@ from dataclasses import dataclass, field
 from softspec.artefact.manifest import WeightsRule
 from softspec.maths.answer import TokenUncertainty
 
+Judge = Callable[[TokenUncertainty], bool]
+"""Asked about every token of a choice in its turn; true ends the choice with that token."""
+JudgeOf = Callable[["ChoiceTrace"], Judge]
+
 
 @dataclass
 class ChoiceTrace:
-    """The tokens of one choice so far; `seed` replays exactly this choice.
+    """The tokens of one choice so far; `seed` replays exactly this choice, `judge_of` gives who may end it.
 
     All but the tokens is known once the members that answer are chosen, which is before the first token.
     """
@@ -24,6 +28,7 @@ class ChoiceTrace:
     weights_rule: WeightsRule = "prefix_posterior"
     seed: int = 0
     tokens: list[TokenUncertainty] = field(default_factory=list)
+    judge_of: JudgeOf | None = None
 
 
 @dataclass
@@ -31,15 +36,16 @@ class RequestTrace:
     """All choices of one HTTP request, by OpenAI choice index (prompt index * n + sample index)."""
 
     choices: dict[int, ChoiceTrace] = field(default_factory=dict)
+    judge_of: JudgeOf | None = None
 
 
 current_trace: ContextVar[RequestTrace | None] = ContextVar("softspec_trace", default=None)
 
 
 @contextmanager
-def tracing() -> Iterator[RequestTrace]:
-    """A trace that is filled by whatever is asked of ensembles inside this context."""
-    trace = RequestTrace()
+def tracing(judge_of: JudgeOf | None = None) -> Iterator[RequestTrace]:
+    """A trace that is filled by whatever is asked of ensembles inside this context; a judge may end its choices."""
+    trace = RequestTrace(judge_of=judge_of)
     token = current_trace.set(trace)
     try:
         yield trace

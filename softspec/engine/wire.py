@@ -21,6 +21,22 @@ if TYPE_CHECKING:
 KEY = "softspec"
 """Our key in `SamplingParams.extra_args`."""
 
+MAX_TOP_LOGPROBS = 20
+"""OpenAI's limit on likeliest tokens, and ours for every model; the engine's own is larger, because telemetry travels
+beside them."""
+
+LOCKSTEP_FAILED = "softspec:lockstep"
+"""The `stop_reason` of a request that the scheduler ended with an error because its members came apart."""
+
+MIXING_FAILED = "softspec:mixing"
+"""The `stop_reason` of a request that was ended with an error because its members could not be mixed, for instance when
+an adapter gives numbers that are not finite."""
+
+NO_TOKEN_LEFT = "softspec:no-token"
+"""The `stop_reason` of a request that was ended with an error because its own constraints, such as a grammar and
+`allowed_token_ids`, left no token that it may draw. An error without any of these is vLLM's own, such as a grammar that
+does not compile."""
+
 
 @dataclass(frozen=True)
 class Adapter:
@@ -37,6 +53,7 @@ class GroupSpec:
 
     log_weights: K normalised natural logs. block_size: tokens; that of the activation, None where the adapters act on
     every token. num_top: how many of the mixture's likeliest tokens the caller wants beside each drawn token.
+    has_readers: whether the caller reads any log-probability, be it the drawn token's alone; their tokens need text.
     """
 
     adapters: tuple[Adapter, ...]
@@ -44,6 +61,7 @@ class GroupSpec:
     weights_rule: WeightsRule
     block_size: int | None
     num_top: int
+    has_readers: bool = False
 
     def to_wire(self) -> dict[str, Any]:
         """The group as plain lists and numbers, which vLLM's processes can send."""
@@ -53,6 +71,7 @@ class GroupSpec:
             "weights_rule": self.weights_rule,
             "block_size": self.block_size,
             "num_top": self.num_top,
+            "has_readers": self.has_readers,
         }
 
     @classmethod
@@ -64,6 +83,7 @@ class GroupSpec:
             weights_rule=wire["weights_rule"],
             block_size=wire["block_size"],
             num_top=wire["num_top"],
+            has_readers=wire["has_readers"],
         )
 
     @property

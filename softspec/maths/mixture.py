@@ -40,15 +40,25 @@ def mixture_logprobs(member_logprobs: Tensor, log_weights: Tensor) -> Tensor:
     return torch.logsumexp(member_logprobs + log_weights.to(member_logprobs.dtype)[..., None], -2)
 
 
-def distributions(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities and probabilities of logits (..., V), which are overwritten: both for one exponential.
+def distributions(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probabilities, probabilities and log-normalisers of members' logits, for one exponential.
 
-    As exact as torch's log_softmax: the largest probability is 1 / sum exp(logit - largest logit).
+    As exact as torch's log_softmax: the largest probability is 1 / sum exp(logit - largest logit). One member alone is
+    computed by it, to be the same to the last digit.
+
+    Args:
+        logits: (..., K, V), overwritten; -inf where a constraint forbids a token.
+    Returns:
+        (..., K, V) twice, and log sum exp (..., K): -inf for a row that has no token left, of which the others are NaN.
     """
+    if logits.shape[-2] == 1:
+        logprobs = logits.log_softmax(-1)
+        return logprobs, logprobs.exp(), logits.logsumexp(-1)
     probs = logits.softmax(-1)
-    logits -= logits.amax(-1, keepdim=True)
-    logits += probs.amax(-1, keepdim=True).log()
-    return logits, probs
+    peak, peak_logprob = logits.amax(-1, keepdim=True), probs.amax(-1, keepdim=True).log()
+    logits -= peak
+    logits += peak_logprob
+    return logits, probs, torch.where(peak == -math.inf, peak, peak - peak_logprob).squeeze(-1)
 
 
 def mix(member_logprobs: Tensor, member_probs: Tensor, log_weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,13 +68,35 @@ def mix(member_logprobs: Tensor, member_probs: Tensor, log_weights: Tensor) -> t
     an accelerator would make the host wait.
     """
     require_same_members(member_logprobs.shape[-2], log_weights)
+    if member_logprobs.shape[-2] == 1:
+        return member_logprobs.squeeze(-2), member_probs.squeeze(-2)
     if member_probs.device.type == "cpu":
         weights = log_weights.to(member_probs.dtype).exp()
         probs = (weights[..., None, :] @ member_probs).squeeze(-2)
-        if probs.amin() > _CLEARLY_IN_RANGE:
-            return probs.log(), probs
+        logprobs = probs.log()
+        # Group by group, so that the digits of one do not depend on its neighbours.
+        too_small = ~(probs.amin(-1) > _CLEARLY_IN_RANGE)
+        if too_small.any():
+            weights = log_weights.expand(member_logprobs.shape[:-1])[too_small]
+            logprobs[too_small] = mixture_logprobs(member_logprobs[too_small], weights)
+            probs[too_small] = logprobs[too_small].exp()
+        return logprobs, probs
     logprobs = mixture_logprobs(member_logprobs, log_weights)
     return logprobs, logprobs.exp()
+
+
+def mixture_logits(mixture: Tensor, log_weights: Tensor, log_normalisers: Tensor) -> Tensor:
+    """The mixture's log-probabilities on the scale of its members' logits, on which penalties are meant to act.
+
+    A repetition penalty divides scores above zero and multiplies those below, so it depends on where zero is. Adding
+    the members' mean log-normaliser changes no probability, and makes the mixture of one member that member's logits.
+
+    Args:
+        mixture: (..., V), log-probabilities. log_weights: (..., K). log_normalisers: (..., K), of the members' logits.
+    """
+    require_same_members(log_normalisers.shape[-1], log_weights)
+    scale = (log_weights.to(log_normalisers.dtype).exp() * log_normalisers).sum(-1, keepdim=True)
+    return mixture + scale
 
 
 def update_log_weights(log_weights: Tensor, token_logprobs: Tensor) -> Tensor:

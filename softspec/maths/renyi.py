@@ -83,11 +83,6 @@ def surrogate_loss(loglik: Tensor, responsibilities: Tensor) -> Tensor:
     return -(responsibilities.detach() * loglik.double()).sum(0)
 
 
-def jensen_gain(loglik: Tensor, log_weights: Tensor, renyi_alpha: float) -> Tensor:
-    """What cooperation is worth: mean member NLL minus `renyi_loss`; (B,), nats, >= 0."""
-    return renyi_loss(loglik, log_weights, 0.0) - renyi_loss(loglik, log_weights, renyi_alpha)
-
-
 def dpo_loglik(margins: Tensor, beta: float, label_smoothing: float = 0.0) -> Tensor:
     """Log-likelihood of a preference under each member, to be used as `loglik` in the functions above.
 
@@ -95,10 +90,13 @@ def dpo_loglik(margins: Tensor, beta: float, label_smoothing: float = 0.0) -> Te
         margins: (K, B), policy-to-reference log-ratio of the chosen minus that of the rejected completion,
         nats.
         beta: inverse temperature of the preference model.
-        label_smoothing: probability that a label is flipped, in [0, 0.5).
+        label_smoothing: probability that a label is flipped, in [0, 0.5). This is the likelihood of a label that may
+        be wrong, log((1 - e) s(m) + e s(-m)) with s the sigmoid; what other libraries call label smoothing is another
+        formula, the mean (1 - e) log s(m) + e log s(-m).
     Returns:
         (K, B), nats, <= 0; log 1/2 at margin 0.
-    Source: Rafailov et al. 2023 (arXiv:2305.18290); its use in the alpha-Renyi loss is this project's.
+    Source: Rafailov et al. 2023 (arXiv:2305.18290), without smoothing; its use in the alpha-Renyi loss and the
+    smoothing are this project's.
     """
     kept = logsigmoid(beta * margins)
     if label_smoothing == 0:
@@ -122,38 +120,45 @@ def effective_alpha(renyi_alpha: float | Tensor) -> float | Tensor:
     return float(renyi_alpha) if renyi_alpha >= SMALLEST_ALPHA else 0.0
 
 
-def load(responsibilities: Tensor) -> Tensor:
-    """Mean share of each member over the N examples of (K, N); (K,), sums to 1."""
-    return responsibilities.double().mean(1)
-
-
-def routing_perplexity(responsibilities: Tensor) -> Tensor:
-    """How many members share an example, exp mean H(r), scalar: K is no routing, 1 is hard routing."""
-    return _entropy(responsibilities).mean().exp()
-
-
-def specialisation(responsibilities: Tensor) -> Tensor:
-    """I(member; example) = H(load) - mean H(r), scalar, nats, in [0, log K]."""
-    return (_entropy(load(responsibilities)) - _entropy(responsibilities).mean()).clamp_min(0)
-
-
-def responsibility_matrix(responsibilities: Tensor, source_ids: Tensor) -> Tensor:
-    """Mean responsibilities per source: (S, K), rows sum to 1, sources in ascending order of their id.
+def weighted_mean(values: Tensor, weights: Tensor | None = None) -> Tensor:
+    """The mean over N examples, (...), float64: each counts as its weight says, as it does in the loss.
 
     Args:
-        responsibilities: (K, N).
-        source_ids: (N,), integers.
+        values: (..., N).
+        weights: (N,), not all zero; without any, all count alike.
     """
-    joint = _source_joint(responsibilities, source_ids)
-    return joint / joint.sum(1, keepdim=True)
+    if weights is None:
+        return values.double().mean(-1)
+    counts = weights.to(values.device).double()
+    return (counts * values.double()).sum(-1) / counts.sum()
 
 
-def soft_source_mi(responsibilities: Tensor, source_ids: Tensor) -> Tensor:
+def load(responsibilities: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Mean share of each member over the N examples of (K, N); (K,), sums to 1. `weights` as for `weighted_mean`."""
+    return weighted_mean(responsibilities, weights)
+
+
+def routing_perplexity(responsibilities: Tensor, weights: Tensor | None = None) -> Tensor:
+    """How many members share an example, exp mean H(r), scalar: K is no routing, 1 is hard routing."""
+    return weighted_mean(_entropy(responsibilities), weights).exp()
+
+
+def specialisation(responsibilities: Tensor, weights: Tensor | None = None) -> Tensor:
+    """I(member; example) = H(load) - mean H(r), scalar, nats, in [0, log K]."""
+    shared = weighted_mean(_entropy(responsibilities), weights)
+    return (_entropy(load(responsibilities, weights)) - shared).clamp_min(0)
+
+
+def soft_source_mi(responsibilities: Tensor, source_ids: Tensor, weights: Tensor | None = None) -> Tensor:
     """I(member; source): do members follow the known sources? Scalar, nats, at most `specialisation`.
 
     Unlike scores of the argmax it stays 0 where responsibilities are uniform up to rounding.
+
+    Args:
+        responsibilities: (K, N).
+        source_ids: (N,), integers. weights: as for `weighted_mean`.
     """
-    joint = _source_joint(responsibilities, source_ids)
+    joint = _source_joint(responsibilities, source_ids, weights)
     independent = joint.sum(1, keepdim=True) * joint.sum(0, keepdim=True)
     return (torch.special.xlogy(joint, joint) - torch.special.xlogy(joint, independent)).sum().clamp_min(0)
 
@@ -164,7 +169,7 @@ def purity(responsibilities: Tensor, source_ids: Tensor) -> Tensor:
     Meaningless when `routing_perplexity` is above 0.95 K: rounding then decides who leads.
     """
     leading = torch.nn.functional.one_hot(responsibilities.argmax(0), responsibilities.shape[0]).T
-    return _source_joint(leading, source_ids).amax(0).sum()
+    return _source_joint(leading, source_ids, None).amax(0).sum()
 
 
 def _aligned(loglik: Tensor, log_weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -181,7 +186,7 @@ def _entropy(probabilities: Tensor) -> Tensor:
     return torch.special.entr(probabilities.double()).sum(0)
 
 
-def _source_joint(responsibilities: Tensor, source_ids: Tensor) -> Tensor:
+def _source_joint(responsibilities: Tensor, source_ids: Tensor, weights: Tensor | None) -> Tensor:
     """P(source, member), (S, K)."""
     if responsibilities.shape[1:] != source_ids.shape:
         raise ShapeError(
@@ -190,6 +195,7 @@ def _source_joint(responsibilities: Tensor, source_ids: Tensor) -> Tensor:
             "expected (K, N) and (N,)"
         )
     shares = responsibilities.double()
+    counts = shares.new_ones(shares.shape[1]) if weights is None else weights.to(shares)
     ids, rows = source_ids.unique(return_inverse=True)
     joint = shares.new_zeros(len(ids), shares.shape[0])
-    return joint.index_add_(0, rows, shares.T) / shares.shape[1]
+    return joint.index_add_(0, rows, (counts * shares).T) / counts.sum()

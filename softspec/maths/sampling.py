@@ -1,11 +1,11 @@
 """Drawing one token per request from the mixture, replayable on any machine and in any batch.
 
-In: mixture log-probabilities of G requests and their sampling settings. Out: G token ids. Knows nothing of
-members.
+In: the mixture's scores of G requests, which are its log-probabilities on the scale of logits, and their sampling
+settings. Out: G token ids. Knows nothing of members.
 
-Order of operations, all on the mixture: penalties, temperature, min-p, top-k, top-p, one draw. Settings are
-(G,) tensors and may live on the CPU, in pinned memory, while log-probabilities live on an accelerator: what to
-compute is decided where settings live, so no decode step waits for the device.
+Order of operations, all on the mixture: biases, penalties, temperature, min-p, top-k, top-p, one draw. Settings are
+(G,) tensors and may live on the CPU, in pinned memory, while scores live on an accelerator: what to compute is
+decided where settings live, so no decode step waits for the device.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class SamplingSpec:
     """How one request draws its tokens; the defaults draw from the mixture itself.
 
     temperature 0 is greedy; top_k 0, top_p 1, min_p 0, repetition_penalty 1 and the other penalties 0 are
-    off. `seed` is in [0, 2**63).
+    off. `seed` is in [0, 2**63). logit_bias: (token id, what is added to its score), at most one per token.
     """
 
     temperature: float = 1.0
@@ -33,36 +33,35 @@ class SamplingSpec:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     seed: int = 0
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
 
 def apply_penalties(
-    logprobs: Tensor,
+    scores: Tensor,
     prompt_mask: Tensor,
     output_counts: Tensor,
     repetition: Tensor,
     presence: Tensor,
     frequency: Tensor,
 ) -> Tensor:
-    """Make tokens that were seen less likely, with vLLM's rules applied to the mixture's log-probabilities.
+    """Make tokens that were seen less likely, by vLLM's rules, on scores on the scale of logits.
 
-    The repetition penalty covers prompt and output. On logits it divides positive values and multiplies
-    negative ones; log-probabilities are never positive, so here it always multiplies, and its strength
-    differs from a single model's. Presence and frequency cover the output only and are subtracted, which
-    means the same on logits.
+    The repetition penalty covers prompt and output, divides positive scores and multiplies negative ones. Presence
+    and frequency cover the output only and are subtracted.
 
     Args:
-        logprobs: (G, V). prompt_mask: (G, V), bool. output_counts: (G, V), integers. The penalties: (G,).
+        scores: (G, V). prompt_mask: (G, V), bool. output_counts: (G, V), integers. The penalties: (G,).
     Returns:
         (G, V), not normalised.
     """
-    device = logprobs.device
+    device = scores.device
     counts = output_counts.to(device)
     in_output = counts > 0
-    factor = torch.where(in_output | prompt_mask.to(device), repetition.to(logprobs)[:, None], 1.0)
+    factor = torch.where(in_output | prompt_mask.to(device), repetition.to(scores)[:, None], 1.0)
     return (
-        logprobs * factor
-        - frequency.to(logprobs)[:, None] * counts
-        - presence.to(logprobs)[:, None] * in_output
+        torch.where(scores > 0, scores / factor, scores * factor)
+        - frequency.to(scores)[:, None] * counts
+        - presence.to(scores)[:, None] * in_output
     )
 
 

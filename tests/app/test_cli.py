@@ -1,9 +1,11 @@
 """The command line: data on stdout, one clear line and exit code 2 for what the user can fix."""
 
 import json
+import os
 import re
 import resource
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -133,6 +135,10 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(
         (["--policy-action", "guess"], "expected answer, abstain or route"),
         (["--policy-threshold=-0.4"], "threshold is -0.4"),
         (["--policy-metric", "surprise"], f"expected one of {DEFAULT_METRIC}"),
+        (["--policy-threshold", "0.4"], "threshold given for action 'answer', which withholds nothing"),
+        (["--policy-metric", "epistemic"], "metric given for action 'answer', which withholds nothing"),
+        (["--policy-min-tokens", "0"], "min_tokens is 0: expected a number of at least 1"),
+        (["--policy-pinned"], "pinned but withholds nothing"),
         (["--grpc"], "'--grpc' cannot be given to 'softspec serve'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -173,6 +179,70 @@ def test_a_command_without_its_extra_says_what_to_install(
     lines = [line for line in done.stderr.splitlines() if line.startswith("softspec: ")]
     assert lines == [f"softspec: '{command}' needs packages that are not installed ({missing}): {install}"]
     assert done.returncode == 2
+
+
+# What the system refuses, and who leaves
+
+
+def running(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> int:
+    """The exit code of a command that raises this."""
+
+    def command(tokens: Sequence[str]) -> None:
+        raise error
+
+    monkeypatch.setattr("softspec.app.cli.main.app", command)
+    return main(["inspect", "my"])
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (PermissionError(13, "Permission denied", "/etc/x"), "'/etc/x': Permission denied"),
+        (OSError("of a library\nin two lines"), "of a library in two lines"),
+        (TimeoutError(), "TimeoutError"),
+    ],
+    ids=["disk", "permission", "library", "no words"],
+)
+def test_what_the_system_refuses_is_one_line_and_exit_code_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: OSError, line: str
+) -> None:
+    assert running(monkeypatch, error) == 2
+    assert capsys.readouterr().err == f"softspec: {line}\n"
+
+
+def test_ctrl_c_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert running(monkeypatch, KeyboardInterrupt()) == 130
+    assert capsys.readouterr().err == ""
+
+
+def test_ctrl_c_of_which_a_library_makes_another_error_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As when it comes while modules are being imported."""
+
+    def command(tokens: Sequence[str]) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ImportError("cannot import name 'x'") from None
+
+    monkeypatch.setattr("softspec.app.cli.main.app", command)
+
+    assert main(["inspect", "my"]) == 130
+    assert capsys.readouterr().err == ""
+
+
+def test_an_error_of_ours_is_still_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ZeroDivisionError):
+        running(monkeypatch, ZeroDivisionError())
+
+
+def test_a_reader_who_leaves_is_not_told_of_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert running(monkeypatch, BrokenPipeError(32, "Broken pipe")) == 141
+    assert capsys.readouterr().err == ""
 
 
 # What goes to vLLM
@@ -276,8 +346,9 @@ def test_help_has_two_examples_that_are_understood(
 @pytest.mark.parametrize(
     ("command", "expected"),
     [
-        ("serve", f"what is compared with the threshold [default: {DEFAULT_METRIC}]"),
-        ("serve", "above this, in nats (a share for the disagreements)"),
+        ("serve", f"what is compared with the threshold: {DEFAULT_METRIC} (the default), max_epistemic,"),
+        ("serve", "above this: a share from 0 to 1 for the disagreements, nats for the others"),
+        ("serve", "judge an answer from this many tokens on (default 1)"),
         ("demo", "--output DIR where the ensemble and demo.json go [default: runs/demo]"),
         ("bench train", "tokens of an example [default: 256/32 32/8]"),
         ("bench train", "--alpha FLOAT order of the objective, 0 to 1 [default: 0.8]"),

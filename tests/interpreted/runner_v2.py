@@ -30,7 +30,7 @@ from softspec.engine.wire import COLUMNS, Adapter, GroupSpec, num_columns, unpac
 from softspec.engine.worker.install import EnsembleWorker
 from softspec.engine.worker.runner_v2 import EnsembleSampler
 from softspec.maths.answer import TokenUncertainty
-from softspec.maths.mixture import update_log_weights
+from softspec.maths.mixture import mixture_logits, update_log_weights
 from softspec.maths.sampling import SamplingSpec
 from softspec.maths.uncertainty import predict
 from softspec.reference import draw_next
@@ -90,6 +90,7 @@ class Runner:
             idx_mapping=torch.from_numpy(slots),
             idx_mapping_np=slots,
             expanded_idx_mapping=torch.from_numpy(slots),
+            positions=seq_lens.long() - 1,
             seq_lens=seq_lens,
             seq_lens_cpu_upper_bound=seq_lens,
             prefill_len_np=self.req_states.prefill_len.np[slots],
@@ -124,11 +125,14 @@ class Group:
         log_weights = torch.arange(1.0, num_members + 1).log().log_softmax(0).tolist()
         adapters = tuple(Adapter(f"{name}/{k}", 1 + k, "path") for k in range(num_members))
         self.spec = GroupSpec(adapters, tuple(log_weights), weights_rule, block_size=None, num_top=num_top)
+        words = settings.pop("bad_words", None)
         params = SamplingParams(**{"seed": 7, "logprobs": num_top + num_columns(num_members), **settings})
-        self.bias = params.logit_bias or {}
-        self.sampling = SamplingSpec(
-            **{field.name: getattr(params, field.name) for field in dataclasses.fields(SamplingSpec)}
-        )
+        params._bad_words_token_ids = words  # what vLLM's front end makes of words
+        params._all_stop_token_ids = set(params.stop_token_ids or ())
+        self.settings = params
+        names = [field.name for field in dataclasses.fields(SamplingSpec) if field.name != "logit_bias"]
+        biases = tuple((params.logit_bias or {}).items())
+        self.sampling = SamplingSpec(**{each: getattr(params, each) for each in names}, logit_bias=biases)
         leader = Request(name, list(PROMPT), params, None)
         self.members = {
             each.request_id: each.sampling_params for each in member_requests(leader, self.spec, 0)
@@ -146,13 +150,12 @@ class Group:
 
     def expect(self, member_logits: Tensor) -> tuple[TokenUncertainty, Tensor]:
         """The token that the reference draws from (K, V) logits, and the mixture."""
+        member_logits = self._constrained(member_logits)
         member_logprobs = member_logits.log_softmax(-1)
         weights = self.log_weights[len(self.output)]
         predictive = predict(member_logprobs, weights)
-        masked = predictive.logprobs.clone()
-        for token_id, bias in self.bias.items():
-            masked[token_id] += bias
-        token_id = draw_next(masked, PROMPT, self.output, self.sampling)
+        scores = mixture_logits(predictive.logprobs, weights, member_logits.logsumexp(-1))
+        token_id = draw_next(scores, PROMPT, self.output, self.sampling)
         updated = update_log_weights(weights, member_logprobs[:, token_id])
         del self.log_weights[len(self.output) + 1 :]
         self.log_weights.append(weights if self.spec.weights_rule == "fixed" else updated)
@@ -163,11 +166,26 @@ class Group:
             token_id, log_prob, [*numbers, *member_logprobs[:, token_id].tolist()]
         ), predictive.logprobs
 
+    def _constrained(self, member_logits: Tensor) -> Tensor:
+        """The members' logits without the tokens that the request forbids at this position."""
+        settings, allowed = self.settings, torch.ones(VOCAB_SIZE, dtype=torch.bool)
+        if settings.allowed_token_ids:
+            allowed = torch.isin(torch.arange(VOCAB_SIZE), torch.tensor(settings.allowed_token_ids))
+        for *start, last in settings._bad_words_token_ids or ():
+            if self.output[len(self.output) - len(start) :] == start:
+                allowed[last] = False
+        if len(self.output) < settings.min_tokens:
+            allowed[settings.stop_token_ids] = False
+        for token_id, bias in (settings.logit_bias or {}).items():
+            if bias <= -100:
+                allowed[token_id] = False
+        return member_logits.masked_fill(~allowed, -torch.inf)
+
 
 def some_logits(seed: int) -> Iterator[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     while True:
-        yield 3 * torch.randn(VOCAB_SIZE, generator=generator)
+        yield 2 + 3 * torch.randn(VOCAB_SIZE, generator=generator)
 
 
 def run(
@@ -213,6 +231,7 @@ def check_row(
         {"temperature": 1.3, "repetition_penalty": 1.4, "presence_penalty": 0.5, "frequency_penalty": 0.4},
         {"temperature": 0.0, "repetition_penalty": 1.4, "frequency_penalty": 0.6},
         {"temperature": 1.0, "logit_bias": {9: 4.0, 11: -5.0}},
+        {"temperature": 1.0, "repetition_penalty": 0.7, "logit_bias": {9: 4.0, 11: -5.0}},
     ],
     ids=lambda settings: "+".join(f"{name}" for name in settings),
 )
@@ -233,26 +252,52 @@ def test_groups_draw_and_report_what_the_reference_does(settings: dict[str, Any]
         run(runner, groups, {"plain": len(PROMPT) + step}, logits, shift=step)
 
 
-def test_bad_words_and_allowed_tokens_hold_for_the_mixture() -> None:
-    runner = Runner()
-    best, second = 20, 30
-    member_logits = torch.zeros(2, VOCAB_SIZE)
-    member_logits[:, best], member_logits[:, second] = 9.0, 8.0
-    banned = SamplingParams(temperature=0)
-    banned._bad_words_token_ids = [[best]]
-    for name, params in (
-        ("banned", banned),
-        ("only", SamplingParams(temperature=0, allowed_token_ids=[5, 6])),
-    ):
-        group = Group(name, 2)
-        leader = Request(name, list(PROMPT), params, None)
-        for member in member_requests(leader, group.spec, 0):
-            runner.enter(member.request_id, member.sampling_params)
-    names = ["banned", "banned/member-1", "only", "only/member-1"]
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"allowed_token_ids": [*range(5, 20)]},
+        {"bad_words": [[20], [7, 9], [30, 31]]},
+        {"min_tokens": 4, "stop_token_ids": [*range(10, 30)]},
+        {"logit_bias": {**dict.fromkeys(range(20), -100.0), 30: 2.0}},
+        {
+            "allowed_token_ids": [*range(5, 20)],
+            "bad_words": [[6], [7, 9]],
+            "min_tokens": 3,
+            "stop_token_ids": [11, 12],
+            "logit_bias": {13: -100.0, 14: 3.0},
+            "repetition_penalty": 1.5,
+            "top_k": 6,
+        },
+    ],
+    ids=lambda settings: "+".join(settings),
+)
+def test_constraints_act_on_every_member_before_they_are_mixed(settings: dict[str, Any]) -> None:
+    runner, logits = Runner(), some_logits(5)
+    groups = [Group("one", 1, **settings), Group("three", 3, **settings, num_top=2)]
+    for group in groups:
+        group.enter(runner)
+    runner.enter("plain", SamplingParams(temperature=0, logprobs=2))
 
-    output = runner.step(dict.fromkeys(names, len(PROMPT)), member_logits.repeat(2, 1))
+    for step in range(6):
+        run(runner, groups, {"plain": len(PROMPT) + step}, logits, shift=step)
 
-    assert output.sampled_token_ids.flatten().tolist() == [second, second, 5, 5]
+
+def test_a_group_without_a_token_says_so_and_leaves_the_others_alone() -> None:
+    runner, logits = Runner(), some_logits(6)
+    stuck = Group("stuck", 2, allowed_token_ids=[5], logit_bias={5: -100.0})
+    broken, other = Group("broken", 2), Group("other", 2)
+    for group in (stuck, broken, other):
+        group.enter(runner)
+    rows = torch.stack([*itertools.islice(logits, 6)])
+    expected, _ = other.expect(rows[4:])
+    rows[3, 8] = torch.nan
+
+    output = runner.step(stuck.lengths | broken.lengths | {name: len(PROMPT) for name in other.members}, rows)
+
+    assert output.logprobs_tensors is not None
+    assert output.logprobs_tensors.logprobs[0, 0] == -torch.inf
+    assert output.logprobs_tensors.logprobs[2, 0].isnan()
+    assert output.sampled_token_ids[4:].flatten().tolist() == [expected.token_id] * 2
 
 
 def test_rows_inside_their_prefill_draw_nothing_and_teach_nothing() -> None:

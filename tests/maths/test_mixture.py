@@ -10,6 +10,7 @@ from softspec.errors import ShapeError
 from softspec.maths.mixture import (
     distributions,
     mix,
+    mixture_logits,
     mixture_logprobs,
     prefix_log_weights,
     sequence_loglik,
@@ -62,10 +63,58 @@ def test_distributions_are_those_of_torch(spread: float) -> None:
     logits = 20 + spread * torch.randn(3, 5000, generator=torch.Generator().manual_seed(0))
     logits[1, 7:] = -math.inf
 
-    logprobs, probs = distributions(logits.clone())
+    logprobs, probs, normalisers = distributions(logits.clone())
 
     torch.testing.assert_close(logprobs, logits.log_softmax(-1), atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(probs, logits.softmax(-1), atol=1e-7, rtol=1e-5)
+    torch.testing.assert_close(normalisers, logits.logsumexp(-1), atol=1e-5, rtol=1e-6)
+
+
+def test_one_member_is_itself_to_the_last_digit() -> None:
+    logits = 5 + 3 * torch.randn(4, 1, 5000, generator=torch.Generator().manual_seed(0))
+
+    logprobs, probs, _ = distributions(logits.clone())
+    mixture, _ = mix(logprobs, probs, torch.zeros(4, 1))
+
+    assert torch.equal(mixture, logits.squeeze(1).log_softmax(-1))
+
+
+@pytest.mark.parametrize("num_members", [1, 3])
+def test_members_without_a_token_say_so(num_members: int) -> None:
+    """And are told from members whose numbers are broken."""
+    logits = torch.zeros(2, num_members, 5)
+    logits[0] = -math.inf
+    logits[1, -1, 2] = math.nan
+
+    _, _, normalisers = distributions(logits)
+
+    assert normalisers[0].tolist() == [-math.inf] * num_members
+    assert normalisers[1, -1].isnan()
+
+
+def test_the_scale_of_the_mixture_is_that_of_its_members() -> None:
+    """One probability, three scales: for equal members any weights restore the logits."""
+    logits = 20 + torch.randn(7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    logprobs, _, normalisers = distributions(logits.repeat(3, 1))
+
+    scores = mixture_logits(mixture_logprobs(logprobs, LOG_WEIGHTS), LOG_WEIGHTS, normalisers)
+
+    torch.testing.assert_close(scores, logits)
+
+
+def test_a_repetition_penalty_acts_on_the_mixture_as_on_one_model() -> None:
+    """A token of probability 0.999 and logit 20, divided by 1.5, has 0.56 left; as a log, multiplied, it keeps all."""
+    rest = 99
+    logits = torch.full((2, 1 + rest), 20 - math.log(999 * rest))
+    logits[:, 0] = 20
+    log_weights = uniform_log_weights(2)
+    logprobs, _, normalisers = distributions(logits)
+
+    scores = mixture_logits(mixture_logprobs(logprobs, log_weights), log_weights, normalisers)
+
+    assert scores.softmax(-1)[0] == pytest.approx(0.999, abs=1e-5)
+    scores[0] /= 1.5
+    assert scores.softmax(-1)[0] == pytest.approx(0.56, abs=0.005)
 
 
 @pytest.mark.parametrize("spread", [1, 60], ids=["all-in-range", "some-beyond-float32"])

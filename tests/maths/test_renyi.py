@@ -14,7 +14,6 @@ from softspec.maths.mixture import sequence_loglik, uniform_log_weights
 from softspec.maths.renyi import (
     SMALLEST_ALPHA,
     dpo_loglik,
-    jensen_gain,
     renyi_loss,
     responsibilities,
     surrogate_loss,
@@ -298,14 +297,6 @@ def test_long_answers_saturate_the_routing(gap: float, length: int, alpha: float
     loglik = torch.tensor([0.0, -gap * length])
 
     assert responsibilities(loglik, uniform_log_weights(2), alpha)[0].item() == pytest.approx(share, abs=5e-4)
-
-
-def test_jensen_gain_is_zero_only_where_members_agree() -> None:
-    loglik = torch.tensor([[-1.0, -1.0], [-1.0, -3.0]])
-
-    gain = jensen_gain(loglik, uniform_log_weights(2), 1.0)
-
-    assert gain.tolist() == pytest.approx([0.0, 2 - oracle.renyi_loss([-1, -3], [0.5, 0.5], 1.0)])
 
 
 @pytest.mark.parametrize("alpha", [-0.1, math.inf, math.nan])

@@ -1,16 +1,17 @@
 """The diagnostics that read responsibilities: hard, flat and random routing, with and without known sources."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from softspec.maths.renyi import (
     load,
     purity,
-    responsibility_matrix,
     routing_perplexity,
     soft_source_mi,
     specialisation,
@@ -36,7 +37,6 @@ def test_flat_routing_reads_as_no_specialisation() -> None:
 def test_routing_along_sources_carries_all_their_information() -> None:
     assert soft_source_mi(HARD, SOURCES).item() == pytest.approx(math.log(2))
     assert purity(HARD, SOURCES).item() == pytest.approx(1)
-    assert responsibility_matrix(HARD, SOURCES).tolist() == [[0, 1], [1, 0]]
 
 
 def test_routing_across_sources_carries_none() -> None:
@@ -65,6 +65,25 @@ def test_source_information_is_bounded_by_specialisation(seed: int, members: int
 
     assert 0 <= information <= specialisation(shares) + 1e-12
     assert information <= math.log(sources) + 1e-12
-    torch.testing.assert_close(
-        responsibility_matrix(shares, source_ids).sum(1), torch.ones(len(source_ids.unique())).double()
-    )
+
+
+@pytest.mark.parametrize("diagnostic", [load, routing_perplexity, specialisation])
+def test_an_example_of_weight_three_reads_as_three_examples(diagnostic: Callable[..., Tensor]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shares = torch.randn(3, 4, generator=generator, dtype=torch.float64).softmax(0)
+    counts = torch.tensor([3, 1, 2, 1])
+
+    weighted = diagnostic(shares, counts)
+
+    torch.testing.assert_close(weighted, diagnostic(shares.repeat_interleave(counts, 1)))
+    assert not torch.allclose(weighted, diagnostic(shares))
+
+
+def test_weights_count_in_the_information_about_sources_too() -> None:
+    shares = torch.tensor([[0.9, 0.2, 0.6], [0.1, 0.8, 0.4]])
+    sources, counts = torch.tensor([1, 0, 1]), torch.tensor([2, 1, 3])
+
+    weighted = soft_source_mi(shares, sources, counts)
+
+    repeated = soft_source_mi(shares.repeat_interleave(counts, 1), sources.repeat_interleave(counts))
+    torch.testing.assert_close(weighted, repeated)

@@ -260,35 +260,35 @@ def test_greedy_rows_ignore_the_noise_of_their_neighbours() -> None:
 def test_penalties_follow_the_naive_loop(
     prompt_ids: list[int], output_ids: list[int], repetition: float, presence: float, frequency: float
 ) -> None:
-    logprobs = random_logprobs(1, 10).double()
+    scores = 2 + random_logprobs(1, 10).double()
     prompt_mask = torch.zeros(1, 10, dtype=torch.bool)
     prompt_mask[0, prompt_ids] = True
     counts = torch.bincount(torch.tensor(output_ids, dtype=torch.int64), minlength=10)[None]
     penalties = [torch.tensor([x], dtype=torch.float64) for x in (repetition, presence, frequency)]
 
-    penalised = apply_penalties(logprobs, prompt_mask, counts, *penalties)
+    penalised = apply_penalties(scores, prompt_mask, counts, *penalties)
 
-    expected = oracle.penalise(logprobs[0].tolist(), prompt_ids, output_ids, repetition, presence, frequency)
+    expected = oracle.penalise(scores[0].tolist(), prompt_ids, output_ids, repetition, presence, frequency)
     assert penalised[0].tolist() == pytest.approx(expected)
 
 
 def test_penalties_keep_masked_tokens_masked() -> None:
-    logprobs = torch.tensor([[0.0, -math.inf]])
+    scores = torch.tensor([[0.0, -math.inf]])
     seen, counts = torch.tensor([[True, True]]), torch.tensor([[1, 1]])
 
     penalised = apply_penalties(
-        logprobs, seen, counts, torch.tensor([2.0]), torch.tensor([-1.0]), torch.tensor([-1.0])
+        scores, seen, counts, torch.tensor([2.0]), torch.tensor([-1.0]), torch.tensor([-1.0])
     )
 
     assert penalised.tolist() == [[2.0, -math.inf]]
 
 
 @pytest.mark.vllm
-def test_penalties_are_vllms_on_scores_below_zero() -> None:
-    """vLLM acts on logits; where those are negative, as log-probabilities are, the two agree."""
+@pytest.mark.parametrize("zero", [-20.0, 0.0, 2.0, 20.0])
+def test_penalties_are_vllms_wherever_zero_is(zero: float) -> None:
     from vllm.v1.sample.ops.penalties import apply_all_penalties
 
-    logprobs = random_logprobs(2, 10)
+    scores = zero + random_logprobs(2, 10)
     prompt_ids, output_ids = torch.tensor([[1, 2, 2], [3, 10, 10]]), [[2, 5, 5], [7]]
     prompt_mask = torch.zeros(2, 10, dtype=torch.bool)
     prompt_mask[0, [1, 2]] = True
@@ -296,9 +296,9 @@ def test_penalties_are_vllms_on_scores_below_zero() -> None:
     counts = torch.stack([torch.bincount(torch.tensor(ids), minlength=10) for ids in output_ids])
     repetition, presence, frequency = (torch.tensor([x, y]) for x, y in ((1.3, 0.8), (0.5, 0.0), (0.2, -0.4)))
 
-    theirs = apply_all_penalties(logprobs.clone(), prompt_ids, presence, frequency, repetition, output_ids)
+    theirs = apply_all_penalties(scores.clone(), prompt_ids, presence, frequency, repetition, output_ids)
 
-    ours = apply_penalties(logprobs, prompt_mask, counts, repetition, presence, frequency)
+    ours = apply_penalties(scores, prompt_mask, counts, repetition, presence, frequency)
     torch.testing.assert_close(ours, theirs)
 
 

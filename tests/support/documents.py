@@ -18,6 +18,7 @@ from unittest.mock import patch
 import yaml
 from pydantic.fields import FieldInfo
 
+from softspec.engine.options import TESTED_OPTIONS, flag_of
 from softspec.server.ops.metrics import METRICS
 from softspec.train.config import TrainConfig
 from tests.support.fake_engine import AGREED, ENSEMBLE, FakeEngine, client_of, make_app
@@ -50,8 +51,11 @@ ANSWER_FIELDS = {
     "confidence": ("calibrated P(correct); null, as there is no calibration yet", "null"),
     "seed": ("send it back to get exactly this answer again", ""),
     "decision": ("what the policy did", "`answer` or `abstain`"),
-    "reason": ("why it objected; null when it did not", ""),
-    "token": ("its text", ""),
+    "reason": ("the value that crossed the threshold, and the token at which; null when none did", ""),
+    "decided_at": ("that token's number, from 1; null when the policy did not object", ">= 1"),
+    "token": ("its text; U+FFFD if it is only a part of a character", ""),
+    "token_id": ("its number in the vocabulary", ""),
+    "bytes": ("its own bytes, in UTF-8; those of all tokens joined are the text", ""),
 }
 """Field -> what it says, and its range; a token's numbers are described as an answer's."""
 TOKEN_FIELDS = {
@@ -247,6 +251,14 @@ def commands_table() -> str:
     )
 
 
+def options_table() -> str:
+    """Every engine option that may differ from vLLM's default, by what makes that all right."""
+    rows: dict[str, list[str]] = {}
+    for name, reason in TESTED_OPTIONS.items():
+        rows.setdefault(reason, []).append(f"`{flag_of(name)}`")
+    return table(("options", ""), ((" ".join(flags), reason) for reason, flags in rows.items()))
+
+
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "keys": ("train/README.md", keys_table),
     "metrics": ("server/README.md", metrics_table),
@@ -254,6 +266,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "token": ("server/README.md", token_table),
     "routes": ("server/README.md", routes_table),
     "commands": ("softspec/app/README.md", commands_table),
+    "options": ("softspec/engine/README.md", options_table),
 }
 """Name between the markers -> the document that has it, and how it is made."""
 

@@ -50,6 +50,11 @@ def decode(token_id: int) -> str:
     return f" w{token_id}"
 
 
+def spell(token_id: int) -> tuple[str, list[int]]:
+    """The text of a token, and its bytes."""
+    return decode(token_id), list(decode(token_id).encode())
+
+
 AGREED = tuple(token(number) for number in range(4))
 # The members part at the third token: after it only the first one is believed.
 TORN = (token(0), token(1), token(2, 0.6, (-0.5, -9.0)), token(3))
@@ -74,12 +79,18 @@ class _CommonFields(BaseModel):
     use_beam_search: bool = False
     logprob_token_ids: list[int] | None = None
     max_tokens: int | None = None
+    temperature: float | None = None
+    response_format: Any = None
 
 
 class ChatFields(_CommonFields):
     messages: list[dict[str, Any]]
     logprobs: bool | None = False
     top_logprobs: int | None = 0
+    max_completion_tokens: int | None = None
+    parallel_tool_calls: bool | None = True
+    tools: list[Any] | None = None
+    tool_choice: Any = "none"
 
 
 class TextFields(_CommonFields):
@@ -187,15 +198,21 @@ def _is_chat(request: Any) -> bool:
 
 
 def make_app(
-    engine: FakeEngine, policy: Policy | None = None, registry: CollectorRegistry | None = None
+    engine: FakeEngine,
+    policy: Policy | None = None,
+    registry: CollectorRegistry | None = None,
+    pinned: bool = False,
+    ensembles: Sequence[str] = (ENSEMBLE,),
 ) -> FastAPI:
     """The routes as the server's plugin adds them, around the scripted engine."""
     app = FastAPI()
     app.add_exception_handler(SoftspecError, respond_to_error)
     app.state.softspec_chat = Service(
-        ensembles=frozenset({ENSEMBLE}),
+        ensembles=ensembles,
+        models=lambda: [*ensembles, f"{ENSEMBLE}/member-0", f"{ENSEMBLE}/member-1", "base"],
         default_policy=policy or Policy(),
-        decode=decode,
+        pinned=pinned,
+        decode=spell,
         metrics=Metrics(registry or CollectorRegistry()),
     )
     routes = {

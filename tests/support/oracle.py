@@ -87,15 +87,25 @@ def gumbel(seed: int, position: int, token_id: int) -> float:
     return -math.log(-math.log((bits + 0.5) / 2**52))
 
 
+def restore(
+    logprobs: Sequence[float], weights: Distribution, logits: Sequence[Sequence[float]]
+) -> list[float]:
+    """The mixture's log-probabilities, raised by the members' mean log-normaliser: logits again where K is 1."""
+    normalisers = [max(row) + math.log(sum(math.exp(x - max(row)) for x in row)) for row in logits]
+    mean = sum(w * z for w, z in zip(weights, normalisers, strict=True))
+    return [x + mean for x in logprobs]
+
+
 def penalise(
-    logprobs: Sequence[float],
+    scores: Sequence[float],
     prompt_ids: Sequence[int],
     output_ids: Sequence[int],
     repetition: float,
     presence: float,
     frequency: float,
 ) -> list[float]:
-    scores = [x * repetition if v in {*prompt_ids, *output_ids} else x for v, x in enumerate(logprobs)]
+    seen = {*prompt_ids, *output_ids}
+    scores = [(x / repetition if x > 0 else x * repetition) if v in seen else x for v, x in enumerate(scores)]
     return [x - frequency * output_ids.count(v) - presence * (v in output_ids) for v, x in enumerate(scores)]
 
 
@@ -112,7 +122,7 @@ def survivors(
     for v in ranked:
         kept.add(v)
         reached += weights[v] / mass
-        if reached >= top_p:
+        if top_p < 1 and reached >= top_p:
             break
     return kept
 

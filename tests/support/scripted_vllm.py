@@ -6,7 +6,7 @@ In: ensemble directories and flags. Out: a `Server` to ask.
 import asyncio
 import math
 import os
-from collections.abc import AsyncGenerator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,7 +35,9 @@ EPISTEMIC = (0.1, 0.6, 0.2)
 class FakeAsyncLLM:
     """Stands in for vLLM's engine: says WORDS to everything, with telemetry columns when a group was asked for.
 
-    `resident` are the adapters that it holds: number -> name. It cannot read the one whose path ends in `unreadable`.
+    `resident` are the adapters that it holds: number -> name. It cannot read the one whose path ends in `unreadable`,
+    and gives none back while `stuck`. `broken` is the `stop_reason` with which it ends every request in an error, if
+    any.
     """
 
     errored = False
@@ -53,13 +55,17 @@ class FakeAsyncLLM:
         self.prepared: list[str] = []
         self.loras: list[str | None] = []
         self.aborted = 0
-        self.broken = False
+        self.broken: str | None = None
         self.resident: dict[int, str] = {}
         self.unreadable = ""
-        self.began, self.loading = asyncio.Event(), asyncio.Event()
-        self.may_load, self.may_answer = asyncio.Event(), asyncio.Event()
-        self.may_load.set()
-        self.may_answer.set()
+        self.stuck = False
+        self.output_processor = self
+        self.stopped_after: float | None = None
+        self.told: list[Exception] = []
+        self.began, self.loading, self.tried = (asyncio.Event() for _ in range(3))
+        self.may_load, self.may_answer, self.may_be_tried = (asyncio.Event() for _ in range(3))
+        for event in (self.may_load, self.may_answer, self.may_be_tried):
+            event.set()
 
     def check_admission(self, n: int = 1, request_id: str | None = None) -> None:
         return None
@@ -77,7 +83,15 @@ class FakeAsyncLLM:
         return True
 
     async def remove_lora(self, lora_id: int) -> bool:
+        if self.stuck:
+            raise Exception("Call to remove_lora method failed")
         return self.resident.pop(lora_id, None) is not None
+
+    def shutdown(self, timeout: float | None = None) -> None:
+        self.stopped_after = timeout
+
+    def propagate_error(self, error: Exception) -> None:
+        self.told.append(error)
 
     async def check_health(self) -> None:
         return None
@@ -94,13 +108,15 @@ class FakeAsyncLLM:
         if spec:
             # As vLLM's worker, which reads an adapter that it lacks.
             self.resident |= {adapter.int_id: adapter.name for adapter in spec.adapters}
-        self.began.set()
+        is_trial = request_id.startswith("trial-")
+        (self.tried if is_trial else self.began).set()
+        may_go_on = self.may_be_tried if is_trial else self.may_answer
         last = min(len(WORDS), params.max_tokens) - 1
         whole = params.output_kind != RequestOutputKind.DELTA
         finished = False
         try:
             for step in [last] if whole else range(last + 1):
-                await self.may_answer.wait()
+                await may_go_on.wait()
                 steps = range(last + 1) if whole else [step]
                 completion = CompletionOutput(
                     index=0,
@@ -108,7 +124,8 @@ class FakeAsyncLLM:
                     token_ids=[self.tokens[i] for i in steps],
                     cumulative_logprob=0.0,
                     logprobs=self._logprobs(steps, spec, params),
-                    finish_reason=("error" if self.broken else "stop") if step == last else None,
+                    finish_reason=None if step < last else "stop" if self.broken is None else "error",
+                    stop_reason=None if step < last else self.broken,
                 )
                 finished = step == last
                 yield RequestOutput(
@@ -138,7 +155,7 @@ class FakeAsyncLLM:
 class Server:
     """The app, its engine, and one event loop for all tests."""
 
-    def __init__(self, runner: asyncio.Runner, app: Any, engine: FakeAsyncLLM) -> None:
+    def __init__(self, runner: asyncio.Runner, app: Any, engine: Any) -> None:
         self._runner = runner
         self.app = app
         self.engine = engine
@@ -162,6 +179,15 @@ class Server:
         async def collect() -> list[Any]:
             chunks = await self.client.chat.completions.create(
                 **{"model": NAME, "messages": HELLO, "stream": True, **fields}
+            )
+            return [chunk async for chunk in chunks]
+
+        return self._runner.run(collect())
+
+    def complete_stream(self, **fields: Any) -> list[Any]:
+        async def collect() -> list[Any]:
+            chunks = await self.client.completions.create(
+                **{"model": NAME, "prompt": "hello", "stream": True, **fields}
             )
             return [chunk async for chunk in chunks]
 
@@ -193,9 +219,19 @@ class Server:
 
 @contextmanager
 def serving(
-    ensemble: Path, *flags: str, policy: Policy | None = None, **environment: str
+    ensemble: Path,
+    *flags: str,
+    policy: Policy | None = None,
+    pinned: bool = False,
+    engine_of: Callable[[Any], Any] | None = None,
+    unreadable: str = "",
+    **environment: str,
 ) -> Iterator[Server]:
-    """A server that was started with this ensemble; one at a time, as they count in the same metrics."""
+    """A server that was started with this ensemble; one at a time, as they count in the same metrics.
+
+    `engine_of` makes the engine from vLLM's config; by default the fake of this module, which cannot read the adapter
+    whose path ends in `unreadable`.
+    """
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
     from vllm.entrypoints.launchers.app import build_app
@@ -205,19 +241,22 @@ def serving(
     arguments = server_arguments({ensemble: load_manifest(ensemble)}, None, ["--disable-log-stats", *flags])
     args = make_arg_parser(FlexibleArgumentParser()).parse_args(["--model", arguments[0], *arguments[1:]])
 
-    async def start(engine: FakeAsyncLLM) -> Any:
+    async def start(engine: Any) -> Any:
         app = build_app(args, ("generate",), engine.model_config)
         await init_app_state(engine, app.state, args, ("generate",))
         return app
 
     variables = {
-        **server_environment(Settings((ensemble,), policy or Policy()), {}),
+        **server_environment(Settings((ensemble,), policy or Policy(), pinned), {}),
         "HF_HUB_OFFLINE": "1",
         **environment,
     }
     metrics_before = set(REGISTRY._collector_to_names)
     with patch.dict(os.environ, variables), asyncio.Runner() as runner:
-        engine = FakeAsyncLLM(AsyncEngineArgs.from_cli_args(args).create_engine_config())
-        yield Server(runner, runner.run(start(engine)), engine)
-    for metric in set(REGISTRY._collector_to_names) - metrics_before:
-        REGISTRY.unregister(metric)
+        engine = (engine_of or FakeAsyncLLM)(AsyncEngineArgs.from_cli_args(args).create_engine_config())
+        engine.unreadable = unreadable
+        try:
+            yield Server(runner, runner.run(start(engine)), engine)
+        finally:
+            for metric in set(REGISTRY._collector_to_names) - metrics_before:
+                REGISTRY.unregister(metric)

@@ -7,7 +7,7 @@ does it, so the prompt is the one that a request for it becomes. Knows no token 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date
 from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
@@ -34,15 +34,15 @@ class Chat:
 
     Args:
         stops: the texts of the tokens at which the server stops.
-        started: the date that a template with a clock is given.
+        started_on: the day that a template with a clock is given; today when empty.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str], started: datetime | None = None
+        self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str], started_on: date | None = None
     ) -> None:
         self._tokenizer = tokenizer
         self._stops = sorted(stops, key=len, reverse=True)
-        self._started = started or datetime.now()
+        self._day = started_on or date.today()
 
     def rendered(self, turns: Sequence[Message], row: LabelledRow) -> Rendered:
         """The last of the turns as the answer to those before it.
@@ -115,7 +115,7 @@ class Chat:
                 tools=tools,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
-                strftime_now=self._started.strftime,
+                strftime_now=self._day.strftime,
                 **arguments,
             )
         except Exception as error:  # it is code of the base's author, and may raise anything

@@ -20,4 +20,4 @@ class Notes:
     def lines(self) -> Iterator[str]:
         """Each remark with how many rows it is about."""
         for remark, (count, first) in self._found.items():
-            yield f"softspec: {remark} ({count} time{'s' if count > 1 else ''}, first at {first})"
+            yield f"{remark} ({count} time{'s' if count > 1 else ''}, first at {first})"

@@ -3,15 +3,15 @@
 In: rows and a `Reading`. Out: `Example`s, one at a time, and lines about what was noted. Loads no model.
 """
 
-import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import date
 from functools import cached_property
 from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
+from softspec.console import tell
 from softspec.errors import DataError
 from softspec.train.data.chat import Chat
 from softspec.train.data.notes import Notes
@@ -23,11 +23,6 @@ PlacedRows = Iterable[tuple[str, Mapping[str, Any]]]
 """Rows, each with what names it in messages."""
 
 
-def on_stderr(line: str) -> None:
-    """Tell a line to whoever watches."""
-    print(line, file=sys.stderr)
-
-
 @dataclass(frozen=True)
 class Reading:
     """How rows become examples: what the base and its server decide, and what the configuration asks for.
@@ -37,7 +32,7 @@ class Reading:
         max_length, context: most tokens of prompt and completion, as configured and as the base allows.
         long_rows: whether rows with more are refused, once all have been read, or dropped.
         train_on: which turns of a conversation are supervised.
-        started: the date that a template with a clock is given; now when empty.
+        started_on: the day that a template with a clock is given; today when empty.
         tell: where a line goes about what was noted.
     """
 
@@ -47,8 +42,8 @@ class Reading:
     context: int | None = None
     long_rows: Literal["refuse", "drop"] = "refuse"
     train_on: Literal["last", "all"] = "last"
-    started: datetime | None = None
-    tell: Callable[[str], None] = on_stderr
+    started_on: date | None = None
+    tell: Callable[[str], None] = tell
     notes: Notes = field(default_factory=Notes)
 
     def examples(self, row: Row, place: str) -> list[Example]:
@@ -110,7 +105,7 @@ class Reading:
             raise DataError(f"{found}; shorten them, {advice}, or leave them out with long_rows: drop")
         if long == read:
             raise DataError(f"{found}; no row is left")
-        self.tell(f"softspec: {found}; they are left out")
+        self.tell(f"{found}; they are left out")
 
     @cached_property
     def _tokens(self) -> Tokens:
@@ -118,7 +113,7 @@ class Reading:
 
     @cached_property
     def _chat(self) -> Chat:
-        return Chat(self.tokenizer, list(self._tokens.stops), self.started)
+        return Chat(self.tokenizer, list(self._tokens.stops), self.started_on)
 
 
 def read_examples(rows: PlacedRows, reading: Reading) -> Iterator[Example]:

@@ -1,31 +1,30 @@
-"""A run that can stop and go on: its folder next to the output, its checkpoint, its log, and the signals that end it.
+"""A run's state on disk, from which it goes on to the same numbers, and its log.
 
 In: the state after a step. Out: the same state later. Knows nothing of the objective. The data order and the learning
 rate follow from the step number, so they need no state.
 """
 
 import json
+import math
 import os
 import shutil
-import signal
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from softspec.artefact.manifest import MANIFEST_NAME
-from softspec.errors import ConfigError
+from softspec.errors import ConfigError, StorageError
 from softspec.train.config import TrainConfig
+from softspec.train.loop.folder import LOG_NAME as LOG_NAME
+from softspec.train.loop.folder import RunFolder
+from softspec.train.loop.folder import open_run as open_run
 
-LOG_NAME = "training.jsonl"
-OVERRIDES_NAME = "overrides.json"
-STARTED_NAME = "started"
 FREE_TO_CHANGE = {
+    "base_model",
+    "model_revision",
     "output_dir",
     "name",
     "eval_file",
@@ -38,115 +37,101 @@ FREE_TO_CHANGE = {
     "dataset_test_split",
     "report_to",
 }
-"""Settings that a resumed run may change: they do not touch the numbers (the examples have their own digest)."""
-EVALUATION = {"eval_file", "eval_steps", "dataset_config", "dataset_test_split"}
+"""Settings that a resumed run may change: they do not touch the numbers, as what they lead to has its own digest."""
+EVALUATION = {"eval_steps"}
 """These decide, after all, when early stopping ends a run."""
-
-
-@dataclass(frozen=True)
-class RunFolder:
-    """Where an unfinished run lives: `<output_dir>.partial`."""
-
-    path: Path
-
-    @property
-    def checkpoint(self) -> Path:
-        """The file with the newest saved state."""
-        return self.path / "checkpoint.pt"
-
-    @property
-    def log(self) -> Path:
-        """The file with one JSON object a line about what happened."""
-        return self.path / LOG_NAME
-
-    @property
-    def staged(self) -> Path:
-        """The folder of the finished ensemble before it moves into place."""
-        return self.path / "ensemble"
-
-    @property
-    def overrides(self) -> list[str]:
-        """What `--set` said when the run began, each KEY=VALUE."""
-        file = self.path / OVERRIDES_NAME
-        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
-
-    @property
-    def started(self) -> datetime:
-        """When the run began; now if nobody wrote it down."""
-        file = self.path / STARTED_NAME
-        return datetime.fromisoformat(file.read_text(encoding="utf-8")) if file.exists() else datetime.now()
-
-    def clear(self, overrides: Sequence[str] = (), started: datetime | None = None) -> None:
-        """Begin anew: drop whatever an earlier run left here."""
-        self.remove()
-        self.path.mkdir(parents=True)
-        (self.path / OVERRIDES_NAME).write_text(json.dumps(overrides), encoding="utf-8")
-        (self.path / STARTED_NAME).write_text((started or datetime.now()).isoformat(), encoding="utf-8")
-
-    def remove(self) -> None:
-        """Delete the folder and all that is in it."""
-        shutil.rmtree(self.path, ignore_errors=True)
-
-
-def run_folder(config: TrainConfig) -> RunFolder:
-    """The run folder beside the output."""
-    return RunFolder(config.output_dir.with_name(config.output_dir.name + ".partial"))
-
-
-def open_run(config: TrainConfig, resume: bool, overwrite: bool) -> RunFolder:
-    """The folder of this run, refused where it would destroy something.
-
-    Raises:
-        ConfigError: the output exists, an unfinished run exists and neither flag says what to do, or there is
-            nothing to resume.
-    """
-    output, run = config.output_dir, run_folder(config)
-    if output.exists() and not overwrite:
-        raise ConfigError(f"'{output}' exists; choose another output_dir or replace it with --overwrite")
-    if output.exists() and not (output / MANIFEST_NAME).is_file():
-        raise ConfigError(
-            f"'{output}' is not an ensemble directory, so it is not overwritten; choose another output_dir"
-        )
-    if resume and not run.checkpoint.is_file():
-        raise ConfigError(f"nothing to resume: no checkpoint in '{run.path}'; start without --resume")
-    if run.checkpoint.is_file() and not resume and not overwrite:
-        raise ConfigError(
-            f"'{run.path}' has an unfinished run; go on with --resume or drop it with --overwrite"
-        )
-    return run
 
 
 def save_checkpoint(
     run: RunFolder, step: int, state: Mapping[str, object], config: TrainConfig, digest: str
 ) -> None:
-    """Store everything that later steps depend on; a crash while writing leaves the older checkpoint."""
+    """Store everything that later steps depend on; whatever fails while writing leaves the older checkpoint.
+
+    Raises:
+        StorageError: there is no room, or the disk fails.
+    """
     content = {"step": step, "state": state, "config": _binding(config), "examples": digest}
     temporary = run.checkpoint.with_suffix(".new")
-    with temporary.open("wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())  # or a machine that dies may have renamed the file without its data
-    os.replace(temporary, run.checkpoint)
+    try:
+        with temporary.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())  # or a machine that dies may have renamed the file without its data
+        os.replace(temporary, run.checkpoint)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, RuntimeError) or (isinstance(error, OSError) and error.errno):
+            raise _cannot_save(run, step, state, error) from error
+        raise
+
+
+def _cannot_save(run: RunFolder, step: int, state: Mapping[str, object], error: Exception) -> StorageError:
+    """The error of a checkpoint that could not be written: how much room it needs, and which one there is."""
+    needed, free = _size(state), shutil.disk_usage(run.path).free
+    reason = f"it needs {needed / 1e6:.1f} MB and {free / 1e6:.1f} MB are free"
+    if isinstance(error, OSError) and error.strerror:
+        reason = f"{error.strerror}; {reason}"
+    kept = "no earlier one"
+    if run.checkpoint.exists():
+        kept = f"that of step {_step_of(run.checkpoint)}, from which --resume goes on"
+    return StorageError(
+        f"cannot write a checkpoint of step {step} to '{run.path}': {reason}; there is {kept}"
+    )
+
+
+def _size(value: object) -> int:
+    """The bytes of all tensors in nested containers."""
+    if isinstance(value, Tensor):
+        return value.nbytes
+    if isinstance(value, Mapping):
+        return sum(_size(inner) for inner in value.values())
+    return sum(_size(inner) for inner in value) if isinstance(value, list | tuple) else 0
+
+
+def _step_of(checkpoint: Path) -> object:
+    with suppress(Exception):
+        return torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["step"]
+    return "unknown"
+
+
+@contextmanager
+def read_whole(checkpoint: Path) -> Iterator[None]:
+    """What cannot be read here is a damaged checkpoint.
+
+    Raises:
+        ConfigError: it is.
+    """
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:  # of zip, pickle, torch, or of another version's state
+        raise ConfigError(
+            f"'{checkpoint}' cannot be read ({type(error).__name__}); remove '{checkpoint.parent}' and start again"
+        ) from error
 
 
 def load_checkpoint(run: RunFolder, config: TrainConfig, digest: str) -> tuple[int, Any]:
     """The number of finished steps, and the state that `save_checkpoint` was given after them.
 
     Raises:
-        ConfigError: the checkpoint belongs to other settings or other examples.
+        ConfigError: the checkpoint is damaged, or belongs to other settings or other examples.
     """
-    content = torch.load(run.checkpoint, map_location="cpu", weights_only=True)
+    with read_whole(run.checkpoint):
+        content = torch.load(run.checkpoint, map_location="cpu", weights_only=True)
+        bound, examples = dict(content["config"]), content["examples"]
+        step, state = int(content["step"]), content["state"]
     for key, value in _binding(config).items():
-        if content["config"].get(key) != value:
-            found, expected = value, content["config"].get(key)
+        if bound.get(key) != value:
             raise ConfigError(
-                f"cannot resume: {key} is {found}, but the run began with {expected}; change it back"
+                f"cannot resume: {key} is {value}, but the run began with {bound.get(key)}; change it back"
             )
-    if content["examples"] != digest:
+    if examples != digest:
         raise ConfigError(
             "cannot resume: train_file gives other examples than the run began with; restore it"
         )
-    return int(content["step"]), content["state"]
+    return step, state
 
 
 class TrainingLog:
@@ -157,7 +142,7 @@ class TrainingLog:
         if path.exists():
             # After the last line end there is nothing, or what a killed process had of its last line.
             *lines, _ = path.read_text(encoding="utf-8").split("\n")
-            kept = [line for line in lines if json.loads(line)["step"] <= finished_steps]
+            kept = [line for line in lines if _logged_step(line) <= finished_steps]
         temporary = path.with_suffix(".new")
         temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         os.replace(temporary, path)
@@ -169,37 +154,12 @@ class TrainingLog:
             file.write(json.dumps(event) + "\n")
 
 
-@dataclass
-class StopRequest:
-    """The first SIGINT or SIGTERM that arrived; None so far."""
-
-    signal_number: int | None = None
-
-
-@contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
-    """Note SIGINT and SIGTERM instead of dying at once; a second signal acts as usual.
-
-    Outside the main thread Python delivers no signals, so there is nothing to catch.
-    """
-    request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield request
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def note(number: int, frame: object) -> None:
-        request.signal_number = number
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-    for number in before:
-        signal.signal(number, note)
+def _logged_step(line: str) -> float:
+    """The step of a line of the log; infinity if a disk has lost a part of it."""
     try:
-        yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        return float(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):
+        return math.inf
 
 
 def _binding(config: TrainConfig) -> dict[str, Any]:

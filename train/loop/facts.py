@@ -11,9 +11,11 @@ from typing import Any
 class StepFacts:
     """What happened in one optimizer step; most lists have a number for each member.
 
-    `loss` (with the alpha and the floor of the step), `mixture_nll`, `member_nll` and `prior_penalty` are nats per
-    example; `active_members` is how many members an example went to, `skipped_responsibility` what the others had of
-    it together. `margins` (nats) and `accuracies` are of preferences only. `starved` are the members that have starved
+    `loss` (with the alpha, the floor and the length weighting of the step), `mixture_nll`, `member_nll` and
+    `prior_penalty` are nats per example. In all means examples count by their weight, as in the loss; in `load` and
+    `routing_perplexity` also by their length weighting. Only `active_members`, how many members an example went to,
+    and `skipped_responsibility`, what the others had of it together, count every example once: they tell what was
+    computed. `margins` (nats) and `accuracies` are of preferences only. `starved` are the members that have starved
     for long as of this step, and `reseeded_from` the ones they were copied from, where that is asked for. `weights`
     are the mixture's in this step, where they are learnt.
     """
@@ -43,6 +45,8 @@ class StepFacts:
 class HeldOutCompletions:
     """How members explain held-out completions: means over examples, nats; lists have a number for each member.
 
+    Examples count by their weight in every mean, as in the loss; `examples` and `tokens` are plain counts.
+
     `mixture_nll` compares ensembles of any alpha and size: it is that of the mixture that is served. `renyi_loss` does
     not, it always falls with alpha. Responsibilities (`load`, `routing_perplexity`, `specialisation`, `soft_source_mi`)
     are those at alpha = 1, the Bayes posterior over members given the completion. `path_information` is of the
@@ -69,6 +73,8 @@ class HeldOutCompletions:
 @dataclass(frozen=True, kw_only=True)
 class HeldOutPreferences:
     """How members explain held-out preferences: means over pairs of answers, nats; accuracies are shares.
+
+    Pairs count by their weight, as in the loss; `preferences` is a plain count.
 
     A mixture's probability of a preference is the weighted mean of its members'. Labels are taken as they are, without
     smoothing; responsibilities are those at alpha = 1.

@@ -34,8 +34,8 @@ class Pass:
     """What the units of a step came to, under which routing: `loglik` (K, N) of their items, nats, without gradients.
 
     `margins`: (K, B) of preferences, (K, 0) of completions. `active`: how many pairs of unit and member count;
-    `skipped`: the responsibility of the others, summed. `active_members`: how many members a unit of this process's
-    last micro-batch went to.
+    `skipped`: the responsibility of the others, summed. `active_members`: how many members a unit of the last
+    micro-batch went to, the mean over the processes, so that a resumed run goes on alike in all of them.
     """
 
     routing: Routing
@@ -59,7 +59,7 @@ def add_gradients(training: Training, units: Sequence[Unit], alpha: float) -> Pa
     """Add the gradients of K * mean loss over the units of one step; each process computes its own part of them.
 
     Returns:
-        What all units of the step came to, the same in every process but for `active_members`.
+        What all units of the step came to, the same in every process.
     """
     config, processes = training.config, training.processes
     parts = processes.deal(units)
@@ -74,13 +74,14 @@ def add_gradients(training: Training, units: Sequence[Unit], alpha: float) -> Pa
     processes.sum_gradients(training.members.parameters())
     counts = torch.tensor([[part.active for part in done], [part.skipped for part in done]])
     active, skipped = processes.gather_columns(counts).sum(1).tolist()
+    last = processes.gather_columns(torch.tensor([[active_members]], dtype=torch.float64))
     return Pass(
         routing,
         processes.gather_columns(_joined(training, [part.table.loglik for part in done])),
         processes.gather_columns(_joined(training, [part.table.margins for part in done])),
         active,
         skipped,
-        active_members,
+        last.mean().item(),
     )
 
 

@@ -7,6 +7,7 @@ optimizer state.
 import torch
 
 from softspec.maths.mixture import sequence_loglik
+from softspec.train.loop.optimizer import MembersAdamW
 from softspec.train.loop.passes import Pass
 from softspec.train.members.members import Members
 
@@ -16,7 +17,7 @@ NOISE = 0.1
 """How far a new member is from the one it comes from, as part of the size of its weights."""
 
 
-def reseed(members: Members, optimizer: torch.optim.Optimizer, done: Pass, member: int, seed: int) -> int:
+def reseed(members: Members, optimizer: MembersAdamW, done: Pass, member: int, seed: int) -> int:
     """Make `member` a noisy copy of the one to which most of the worst-served units go; returns which one that is.
 
     They share these units from then on, and the noise lets them come apart.
@@ -28,16 +29,15 @@ def reseed(members: Members, optimizer: torch.optim.Optimizer, done: Pass, membe
             source = weight[donor].clone()
             noise = torch.randn(source.shape, generator=generator).to(source)
             weight[member] = source + NOISE * source.square().mean().sqrt() * noise
-            for moment in optimizer.state[weight].values():
-                if moment.shape == weight.shape:
-                    moment[member] = moment[donor]
+    optimizer.copy_moments(donor, member)
     return donor
 
 
 def server_of_the_worst(done: Pass) -> int:
-    """The member with the most responsibility for what the mixture explains worst."""
+    """The member with the most responsibility for what costs the mixture most."""
     routing = done.routing
     shares = routing.responsibilities(done.loglik)
     explained = sequence_loglik(routing.log_weights, routing.bundles(done.loglik))
-    worst = explained.topk(max(1, int(WORST_SHARE * len(explained))), largest=False).indices
-    return int(shares[:, worst].sum(1).argmax())
+    costs = routing.loss_weights * -explained
+    worst = costs.topk(max(1, int(WORST_SHARE * len(costs)))).indices
+    return int((routing.loss_weights * shares)[:, worst].sum(1).argmax())

@@ -14,6 +14,7 @@ from softspec.train.config import TrainConfig
 from softspec.train.data.survey import Survey
 from softspec.train.data.units import Unit
 from softspec.train.loop.health import Starvation
+from softspec.train.loop.optimizer import MembersAdamW
 from softspec.train.loop.schedule import ExampleOrder, total_steps
 from softspec.train.loop.stopping import EarlyStopping, MembersState, StoppingState
 from softspec.train.members.members import Members
@@ -38,14 +39,14 @@ class Training:
     """What every step of one run needs. A step changes the members, the optimizer and the last fields.
 
     `log_weights` (K,) are those of the mixture; `active_members` is how many members a unit of the last micro-batch
-    went to, which tells the next one whether two passes pay.
+    went to, the same in every process, which tells the next one whether two passes pay.
     """
 
     config: TrainConfig
     objective: Objective[Unit]
     processes: Processes
     members: Members
-    optimizer: torch.optim.Optimizer
+    optimizer: MembersAdamW
     examples: Sequence[Unit]
     held_out: Sequence[Unit]
     survey: Survey

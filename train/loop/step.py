@@ -10,8 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from softspec.errors import TrainingError
-from softspec.maths.renyi import load, routing_perplexity
+from softspec.errors import DivergedError, TrainingError
 from softspec.train.config import TrainConfig
 from softspec.train.data.units import Unit
 from softspec.train.loop.facts import StepFacts
@@ -37,12 +36,13 @@ def optimizer_step(training: Training, step: int) -> StepFacts:
     done, penalty = _gradients(training, units, alpha, step)
     norms = _move_members(training, done, rate, step)
     shares = done.routing.responsibilities(done.loglik)
-    member_load = load(shares).tolist()
-    loss, mixture_nll, member_nll = _losses(done, len(units))
+    member_load = done.routing.load(shares).tolist()
+    loss, mixture_nll, member_nll = _losses(done)
     starved = training.starvation.begins(member_load)
     donors = _reseed(training, done, starved, step) if config.reseed_starved else None
-    weights = _move_weights(training, member_load) if config.weights_learning_rate else None
-    is_dpo = config.objective == "dpo"
+    goal = done.routing.best_weights(shares)
+    weights = _move_weights(training, goal) if config.weights_learning_rate else None
+    is_dpo, unit_weights = config.objective == "dpo", done.routing.unit_weights
     return StepFacts(
         step=step + 1,
         epoch=round((step + 1) / training.order.steps_per_epoch, 4),
@@ -51,11 +51,11 @@ def optimizer_step(training: Training, step: int) -> StepFacts:
         mixture_nll=mixture_nll,
         member_nll=member_nll,
         load=member_load,
-        routing_perplexity=routing_perplexity(shares).item(),
+        routing_perplexity=done.routing.perplexity(shares).item(),
         active_members=done.active / len(units),
         skipped_responsibility=done.skipped / len(units),
-        margins=mean_margins(done.margins) if is_dpo else None,
-        accuracies=accuracies(done.margins) if is_dpo else None,
+        margins=mean_margins(done.margins, unit_weights) if is_dpo else None,
+        accuracies=accuracies(done.margins, unit_weights) if is_dpo else None,
         prior_penalty=penalty,
         learning_rate=rate,
         gradient_norms=norms.tolist(),
@@ -81,16 +81,14 @@ def _gradients(training: Training, units: Sequence[Unit], alpha: float, step: in
 
 
 def _move_members(training: Training, done: Pass, rate: float, step: int) -> Tensor:
-    """Clip the gradients and let the optimizer follow them; returns the members' norms before clipping, (K,)."""
-    members, optimizer = training.members, training.optimizer
+    """Clip the gradients and move the members that have one; returns the members' norms before clipping, (K,)."""
+    members = training.members
     norms = members.clip_gradients(training.config.max_grad_norm)
     if not (done.loglik.isfinite().all() and norms.isfinite().all()):
-        raise TrainingError(
+        raise DivergedError(
             f"step {step + 1}: the loss or its gradient is no longer finite; lower learning_rate and start again"
         )
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.step()
+    training.optimizer.step(rate)
     assert step or members.moved().all(), (
         f"members did not move in the first step: {members.moved().tolist()}"
     )
@@ -98,12 +96,12 @@ def _move_members(training: Training, done: Pass, rate: float, step: int) -> Ten
     return norms
 
 
-def _losses(done: Pass, count: int) -> tuple[float, float, float]:
+def _losses(done: Pass) -> tuple[float, float, float]:
     """The loss of a step's units, the mixture's NLL and the mean of the members' NLLs; nats per example."""
-    mixture = replace(done.routing, renyi_alpha=1.0, floor=0.0)
-    average = replace(done.routing, renyi_alpha=0.0, floor=0.0)
+    mixture = replace(done.routing, renyi_alpha=1.0, floor=0.0, length_divisor=1.0)
+    average = replace(mixture, renyi_alpha=0.0)
     loss, mixture_nll, member_nll = (
-        routing.loss(done.loglik).item() / count for routing in (done.routing, mixture, average)
+        routing.mean_loss(done.loglik).item() for routing in (done.routing, mixture, average)
     )
     return loss, mixture_nll, member_nll
 
@@ -114,17 +112,18 @@ def _reseed(training: Training, done: Pass, starved: Sequence[int], step: int) -
     return [reseed(training.members, training.optimizer, done, member, seed) for member in starved]
 
 
-def _move_weights(training: Training, member_load: list[float]) -> list[float]:
-    """Move the mixture weights towards this step's load; returns those that the step had."""
+def _move_weights(training: Training, goal: Tensor) -> list[float]:
+    """Move the mixture weights towards those best for this step's units; returns those that the step had."""
     weights = training.log_weights.exp().tolist()
-    training.log_weights = moved_log_weights(training.log_weights, member_load, training.config)
+    training.log_weights = moved_log_weights(training.log_weights, goal, training.config)
     return weights
 
 
-def moved_log_weights(log_weights: Tensor, member_load: list[float], config: TrainConfig) -> Tensor:
-    """The mixture log-weights (K,) after a step of expectation maximisation towards the load, never below the floor."""
-    rate, least = config.weights_learning_rate, config.weights_floor / len(member_load)
-    goal = torch.tensor(member_load, dtype=log_weights.dtype, device=log_weights.device)
-    moved = (1 - rate) * log_weights.exp() + rate * goal
+def moved_log_weights(log_weights: Tensor, goal: Tensor, config: TrainConfig) -> Tensor:
+    """The mixture log-weights (K,) after a step towards the weights `goal` (K,), never below the floor."""
+    rate, least = config.weights_learning_rate, config.weights_floor / len(log_weights)
+    moved = (1 - rate) * log_weights.exp() + rate * goal.to(log_weights)
     room = (moved - least).clamp_min(0)
-    return (least + (1 - config.weights_floor) * room / room.sum()).log()
+    # A floor of 1 leaves no room: all weights are equal.
+    above = room / room.sum().clamp_min(torch.finfo(room.dtype).tiny)
+    return (least + (1 - config.weights_floor) * above).log()

@@ -14,6 +14,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from softspec.artefact.base import has_tokenizer
+from softspec.artefact.weights import cannot_load, load_whole
 from softspec.errors import ConfigError
 
 
@@ -25,8 +27,13 @@ def load_tokenizer(base_model: str, revision: str | None = None) -> PreTrainedTo
     """
     try:
         return AutoTokenizer.from_pretrained(base_model, revision=revision)
-    except (OSError, ValueError) as error:
-        raise _unusable(base_model, error) from error
+    except Exception as error:  # of transformers, tokenizers or what they need
+        if not has_tokenizer(base_model, revision):
+            raise ConfigError(
+                f"base_model '{base_model}' has no tokenizer: expected its files, such as tokenizer.json, beside "
+                "config.json"
+            ) from error
+        raise cannot_load(base_model, revision, error) from error
 
 
 def load_skeleton(base_model: str, revision: str | None = None) -> nn.Module:
@@ -39,8 +46,8 @@ def load_skeleton(base_model: str, revision: str | None = None) -> nn.Module:
         config = AutoConfig.from_pretrained(base_model, revision=revision)
         with torch.device("meta"):
             skeleton = AutoModelForCausalLM.from_config(config)
-    except (OSError, ValueError) as error:
-        raise _unusable(base_model, error) from error
+    except Exception as error:  # of transformers, or of a configuration that fits no model
+        raise cannot_load(base_model, revision, error) from error
     quantisation = getattr(config, "quantization_config", None)
     if quantisation is not None:
         # The members' layers multiply with the plain weights themselves.
@@ -57,20 +64,9 @@ def load_base(
     """The base with its weights, on the GPU if there is one; `auto` is bfloat16 there and float32 on the CPU.
 
     Raises:
-        ConfigError: no model there.
+        ConfigError: no model there, its files cannot be read, or they lack weights.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if dtype == "auto":
         dtype = "bfloat16" if device.type == "cuda" else "float32"
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            base_model, revision=revision, dtype=getattr(torch, dtype)
-        )
-    except (OSError, ValueError) as error:
-        raise _unusable(base_model, error) from error
-    return model.to(device)
-
-
-def _unusable(base_model: str, error: Exception) -> ConfigError:
-    reason = str(error).split("\n")[0]
-    return ConfigError(f"cannot load base_model '{base_model}': {reason}")
+    return load_whole(base_model, revision, getattr(torch, dtype)).to(device)

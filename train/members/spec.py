@@ -65,6 +65,19 @@ def resolve_spec(
     return LoraSpec(rank, lora_alpha, modules, chosen)
 
 
+def what_is_adapted(spec: LoraSpec, model: nn.Module) -> str:
+    """One line about what a spec comes to in a model, and what of a mixture of experts it leaves out."""
+    targets = spec.targets(model)
+    weights = sum(spec.rank * (module.in_features + module.out_features) for _, module in targets)
+    layers = decoder_layers(model)
+    experts = sum(weight.numel() for weight in layers.parameters() if weight.dim() == 3)
+    left_out = f"; the {experts:,} weights of its experts get none" if experts else ""
+    return (
+        f"each member adapts {', '.join(spec.target_modules)} in {len(spec.layers)} of {len(layers)} layers: "
+        f"{len(targets)} modules, {weights:,} weights{left_out}"
+    )
+
+
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
     """The decoder blocks of a causal language model.
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from softspec.artefact.activation import Activation
-from softspec.maths.renyi import dpo_loglik
+from softspec.maths.renyi import dpo_loglik, weighted_mean
 from softspec.train.config import TrainConfig
 from softspec.train.data.preferences import read_preferences
 from softspec.train.data.reading import PlacedRows, Reading
@@ -22,7 +23,7 @@ from softspec.train.members.likelihood import Batch, base_loglik, collate, pair_
 from softspec.train.members.members import Members
 from softspec.train.members.pairs import Pairs
 from softspec.train.objective.routing import Table
-from softspec.train.processes import Processes
+from softspec.train.processes import Processes, is_main_process
 
 
 @dataclass(frozen=True)
@@ -103,21 +104,26 @@ def reference_margins(
 ) -> list[float]:
     """log p(chosen) - log p(rejected) under the base of the preferences with these indices, nats."""
     margins: list[float] = []
+    bar = tqdm(
+        desc="asking the base", total=len(indices), unit="pair", delay=2, disable=not is_main_process()
+    )
     for part in in_batches(indices, batch_size):
+        bar.update(len(part))
         batch = collate_preferences(members, [preferences[index] for index in part], activation)
         chosen, rejected = base_loglik(members, batch)[0].chunk(2)
         margins += (chosen - rejected).tolist()
+    bar.close()
     return margins
 
 
-def mean_margins(margins: Tensor) -> list[float]:
-    """The mean of each member's margins (K, N), nats."""
-    return margins.mean(1).tolist()
+def mean_margins(margins: Tensor, weights: Tensor) -> list[float]:
+    """The mean of each member's margins (K, N), nats, over preferences with these weights (N,)."""
+    return weighted_mean(margins, weights).tolist()
 
 
-def accuracies(margins: Tensor) -> list[float]:
-    """The share of each member's margins (K, N) that have the right sign."""
-    return (margins > 0).double().mean(1).tolist()
+def accuracies(margins: Tensor, weights: Tensor) -> list[float]:
+    """The share of each member's margins (K, N) that have the right sign, by the preferences' weights (N,)."""
+    return weighted_mean(margins > 0, weights).tolist()
 
 
 def collate_preferences(members: Members, preferences: Sequence[Preference], activation: Activation) -> Batch:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from softspec.maths.renyi import renyi_loss, responsibilities
+from softspec.maths.renyi import load, renyi_loss, responsibilities, routing_perplexity
 from softspec.train.config import TrainConfig
 from softspec.train.data.units import Unit
 
@@ -33,8 +33,9 @@ class Table:
 class Routing:
     """The objective: item n belongs to bundle `bundle_of[n]` and counts `item_weights[n]` times in it.
 
-    Bundle g counts `bundle_weights[g]` times in the loss. `log_weights` (K,) are the mixture's; `renyi_alpha` is one
-    order for all bundles, or (G,); `floor` as for `renyi_loss`.
+    Bundle g counts `bundle_weights[g]` times, and its loss is divided by `length_divisor`, a number or (G,).
+    `log_weights` (K,) are the mixture's; `renyi_alpha` is one order for all bundles, or (G,); `floor` as for
+    `renyi_loss`. `unit_weights` (B,) are the weights of the units themselves, whatever is routed.
     """
 
     log_weights: Tensor
@@ -43,6 +44,13 @@ class Routing:
     bundle_of: Tensor
     item_weights: Tensor
     bundle_weights: Tensor
+    unit_weights: Tensor
+    length_divisor: float | Tensor = 1.0
+
+    @property
+    def loss_weights(self) -> Tensor:
+        """How much each bundle's loss counts, (G,)."""
+        return self.bundle_weights / self.length_divisor
 
     def bundles(self, loglik: Tensor) -> Tensor:
         """Log-likelihoods of bundles, (K, G), from those of items, (K, N)."""
@@ -52,7 +60,11 @@ class Routing:
     def loss(self, loglik: Tensor) -> Tensor:
         """The alpha-Renyi loss summed over bundles, scalar, nats, from the items' log-likelihoods (K, N)."""
         losses = renyi_loss(self.bundles(loglik), self.log_weights, self.renyi_alpha, self.floor)
-        return (self.bundle_weights * losses).sum()
+        return (self.loss_weights * losses).sum()
+
+    def mean_loss(self, loglik: Tensor) -> Tensor:
+        """The same in nats per unit: a mean in which units count as they weigh."""
+        return self.loss(loglik) / self.unit_weights.sum()
 
     def responsibilities(self, loglik: Tensor) -> Tensor:
         """Each member's share of each bundle, (K, G), from the items' log-likelihoods (K, N)."""
@@ -67,7 +79,23 @@ class Routing:
 
         This is minus the gradient of `loss` in the items' log-likelihoods.
         """
-        return self.of_items(self.bundle_weights * shares) * self.item_weights
+        return self.of_items(self.loss_weights * shares) * self.item_weights
+
+    def load(self, shares: Tensor) -> Tensor:
+        """Each member's share of what the loss counts, (K,), from those of bundles, (K, G)."""
+        return load(shares, self.loss_weights)
+
+    def perplexity(self, shares: Tensor) -> Tensor:
+        """How many members share a bundle, scalar; bundles count as in the loss."""
+        return routing_perplexity(shares, self.loss_weights)
+
+    def best_weights(self, shares: Tensor) -> Tensor:
+        """The mixture weights (K,) with the lowest loss while responsibilities stay: the maximisation step of EM.
+
+        It is the load; a bundle with an order of its own counts 1 / order times, as KL(r || w) does in its loss.
+        """
+        order = self.renyi_alpha if isinstance(self.renyi_alpha, Tensor) else 1.0
+        return load(shares, self.loss_weights / order)
 
 
 def routing_of(
@@ -81,7 +109,8 @@ def routing_of(
         mean_length: completion tokens of a unit, the mean over the data.
     """
     device, floor = log_weights.device, config.responsibility_floor
-    weights = torch.tensor([unit.weight for unit in units], dtype=torch.float64, device=device)
+    unit_weights = torch.tensor([unit.weight for unit in units], dtype=torch.float64, device=device)
+    weights = unit_weights
     if config.granularity == "token":
         weights = weights.repeat_interleave(_lengths(units, device))
     bundle_of = torch.arange(len(weights), device=device)
@@ -92,12 +121,13 @@ def routing_of(
         bundle_of, item_weights = torch.tensor(numbers, device=device), weights
         bundle_weights = weights.new_ones(len(keys))
     order: float | Tensor = renyi_alpha
+    divisor: float | Tensor = 1.0
     if config.routes_by_length:
         tokens = _lengths(units, device).double()
         lengths = torch.zeros_like(bundle_weights).index_add(0, bundle_of, tokens)
         order = _order_by_length(config, lengths, renyi_alpha, mean_length)
-        bundle_weights = bundle_weights / _length_divisor(config, lengths, mean_length)
-    return Routing(log_weights, order, floor, bundle_of, item_weights, bundle_weights)
+        divisor = _length_divisor(config, lengths, mean_length)
+    return Routing(log_weights, order, floor, bundle_of, item_weights, bundle_weights, unit_weights, divisor)
 
 
 def _lengths(units: Sequence[Unit], device: torch.device) -> Tensor:

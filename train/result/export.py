@@ -6,18 +6,21 @@ The only file here that imports peft.
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain, count
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from softspec.artefact.activation import Activation, shared_tokens
 from softspec.artefact.manifest import Manifest, member_dir, save_manifest
-from softspec.errors import TrainingError
+from softspec.errors import StorageError, TrainingError
 from softspec.train.data.units import Example
 from softspec.train.members.likelihood import collate, member_loglik
 from softspec.train.members.load import ADAPTER_WEIGHTS
@@ -35,14 +38,43 @@ def write_ensemble(directory: Path, members: Members, manifest: Manifest) -> Non
     save_manifest(directory, manifest)
 
 
+@contextmanager
+def storing(path: Path) -> Iterator[None]:
+    """Whatever the disk refuses here becomes one line.
+
+    Raises:
+        StorageError: something cannot be written.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) else None
+        free = shutil.disk_usage(path.parent).free
+        raise StorageError(
+            f"cannot write '{path}': {reason or error} ({free / 1e6:.1f} MB are free); make room and go on with "
+            "--resume"
+        ) from error
+
+
 def publish(staged: Path, output_dir: Path) -> None:
-    """Move a finished directory into place; an older one there is replaced."""
-    retired = output_dir.with_name(output_dir.name + ".old")
+    """Move a finished directory into place; an older one there is replaced, and stays where that fails."""
+    if not output_dir.exists():
+        os.replace(staged, output_dir)
+        return
+    retired = _unused(output_dir.with_name(f".{output_dir.name}.retired-{os.getpid()}"))
+    os.replace(output_dir, retired)
+    try:
+        os.replace(staged, output_dir)
+    except BaseException:
+        os.replace(retired, output_dir)
+        raise
     shutil.rmtree(retired, ignore_errors=True)
-    if output_dir.exists():
-        os.replace(output_dir, retired)
-    os.replace(staged, output_dir)
-    shutil.rmtree(retired, ignore_errors=True)
+
+
+def _unused(path: Path) -> Path:
+    """The path, or one like it, where nothing is."""
+    candidates = chain([path], (path.with_name(f"{path.name}-{number}") for number in count(1)))
+    return next(candidate for candidate in candidates if not candidate.exists())
 
 
 def check_reload(

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from softspec.maths.mixture import sequence_loglik
-from softspec.maths.renyi import dpo_loglik, load, renyi_loss, responsibilities, routing_perplexity
+from softspec.maths.renyi import (
+    dpo_loglik,
+    load,
+    renyi_loss,
+    responsibilities,
+    routing_perplexity,
+    weighted_mean,
+)
 from softspec.train.config import TrainConfig
 from softspec.train.data.units import Preference, in_batches
 from softspec.train.loop.facts import HeldOutPreferences
@@ -26,19 +33,21 @@ def score_margins(members: Members, preferences: Sequence[Preference], config: T
     return torch.cat([nothing, *(objective.batch(members, part).table().margins for part in parts)], 1)
 
 
-def summarise_margins(margins: Tensor, log_weights: Tensor, config: TrainConfig) -> HeldOutPreferences:
-    """The facts that `ensemble.json` keeps of held-out preferences, from their margins (K, N)."""
+def summarise_margins(
+    margins: Tensor, weights: Tensor, log_weights: Tensor, config: TrainConfig
+) -> HeldOutPreferences:
+    """The facts that `ensemble.json` keeps of held-out preferences, from their margins (K, N) and weights (N,)."""
     loglik = dpo_loglik(margins, config.beta)
     mixture = sequence_loglik(log_weights, loglik)
     shares = responsibilities(loglik, log_weights, 1.0)
     return HeldOutPreferences(
         preferences=margins.shape[1],
-        mixture_nll=-mixture.mean().item(),
-        mixture_accuracy=(mixture.exp() > 0.5).double().mean().item(),
-        member_nll=-loglik.mean().item(),
-        renyi_loss=renyi_loss(loglik, log_weights, config.renyi_alpha).mean().item(),
-        margins=mean_margins(margins),
-        accuracies=accuracies(margins),
-        load=load(shares).tolist(),
-        routing_perplexity=routing_perplexity(shares).item(),
+        mixture_nll=-weighted_mean(mixture, weights).item(),
+        mixture_accuracy=weighted_mean(mixture.exp() > 0.5, weights).item(),
+        member_nll=-weighted_mean(loglik, weights).mean().item(),
+        renyi_loss=weighted_mean(renyi_loss(loglik, log_weights, config.renyi_alpha), weights).item(),
+        margins=mean_margins(margins, weights),
+        accuracies=accuracies(margins, weights),
+        load=load(shares, weights).tolist(),
+        routing_perplexity=routing_perplexity(shares, weights).item(),
     )

@@ -21,6 +21,7 @@ from softspec.maths.renyi import (
     routing_perplexity,
     soft_source_mi,
     specialisation,
+    weighted_mean,
 )
 from softspec.maths.uncertainty import mutual_information, posterior_information
 from softspec.train.config import TrainConfig
@@ -37,10 +38,11 @@ def score_held_out(
 ) -> HeldOut:
     """Score held-out units of the configured objective, at least one; each process scores a part of them."""
     own = processes.own_indices(len(units))
+    weights = _weights([unit for part in processes.deal(units) for unit in part])
     if config.objective == "dpo":
         preferences = cast("Sequence[Preference]", units)
         margins = score_margins(members, [preferences[index] for index in own], config)
-        return summarise_margins(processes.gather_columns(margins), log_weights, config)
+        return summarise_margins(processes.gather_columns(margins), weights, log_weights, config)
     examples = cast("Sequence[Example]", units)
     part = [examples[index] for index in own]
     scores = score_examples(members, part, log_weights, config.activation, config.micro_batch_size)
@@ -53,6 +55,7 @@ def score_held_out(
 class Scores:
     """N scored examples: log-likelihoods under the members (K, N) and the base (N,), nats, float64.
 
+    `weights` (N,) say how much each counts in means.
     `fixed_weights_loglik` (N,) is that of the other mixture, whose weights no prefix updates.
     `path_information` (N,) is sum_t I(token; member) along the given completion, with prefix weights: an
     estimate of I(answer; member), conditional on this completion because it was not drawn from the mixture.
@@ -62,6 +65,7 @@ class Scores:
     base_loglik: Tensor
     fixed_weights_loglik: Tensor
     path_information: Tensor
+    weights: Tensor
     num_tokens: Tensor
     sources: tuple[str | None, ...]
 
@@ -72,6 +76,7 @@ class Scores:
             base_loglik=gather_columns(self.base_loglik[None])[0],
             fixed_weights_loglik=gather_columns(self.fixed_weights_loglik[None])[0],
             path_information=gather_columns(self.path_information[None])[0],
+            weights=_weights(examples),
             num_tokens=_lengths(examples),
             sources=tuple(example.source for example in examples),
         )
@@ -103,6 +108,7 @@ def score_examples(
         base_loglik=base,
         fixed_weights_loglik=fixed,
         path_information=information,
+        weights=_weights(examples),
         num_tokens=_lengths(examples),
         sources=tuple(example.source for example in examples),
     )
@@ -112,10 +118,11 @@ def summarise_scores(
     scores: Scores, log_weights: Tensor, renyi_alpha: float, weights_rule: WeightsRule
 ) -> HeldOutCompletions:
     """The facts that `ensemble.json` keeps of held-out completions; `weights_rule` names the mixture that is served."""
-    member_nll = -scores.loglik.mean(1)
+    weights = scores.weights
+    member_nll = -weighted_mean(scores.loglik, weights)
     shares = responsibilities(scores.loglik, log_weights, 1.0)
-    prefix_nll = -sequence_loglik(log_weights, scores.loglik).mean().item()
-    fixed_nll = -scores.fixed_weights_loglik.mean().item()
+    prefix_nll = -weighted_mean(sequence_loglik(log_weights, scores.loglik), weights).item()
+    fixed_nll = -weighted_mean(scores.fixed_weights_loglik, weights).item()
     return HeldOutCompletions(
         examples=scores.loglik.shape[1],
         tokens=int(scores.num_tokens.sum()),
@@ -124,24 +131,28 @@ def summarise_scores(
         fixed_weights_nll=fixed_nll,
         member_nll=member_nll.mean().item(),
         member_nlls=member_nll.tolist(),
-        base_nll=-scores.base_loglik.mean().item(),
-        renyi_loss=renyi_loss(scores.loglik, log_weights, renyi_alpha).mean().item(),
-        load=load(shares).tolist(),
-        routing_perplexity=routing_perplexity(shares).item(),
-        specialisation=specialisation(shares).item(),
-        mutual_information=posterior_information(log_weights, scores.loglik).mean().item(),
-        path_information=scores.path_information.mean().item(),
-        soft_source_mi=_soft_source_mi(shares, scores.sources),
+        base_nll=-weighted_mean(scores.base_loglik, weights).item(),
+        renyi_loss=weighted_mean(renyi_loss(scores.loglik, log_weights, renyi_alpha), weights).item(),
+        load=load(shares, weights).tolist(),
+        routing_perplexity=routing_perplexity(shares, weights).item(),
+        specialisation=specialisation(shares, weights).item(),
+        mutual_information=weighted_mean(posterior_information(log_weights, scores.loglik), weights).item(),
+        path_information=weighted_mean(scores.path_information, weights).item(),
+        soft_source_mi=_soft_source_mi(shares, scores.sources, weights),
     )
 
 
-def _soft_source_mi(shares: Tensor, sources: Sequence[str | None]) -> float | None:
+def _soft_source_mi(shares: Tensor, sources: Sequence[str | None], weights: Tensor) -> float | None:
     """I(member; source), nats, from responsibilities (K, N); None unless all examples have a source."""
     if None in sources:
         return None
     names = sorted({str(source) for source in sources})
     ids = torch.tensor([names.index(str(source)) for source in sources])
-    return soft_source_mi(shares, ids).item()
+    return soft_source_mi(shares, ids, weights).item()
+
+
+def _weights(units: Sequence[Unit]) -> Tensor:
+    return torch.tensor([unit.weight for unit in units], dtype=torch.float64)
 
 
 def _lengths(examples: Sequence[Example]) -> Tensor:

@@ -3,11 +3,11 @@
 In: the facts of each step. Out: step, remaining time, objective, mixture NLL, and how the members share the examples.
 """
 
-import sys
 import time
 
 from tqdm import tqdm
 
+from softspec.console import unbroken_stderr
 from softspec.train.loop.facts import StepFacts
 
 LINE_SECONDS = 60.0
@@ -17,12 +17,14 @@ LINE_SECONDS = 60.0
 class Progress:
     """A bar on a terminal, or lines in a log file.
 
-    Remaining time is estimated from the mean over this process's steps, evaluations and checkpoints included.
+    A reader who has left costs the lines and never the run. Remaining time is estimated from the mean over this
+    process's steps, evaluations and checkpoints included.
     """
 
     def __init__(self, total: int, finished: int) -> None:
         self._total, self._finished, self._done = total, finished, finished
         self._started, self._told = time.monotonic(), -LINE_SECONDS
+        self._stream = unbroken_stderr()
         # smoothing=0 is the mean: a moving one jumps after every evaluation. disable=None is for a terminal only.
         self._bar = tqdm(
             total=total,
@@ -32,6 +34,7 @@ class Progress:
             mininterval=1.0,
             smoothing=0,
             disable=None,
+            file=self._stream,
         )
 
     def advance(self, facts: StepFacts) -> None:
@@ -56,7 +59,7 @@ class Progress:
 
     def say(self, line: str) -> None:
         """Write a line above the bar."""
-        tqdm.write(line, file=sys.stderr)
+        tqdm.write(line, file=self._stream)
 
     def close(self) -> None:
         """Leave the bar as it is."""

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 
-from softspec.train.loop.checkpoint import RunFolder, TrainingLog
+from softspec.train.loop.checkpoint import TrainingLog
 from softspec.train.loop.facts import HeldOut, StepFacts, as_json
+from softspec.train.loop.folder import RunFolder
 from softspec.train.loop.health import Explosions
 from softspec.train.loop.state import Training
 from softspec.train.watch.bar import Progress
@@ -25,28 +26,28 @@ class Report:
         self._progress = progress
         self._explosions = Explosions(training.config.max_grad_norm)
 
-    def step(self, facts: StepFacts) -> None:
-        """Tell what `optimizer_step` returned."""
-        self._progress.advance(facts)
-        for member in facts.starved:
-            self._progress.say(self._training.starvation.warning(member))
-        explosion = self._explosions.warning(facts.step, facts.gradient_norms)
-        if explosion:
-            self._progress.say(explosion)
+    def record(self, facts: StepFacts, scores: HeldOut | None, ended: bool) -> None:
+        """Keep what `optimizer_step` returned, the held-out scores after it if any, and what early stopping came to."""
         if facts.step % self._training.config.logging_steps == 0 or facts.step == self._training.total_steps:
             self._record(as_json(facts))
+        if scores:
+            self._record({"step": facts.step, "held_out": as_json(scores)})
+        if ended and self._training.early_stopping.is_on:
+            self._record({"step": facts.step, "early_stopping": self._training.early_stopping.facts()})
 
-    def evaluation(self, done: int, scores: HeldOut) -> None:
-        """Tell the held-out scores after `done` steps."""
-        self._record({"step": done, "held_out": as_json(scores)})
-        self._progress.say(f"softspec: step {done}: held-out mixture NLL {scores.mixture_nll:.4f} nats")
-
-    def end(self, done: int) -> None:
-        """Tell what early stopping has come to, if it is on."""
-        stopping = self._training.early_stopping
-        if stopping.is_on:
-            self._record({"step": done, "early_stopping": stopping.facts()})
-            self._progress.say(stopping.verdict(done))
+    def tell(self, facts: StepFacts, scores: HeldOut | None, ended: bool) -> None:
+        """Tell the user of the same, and warn."""
+        progress, stopping = self._progress, self._training.early_stopping
+        progress.advance(facts)
+        for member in facts.starved:
+            progress.say(self._training.starvation.warning(member))
+        explosion = self._explosions.warning(facts.step, facts.gradient_norms)
+        if explosion:
+            progress.say(explosion)
+        if scores:
+            progress.say(f"softspec: step {facts.step}: held-out mixture NLL {scores.mixture_nll:.4f} nats")
+        if ended and stopping.is_on:
+            progress.say(stopping.verdict(facts.step))
 
     def _record(self, event: dict[str, Any]) -> None:
         self._log.write(event)

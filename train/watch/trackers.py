@@ -20,9 +20,9 @@ from tqdm import tqdm
 
 from softspec.errors import ConfigError
 from softspec.train.config import TrainConfig
-from softspec.train.loop.checkpoint import RunFolder
+from softspec.train.loop.folder import TENSORBOARD as TENSORBOARD
+from softspec.train.loop.folder import RunFolder
 
-TENSORBOARD = "tensorboard"
 PROJECT = "softspec"
 NOT_CURVES = {"step", "starved", "reseeded_from"}
 """The step is the axis; the others are lists of the members to which something happened."""

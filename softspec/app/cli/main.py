@@ -5,13 +5,17 @@ clear line), 1 for what they cannot, 128 + signal number when interrupted. Impor
 `softspec --help` waits for nothing.
 """
 
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any, NamedTuple
 
 from cyclopts import App, CycloptsError, Parameter
 
 from softspec import __version__
+from softspec.console import occupy_streams, settle_streams, tell
 from softspec.errors import SoftspecError
 
 
@@ -60,7 +64,24 @@ for place, (name, command) in enumerate(COMMANDS.items()):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    occupy_streams()
     tokens = list(sys.argv[1:] if arguments is None else arguments)
+    with _noting_interrupts() as interrupts:
+        try:
+            exit_code = _run(tokens)
+        except KeyboardInterrupt:
+            exit_code = 128 + signal.SIGINT
+        except Exception:
+            if not interrupts:
+                raise
+            exit_code = (
+                128 + signal.SIGINT
+            )  # a library made another error of it, as when it was being imported
+    settle_streams()
+    return exit_code
+
+
+def _run(tokens: Sequence[str]) -> int:
     try:
         app(tokens)
     except CycloptsError as mistake:
@@ -72,12 +93,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if package == "softspec":
             raise
         return _end(_how_to_install(package, app.parse_commands(tokens)[0]), 2)
+    except BrokenPipeError:
+        return 128 + signal.SIGPIPE  # whoever read our output has left, so there is nobody to tell
+    except OSError as error:
+        return _end(_of_the_system(error), 2)
     return 0
 
 
+@contextmanager
+def _noting_interrupts() -> Iterator[list[int]]:
+    """The Ctrl-C that arrived here so far; each is a `KeyboardInterrupt`, as ever."""
+    received: list[int] = []
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield received
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def _end(message: str, exit_code: int) -> int:
-    print(f"softspec: {message}", file=sys.stderr)
+    tell(message)
     return exit_code
+
+
+def _of_the_system(error: OSError) -> str:
+    """What the operating system refused, in one line."""
+    if error.strerror is None:
+        return " ".join(str(error).split()) or type(error).__name__
+    return f"'{error.filename}': {error.strerror}" if error.filename else error.strerror
 
 
 def _in_one_line(mistake: CycloptsError) -> str:

@@ -1,8 +1,8 @@
 """`softspec serve`: vLLM's OpenAI-compatible server over ensembles."""
 
-from typing import cast
+from typing import Annotated, cast
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
 from softspec.app.cli.vllm_flags import Arguments, split_arguments
 from softspec.errors import ConfigError
@@ -24,18 +24,28 @@ Examples:
 def serve(
     *arguments: Arguments,
     base: str | None = None,
-    policy_action: str = "answer",
-    policy_metric: str = "mutual_information",
+    policy_action: str | None = None,
+    policy_metric: str | None = None,
     policy_threshold: float | None = None,
+    policy_min_tokens: int | None = None,
+    policy_pinned: Annotated[bool, Parameter(negative="")] = False,
+    base_unchecked: Annotated[bool, Parameter(negative="")] = False,
+    allow_untested: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Serve ensembles until stopped.
 
     Args:
         arguments: one or more ensemble directories; 'demo' is one that travels in the package
         base: base model: directory or hub id (default: the one the ensembles name)
-        policy_action: answer or abstain, where a request says nothing else
-        policy_metric: what is compared with the threshold
-        policy_threshold: act when the metric is above this, in nats (a share for the disagreements)
+        policy_action: answer (the default) or abstain, where a request says nothing else
+        policy_metric: what is compared with the threshold: mutual_information (the default), max_epistemic,
+            epistemic, max_disagreement, disagreement, total_entropy or aleatoric_entropy
+        policy_threshold: withhold an answer once the metric is above this: a share from 0 to 1 for the
+            disagreements, nats for the others
+        policy_min_tokens: judge an answer from this many tokens on (default 1)
+        policy_pinned: let requests tighten this policy, but not loosen or replace it
+        base_unchecked: serve on a base that is not the one of the training, such as a quantised one
+        allow_untested: take options of vLLM's engine that were not tested with ensembles
     """
     ensembles, vllm_args = split_arguments(arguments)
     if not ensembles:
@@ -51,5 +61,13 @@ def serve(
     from softspec.server.ops.settings import Settings
     from softspec.server.policy.policy import Action, Policy
 
-    policy = Policy(cast(Action, policy_action), policy_metric, policy_threshold)
-    run_server(Settings(tuple(ensembles), policy), base, vllm_args)
+    action = cast(Action | None, policy_action)
+    policy = Policy().changed(action, policy_metric, policy_threshold, policy_min_tokens)
+    settings = Settings(
+        tuple(ensembles),
+        policy,
+        pinned=policy_pinned,
+        base_unchecked=base_unchecked,
+        allow_untested=allow_untested,
+    )
+    run_server(settings, base, vllm_args)

@@ -6,6 +6,8 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
+from softspec.console import unbroken_output
+
 app = App(
     "train",
     help_epilogue="""\
@@ -32,12 +34,17 @@ def train(
         overwrite: replace the ensemble in output_dir
         overrides: in place of what the file says; may be given several times
     """
+    with unbroken_output():  # a run does not end because nobody reads what it says
+        _train(config, resume, overwrite, overrides)
+
+
+def _train(config: Path, resume: bool, overwrite: bool, overrides: tuple[str, ...]) -> None:
     from softspec.train.config import dump_config, load_config, pinned
 
     settings = load_config(config, overrides)  # before the seconds in which training is imported
 
     from softspec.app.cli.progress import hide_foreign_progress
-    from softspec.train.loop.checkpoint import run_folder
+    from softspec.train.loop.folder import run_folder
     from softspec.train.processes import is_main_process
     from softspec.train.run import train_ensemble
 

@@ -17,8 +17,7 @@ from typing import Any
 from softspec.app.demo.settings import DemoSettings
 from softspec.artefact.manifest import MANIFEST_NAME
 from softspec.errors import ConfigError
-from softspec.train.loop.checkpoint import LOG_NAME
-from softspec.train.watch.trackers import TENSORBOARD
+from softspec.train.loop.folder import LOG_NAME, TENSORBOARD
 
 SETTINGS_NAME = "demo-settings.json"
 RESULTS_NAME = "demo.json"

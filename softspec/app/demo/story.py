@@ -29,7 +29,7 @@ from softspec.app.interruption import interruptible
 from softspec.app.smollm2 import local_base
 from softspec.artefact.manifest import MANIFEST_NAME, load_manifest
 from softspec.train.config import TrainConfig, parse_config
-from softspec.train.loop.checkpoint import run_folder
+from softspec.train.loop.folder import run_folder
 from softspec.train.run import train_ensemble
 
 Show = Callable[[str], object]

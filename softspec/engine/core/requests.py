@@ -5,6 +5,7 @@ In: the request that arrived. Out: `Request`s that vLLM schedules like any other
 vLLM 0.32 place: `vllm.v1.request.Request` and its block hashes.
 """
 
+import math
 from copy import copy
 
 from vllm.lora.request import LoRARequest
@@ -13,6 +14,10 @@ from vllm.v1.request import Request
 
 from softspec.engine.wire import KEY, Adapter, GroupSpec, Seat
 from softspec.maths.sampling import SamplingSpec
+
+BAN = -100.0
+"""A `logit_bias` of this or less forbids its token to every member, as OpenAI's API says of -100; what is above it is
+added to the mixture's score."""
 
 _TRUNK_TAIL = 2
 """Tokens after the shared ones that a trunk carries: it computes one, so that it has work even when every shared block
@@ -64,6 +69,7 @@ def _derived(leader: Request, request_id: str, prompt: list[int], params: Sampli
 
 
 def _sampling_spec(params: SamplingParams) -> SamplingSpec:
+    biases = (params.logit_bias or {}).items()
     return SamplingSpec(
         temperature=params.temperature,
         top_k=params.top_k,
@@ -73,23 +79,25 @@ def _sampling_spec(params: SamplingParams) -> SamplingSpec:
         presence_penalty=params.presence_penalty,
         frequency_penalty=params.frequency_penalty,
         seed=params.seed or 0,
+        logit_bias=tuple((token_id, bias) for token_id, bias in biases if bias > BAN),
     )
 
 
 def _row_params(params: SamplingParams, seat: Seat) -> SamplingParams:
     """The sampling parameters with which vLLM's own sampler sees a row.
 
-    The leader's row holds the mixture by then, so masks, biases and penalties act on it there; drawing is ours alone,
-    so both vLLM's seed and its temperature are off. Siblings only follow.
+    What forbids tokens acts on the rows of all members, before they are mixed. The leader's row holds the mixture after
+    that, so penalties act on it there; biases and drawing are ours alone, so vLLM's seed and temperature are off.
     """
     row = copy(params)
     row.extra_args = {KEY: seat}
     row.seed = None
     row.temperature, row.top_k, row.top_p, row.min_p = 0.0, 0, 1.0, 0.0
+    banned = {token_id: -math.inf for token_id, bias in (params.logit_bias or {}).items() if not bias > BAN}
+    row.logit_bias = banned or None
     if seat.member:
         row.logprobs = None
         row.repetition_penalty, row.presence_penalty, row.frequency_penalty = 1.0, 0.0, 0.0
-        row.logit_bias, row.allowed_token_ids, row._bad_words_token_ids = None, None, None
     return row
 
 

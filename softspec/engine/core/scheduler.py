@@ -16,8 +16,9 @@ vLLM 0.32 places: `add_request`, `schedule`, `update_from_output`, `finish_reque
 `_get_local_prefix_cache_hit`, `_reserve_prefill_lookahead`).
 """
 
+import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from vllm.logger import init_logger
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks
@@ -30,7 +31,7 @@ from vllm.v1.request import Request, RequestStatus
 from softspec.engine.core.group import Group
 from softspec.engine.core.plan import StepPlan, tokens_to_compute
 from softspec.engine.core.requests import member_requests
-from softspec.engine.wire import KEY, GroupSpec
+from softspec.engine.wire import COLUMNS, KEY, LOCKSTEP_FAILED, MIXING_FAILED, NO_TOKEN_LEFT, GroupSpec
 from softspec.errors import LockstepError, UnsupportedEngineError
 
 logger = init_logger(__name__)
@@ -55,7 +56,7 @@ class LockstepScheduler(AsyncScheduler):
         self.group_of: dict[str, Group] = {}
         self._hidden: set[str] = set()
         self._forgotten: list[str] = []
-        self._failed: list[Request] = []
+        self._failed: list[tuple[Request, str]] = []
         self._plan = StepPlan(tokens=0, blocks=0)
         self._preempted_now: set[str] = set()
         self._starved_since: float | None = None
@@ -212,16 +213,21 @@ class LockstepScheduler(AsyncScheduler):
             # A preemption elsewhere, or a pause, kept rows out that were to draw their first token.
             group.released = not (behind or group.waiting_members())
         elif rows < group.size or behind:
-            self._fail(group, f"{rows} of {group.size} rows were scheduled, or not to their last token")
+            found = f"{rows} of {group.size} rows were scheduled, or not to their last token"
+            self._fail(group, LOCKSTEP_FAILED, found)
         else:
             self._drop_trunk(group)
 
-    def _fail(self, group: Group, found: str) -> None:
-        """End a group that came apart: a wrong answer must not leave the house."""
-        logger.error("%s", LockstepError(f"request {group.leader_id}: {found}; the request is ended"))
+    def _fail(self, group: Group, stop_reason: str, found: str) -> None:
+        """End a group with an error: a wrong answer must not leave the house."""
+        error = LockstepError(f"request {group.leader_id}: {found}; the request is ended")
+        if stop_reason == NO_TOKEN_LEFT:
+            logger.info("%s", error)
+        else:
+            logger.error("%s", error)
         leader = group.members[0]
         self.finish_requests(leader.request_id, RequestStatus.FINISHED_ERROR)
-        self._failed.append(leader)
+        self._failed.append((leader, stop_reason))
 
     # Admission and preemption
 
@@ -348,10 +354,13 @@ class LockstepScheduler(AsyncScheduler):
             self.finish_requests(orphans, RequestStatus.FINISHED_STOPPED)
         for core in outputs.values():
             core.outputs = [output for output in core.outputs if output.request_id not in self._hidden]
-        for request in self._failed:
+        for request, stop_reason in self._failed:
             outputs.setdefault(request.client_index, EngineCoreOutputs()).outputs.append(
                 EngineCoreOutput(
-                    request_id=request.request_id, new_token_ids=[], finish_reason=FinishReason.ERROR
+                    request_id=request.request_id,
+                    new_token_ids=[],
+                    finish_reason=FinishReason.ERROR,
+                    stop_reason=stop_reason,
                 )
             )
         self._hidden.difference_update(self._forgotten)
@@ -360,11 +369,25 @@ class LockstepScheduler(AsyncScheduler):
         return outputs
 
     def _check_tokens(self, scheduled: SchedulerOutput, result: ModelRunnerOutput) -> None:
-        """End every group whose members were not all given the same token."""
+        """End every group whose members were not all given the same token, or whose token has no finite probability."""
         for group in list(self.groups.values()):
             rows = [m.request_id for m in group.members if m.request_id in scheduled.num_scheduled_tokens]
             if len(rows) != group.size or not result.sampled_token_ids:
                 continue
             tokens = [result.sampled_token_ids[result.req_id_to_index[row]] for row in rows]
             if any(token != tokens[0] for token in tokens):
-                self._fail(group, f"members drew different tokens {tokens}")
+                self._fail(group, LOCKSTEP_FAILED, f"members drew different tokens {tokens}")
+            elif tokens[0] and result.logprobs is not None:
+                leader = result.logprobs.slice_request(result.req_id_to_index[group.leader_id], 1)
+                self._check_numbers(group, leader.logprobs[0])
+
+    def _check_numbers(self, group: Group, logprobs: Sequence[float]) -> None:
+        """End the group if the worker's log-probability row says that it could not be mixed."""
+        if math.isfinite(logprobs[0]):
+            return
+        if logprobs[0] == -math.inf:
+            self._fail(group, NO_TOKEN_LEFT, "its constraints leave no token that it may draw")
+            return
+        members = zip(group.spec.adapters, logprobs[1 + group.spec.num_top + len(COLUMNS) :], strict=False)
+        broken = ", ".join(adapter.name for adapter, found in members if math.isnan(found))
+        self._fail(group, MIXING_FAILED, f"its members could not be mixed, no finite numbers from {broken}")

@@ -1,8 +1,8 @@
 """vLLM's engine client, with ensembles among the models.
 
 In: a request for a LoRA model name, which is an ensemble's or a member's. It goes to the engine as a group, and its
-outputs come back with the telemetry taken out of the log-probabilities and put into the request's trace. Everything
-else passes through.
+outputs come back with the telemetry taken out of the log-probabilities and put into the request's trace. Requests for
+the base pass the same gate, and nothing else of it is touched.
 
 vLLM 0.32 place: `vllm.engine.protocol.EngineClient`.
 """
@@ -16,14 +16,23 @@ from vllm.inputs import PromptType
 from vllm.lora.request import LoRARequest
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import SamplingParams
-from vllm.v1.engine.async_llm import AsyncLLM
 
 from softspec.engine.front.ensemble import Ensemble, lora_request_of
+from softspec.engine.front.gate import Gate
+from softspec.engine.front.grammar import Grammars
 from softspec.engine.front.output import carry_telemetry, watch_preemptions
 from softspec.engine.front.registry import Registry
-from softspec.engine.front.translation import describe, group_params, open_choices, record, refuse_unsupported
+from softspec.engine.front.stopping import end_judged, judged
+from softspec.engine.front.translation import (
+    describe,
+    failure_of,
+    group_params,
+    open_choices,
+    record,
+    refuse_unsupported,
+)
 from softspec.engine.trace import ChoiceTrace, current_trace
-from softspec.errors import ConfigError, LockstepError
+from softspec.errors import ConfigError, EngineError, FieldError
 
 
 class EnsembleClient:
@@ -36,24 +45,27 @@ class EnsembleClient:
         base_names: Collection[str] = (),
         *,
         may_run: Callable[[str], None] | None = None,
-        on_failed: Callable[[], None] | None = None,
+        on_failed: Callable[[EngineError], None] | None = None,
         on_preemption: Callable[[], None] | None = None,
     ) -> None:
         """Serve `ensembles` on `engine`, beside its base.
 
         Args:
             may_run: called with the name of the ensemble that a request asks, before anything else; raises to refuse.
-            on_failed: called when the engine had to end an ensemble's request.
+            on_failed: called with the reason when a group had to be ended.
             on_preemption: called for every preemption of a group, with the group's next token.
         """
         self._engine = engine
         self._may_run = may_run
         self._on_failed = on_failed
+        self._gate, self._grammars = Gate(engine), Grammars(engine)
         self.registry = Registry(engine, ensembles, base_names)
-        if isinstance(engine, AsyncLLM):
-            carry_telemetry(engine.output_processor)
+        processor = getattr(engine, "output_processor", None)
+        if processor is not None:
+            carry_telemetry(processor)
+            end_judged(processor)
             if on_preemption is not None:
-                watch_preemptions(engine.output_processor, on_preemption)
+                watch_preemptions(processor, on_preemption)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
@@ -82,21 +94,34 @@ class EnsembleClient:
         Not a coroutine, so that the caller's trace is the one at the time of the call.
 
         Raises:
-            ConfigError: the request asks for what a mixture cannot give.
+            ConfigError, VLLMClientError: see `admit`.
             UnknownModelError: while iterating, if the model was unloaded meanwhile.
-            LockstepError: while iterating, if the engine ended the request of an ensemble.
+            LockstepError, MixingError: while iterating, if a group had to be ended.
         """
-        if lora_request is None:
-            self._refuse_seed_on_cpu(sampling_params)
-            return self._engine.generate(prompt, sampling_params, request_id, **kwargs)
-        model = lora_request.lora_name
-        is_ensemble = model in self.registry.ensembles
-        if is_ensemble and self._may_run is not None:
-            self._may_run(model)
-        refuse_unsupported(sampling_params)
-        choices = open_choices(current_trace.get(), sampling_params.n)
-        outputs = self._answer(model, prompt, sampling_params, request_id, choices, **kwargs)
-        return self._raising(outputs, request_id) if is_ensemble else outputs
+        model = lora_request.lora_name if lora_request is not None else None
+        params = self.admit(model, sampling_params, kwargs.get("priority", 0))
+        if model is None:
+            outputs = self._engine.generate(prompt, params, request_id, **kwargs)
+        else:
+            choices = open_choices(current_trace.get(), params.n)
+            answers = self._answer(model, prompt, params, request_id, choices, **kwargs)
+            outputs = self._raising(answers, request_id)
+        return self._compiled(outputs, params) if params.structured_outputs else outputs
+
+    def admit(self, model: str | None, params: SamplingParams, priority: object = 0) -> SamplingParams:
+        """What the engine gets for a request with these parameters; `model` None is the base.
+
+        Raises:
+            ConfigError: this model, or this server's policy, cannot honour the request.
+            VLLMClientError: vLLM's own checks say so.
+        """
+        if model is None:
+            self._refuse_seed_on_cpu(params)
+        else:
+            if model in self.registry.ensembles and self._may_run is not None:
+                self._may_run(model)
+            refuse_unsupported(params)
+        return self._gate.admit(params, priority)
 
     async def _answer(
         self,
@@ -117,25 +142,33 @@ class EnsembleClient:
             describe(choices, spec, group)
             lora_request = lora_request_of(spec.adapters[0])
             outputs = self._engine.generate(prompt, group, request_id, lora_request=lora_request, **kwargs)
-            async with aclosing(outputs):
+            async with aclosing(judged(outputs, choices)) as outputs:
                 async for output in outputs:
                     for completion in output.outputs:
                         record(completion, params, spec, choices[completion.index])
                     yield output
 
+    async def _compiled(
+        self, outputs: AsyncGenerator[RequestOutput, None], params: SamplingParams
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """The outputs of a request whose grammar is known to compile."""
+        async with aclosing(outputs):
+            await self._grammars.check(params)
+            async for output in outputs:
+                yield output
+
     async def _raising(
         self, outputs: AsyncGenerator[RequestOutput, None], request_id: str
     ) -> AsyncGenerator[RequestOutput, None]:
-        """The outputs as they come, until one says that the engine ended the request; that one becomes an error."""
+        """The outputs as they come, until one says that the group had to be ended; that one becomes an error."""
         async with aclosing(outputs):
             async for output in outputs:
-                if any(completion.finish_reason == "error" for completion in output.outputs):
-                    if self._on_failed is not None:
-                        self._on_failed()
-                    raise LockstepError(
-                        f"request {request_id} was ended because its members came apart: send it again, and "
-                        "report it with the server's log if it happens again"
-                    )
+                for completion in output.outputs:
+                    failure = failure_of(completion, request_id)
+                    if failure is not None:
+                        if self._on_failed is not None:
+                            self._on_failed(failure)
+                        raise failure
                 yield output
 
     def _refuse_seed_on_cpu(self, params: SamplingParams) -> None:
@@ -145,6 +178,7 @@ class EnsembleClient:
         whole engine would end.
         """
         if params.seed is not None and self._engine.vllm_config.device_config.device_type == "cpu":
-            raise ConfigError(
-                "'seed' is not available for the base model on a CPU: ask an ensemble or a member, or leave it out"
+            raise FieldError(
+                "seed",
+                "'seed' is not available for the base model on a CPU: ask an ensemble or a member, or leave it out",
             )

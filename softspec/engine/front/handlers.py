@@ -4,23 +4,35 @@ In: the state in which vLLM's server keeps its handlers, once they are made. Out
 start-up, and what they can tell. Knows no routes and no policy.
 
 vLLM 0.32 places: `vllm.entrypoints.launchers.api_server.app_state` (who holds an engine client),
-`OpenAIServingModels.lora_requests`, `OpenAIServingCompletion.create_completion`.
+`OpenAIServingModels` (`lora_requests`, `show_available_models`), `OpenAIServingCompletion.create_completion`,
+`OpenAIServingResponses.responses_stream_generator`.
 """
 
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import xgrammar
+from pydantic import BaseModel
 from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.generate.base.serving import decode_token_ids
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
-from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse, ModelCard, ModelList, ModelPermission
+from vllm.exceptions import VLLMClientError
+from vllm.logger import init_logger
+from vllm.sampling_params import SamplingParams
 
 from softspec.engine.front.client import EnsembleClient
-from softspec.errors import ConfigError, EngineError
+from softspec.errors import ConfigError, EngineError, SoftspecError, UserError
 
 if TYPE_CHECKING:
     from starlette.datastructures import State
+    from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
+    from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
+
+
+logger = init_logger(__name__)
 
 
 def base_names(state: "State") -> list[str]:
@@ -45,14 +57,105 @@ def put_into_handlers(client: EnsembleClient, engine: EngineClient, state: "Stat
     for handler in vars(state)["_state"].values():
         if getattr(handler, "engine_client", None) is engine:
             handler.engine_client = client
+    if state.openai_serving_responses is not None:
+        _admit_before_streaming(client, state.openai_serving_responses)
     # This one keeps further references to the engine and would answer an ensemble's name with a single model.
     state.serving_structured_decisions = None
 
 
-def token_decoder(engine: EngineClient) -> Callable[[int], str]:
-    """A function that gives a token's text, as vLLM writes it beside log-probabilities."""
+def _admit_before_streaming(client: EnsembleClient, responses: "OpenAIServingResponses") -> None:
+    """Let a stream of /v1/responses be refused while its answer can still be a 400, and end in an event later.
+
+    vLLM's own stream asks the engine only after its first events, and any error then breaks the connection.
+    """
+    stream = responses.responses_stream_generator
+
+    def admit_and_stream(
+        request: "ResponsesRequest", params: SamplingParams, *args: Any, **kwargs: Any
+    ) -> AsyncGenerator[Any, None]:
+        client.admit(request.model if request.model in client.registry.lora_requests else None, params)
+        return _ending_in_an_event(stream(request, params, *args, **kwargs))
+
+    responses.responses_stream_generator = admit_and_stream
+
+
+class _ErrorEvent(BaseModel):
+    """The error event of OpenAI's streamed responses."""
+
+    type: str = "error"
+    code: str
+    message: str
+    param: str | None = None
+    sequence_number: int
+
+
+async def _ending_in_an_event(events: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
+    """The events of a stream of /v1/responses, and an error as the last of them, as OpenAI's clients know it."""
+    number = 0
+    try:
+        async for event in events:
+            number = event.sequence_number + 1
+            yield event
+    except Exception as error:
+        logger.exception("A stream of /v1/responses ended with an error")
+        is_ours = isinstance(error, SoftspecError | VLLMClientError)
+        yield _ErrorEvent(
+            code="invalid_request_error"
+            if isinstance(error, UserError | VLLMClientError)
+            else "server_error",
+            message=str(error) if is_ours else "Internal server error",
+            sequence_number=number,
+        )
+
+
+def model_names(client: EnsembleClient, state: "State") -> list[str]:
+    """Every name under which something is served: ensembles, members, base."""
+    registry = client.registry
+    members = [name for name in registry.lora_requests if name not in registry.ensembles]
+    return [*registry.ensembles, *members, *base_names(state)]
+
+
+def list_ensembles_first(client: EnsembleClient, state: "State") -> None:
+    """Let `/v1/models` show what `model_names` gives, in that order: a chat window takes the first model."""
+    models = state.openai_serving_models
+    show_base = models.registry.show_available_models
+
+    def card(name: str, root: str) -> ModelCard:
+        return ModelCard(
+            id=name,
+            root=root,
+            parent=base_names(state)[0],
+            max_model_len=models.model_config.max_model_len,
+            permission=[ModelPermission()],
+        )
+
+    async def show_available_models() -> ModelList:
+        ensembles, loras = client.registry.ensembles, client.registry.lora_requests
+        roots = {name: request.lora_path for name, request in loras.items()}
+        roots |= {name: str(Path(ensemble.adapters[0].path).parent) for name, ensemble in ensembles.items()}
+        base = {model.id: model for model in (await show_base()).data}
+        cards = [
+            base[name] if name in base else card(name, roots[name]) for name in model_names(client, state)
+        ]
+        return ModelList(data=cards)
+
+    models.show_available_models = show_available_models
+
+
+def token_decoder(engine: EngineClient) -> Callable[[int], tuple[str, list[int]]]:
+    """A function that gives a token's text, as vLLM writes it beside log-probabilities, and its own bytes.
+
+    A character may have several tokens: each of their texts is then U+FFFD, while their bytes joined are the character.
+    """
     tokenizer = engine.renderer.tokenizer
-    return lambda token_id: decode_token_ids([token_id], tokenizer)[0][0]
+    vocabulary = xgrammar.TokenizerInfo.from_huggingface(
+        tokenizer, vocab_size=engine.model_config.get_vocab_size()
+    ).decoded_vocab
+
+    def decode(token_id: int) -> tuple[str, list[int]]:
+        return decode_token_ids([token_id], tokenizer)[0][0], list(vocabulary[token_id])
+
+    return decode
 
 
 async def draw_one_token(state: "State", ensemble: str) -> None:

@@ -15,8 +15,8 @@ from vllm.outputs import CompletionOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from softspec.engine.trace import ChoiceTrace, RequestTrace
-from softspec.engine.wire import KEY, GroupSpec, num_columns, unpack
-from softspec.errors import ConfigError
+from softspec.engine.wire import KEY, LOCKSTEP_FAILED, MIXING_FAILED, GroupSpec, num_columns, unpack
+from softspec.errors import EngineError, FieldError, LockstepError, MixingError
 from softspec.maths.answer import TokenUncertainty
 
 
@@ -24,7 +24,8 @@ def group_params(params: SamplingParams, spec: GroupSpec) -> SamplingParams:
     """The parameters that carry a group to the scheduler; `seed` is drawn if the caller gave none."""
     num_top = params.logprobs or 0
     group = copy(params)
-    group.extra_args = {**(params.extra_args or {}), KEY: replace(spec, num_top=num_top).to_wire()}
+    wire = replace(spec, num_top=num_top, has_readers=params.logprobs is not None).to_wire()
+    group.extra_args = {**(params.extra_args or {}), KEY: wire}
     group.logprobs = num_top + num_columns(spec.num_members)
     group.flat_logprobs = True
     group.seed = secrets.randbelow(2**53) if params.seed is None else params.seed
@@ -53,23 +54,46 @@ def refuse_unsupported(params: SamplingParams) -> None:
     """Raise if a request asks for what a mixture cannot give.
 
     Raises:
-        ConfigError: it does; the message names the field.
+        FieldError: it does.
     """
+    extra_args = params.extra_args or {}
     found = {
         "prompt_logprobs": params.prompt_logprobs is not None,
+        "prompt_logprob_token_ids": params.prompt_logprob_token_ids is not None,
         "logprob_token_ids": bool(params.logprob_token_ids),
         "logprobs": params.logprobs == -1,
+        "trace_decode_token_ids": bool(params.trace_decode_token_ids),
+        "watermarking": bool(params.watermarking),
+        "kv_transfer_params": bool(extra_args.get("kv_transfer_params")),
+        "ec_transfer_params": bool(extra_args.get("ec_transfer_params")),
     }
     for field, asked in found.items():
         if asked:
-            raise ConfigError(
-                f"'{field}' is not available for an ensemble: ask a base model, or leave it out"
+            raise FieldError(
+                field, f"'{field}' is not available for an ensemble: ask a base model, or leave it out"
             )
+
+
+def failure_of(completion: CompletionOutput, request_id: str) -> EngineError | None:
+    """Why our part of the engine ended a request; None for all other ends, vLLM's own errors among them."""
+    if completion.finish_reason != "error":
+        return None
+    if completion.stop_reason == LOCKSTEP_FAILED:
+        return LockstepError(
+            f"request {request_id} was ended because its members came apart: send it again, and report it with the "
+            "server's log if it happens again"
+        )
+    if completion.stop_reason == MIXING_FAILED:
+        return MixingError(
+            f"request {request_id} was ended because its members could not be mixed: report it with its fields and "
+            "the server's log"
+        )
+    return None
 
 
 def open_choices(trace: RequestTrace | None, count: int) -> list[ChoiceTrace]:
     """One trace per sample, in the order in which the requests of a trace come."""
-    choices = [ChoiceTrace() for _ in range(count)]
+    choices = [ChoiceTrace(judge_of=trace.judge_of if trace else None) for _ in range(count)]
     if trace is not None:
         trace.choices |= dict(enumerate(choices, start=len(trace.choices)))
     return choices

@@ -1,11 +1,17 @@
 """One decode step of all groups: mix the K rows of each, draw one token for all of them, learn from it.
 
-In: logits (rows, V) and which rows form which complete group. Out: the mixture in each leader's row, the drawn tokens,
-and log-probability rows with the telemetry in them. Knows no model runner and needs no vLLM: `runner_v1.py` and
-`runner_v2.py` call `mix`, `draw`, `hand_out` and `report`, in this order, around vLLM's own sampler.
+In: logits (rows, V) with hard constraints in them, and which rows form which complete group. Out: the mixture in each
+leader's row, the drawn tokens, and log-probability rows with the telemetry in them. Knows no model runner and needs no
+vLLM: `runner_v1.py` and `runner_v2.py` call `mix`, `draw`, `hand_out` and `report`, in this order, inside vLLM's own
+sampler.
+
+No exception leaves these: the groups in whose work it was raised get NaN where their token's log-probability belongs,
+as groups do whose logits are not finite, and by it the scheduler knows that they must end. Nothing waits for a look.
 """
 
-from collections.abc import Iterable, Sequence, Set
+import logging
+import math
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,13 +19,16 @@ import torch
 from torch import Tensor
 
 from softspec.engine.wire import COLUMNS
+from softspec.engine.worker.posterior import PrefixPosteriors
 from softspec.engine.worker.rows import GroupRows, Lineup, line_up, on_host
-from softspec.maths.mixture import distributions, mix, update_log_weights
+from softspec.maths.mixture import distributions, mix, mixture_logits, update_log_weights
 from softspec.maths.sampling import draw_tokens
 from softspec.maths.uncertainty import Predictive, predict, unmeasured
 
 if TYPE_CHECKING:
     from vllm.v1.outputs import LogprobsTensors
+
+logger = logging.getLogger(__name__)
 
 
 class LogprobRows(NamedTuple):
@@ -37,6 +46,7 @@ class _Batch:
     groups: Sequence[GroupRows]
     lineup: Lineup
     member_logprobs: Tensor
+    log_normalisers: Tensor
     log_weights: Tensor
     predictive: Predictive
     tokens: Tensor | None = None
@@ -49,41 +59,47 @@ class GroupMixer:
         self.measures_uncertainty = True
         """Off, a token's entropies and disagreements are NaN: for measuring what they cost."""
         self._batches: list[_Batch] = []
+        self._failed: list[GroupRows] = []
+        self._device: torch.device | None = None
         self._lineups: dict[int, tuple[object, Lineup]] = {}
-        self._log_weights: dict[str, list[Tensor]] = {}
+        self._posteriors = PrefixPosteriors()
 
     @property
     def group_ids(self) -> Set[str]:
         """The groups with a prefix posterior."""
-        return self._log_weights.keys()
+        return self._posteriors.group_ids
 
     def forget(self, request_ids: Iterable[str]) -> None:
         """Free the prefix posteriors of finished groups; ids that are no group's are ignored."""
-        for request_id in request_ids:
-            self._log_weights.pop(request_id, None)
+        self._posteriors.forget(request_ids)
 
     def mix(self, logits: Tensor, groups: Sequence[GroupRows]) -> None:
-        """Begin a step: put each group's mixture log-probabilities into its leader's row of `logits`, float32."""
+        """Begin a step: put each group's mixture, and its biases, into its leader's row of `logits`, float32.
+
+        In those hard constraints have acted on all rows, soft ones on none.
+        """
         by_size: dict[int, list[GroupRows]] = {}
         for group in groups:
             by_size.setdefault(len(group.rows), []).append(group)
-        self._batches = [self._mix_batch(logits, batch) for batch in by_size.values()]
-        for batch in self._batches:
-            logits[batch.lineup.leaders] = batch.predictive.logprobs
+        self._batches, self._failed, self._device = [], [], logits.device
+        for batch in by_size.values():
+            if not self._mixes(logits, batch):
+                # All that comes from requests is read in mixing: here it shows whose it was.
+                for group in batch:
+                    if not self._mixes(logits, [group]):
+                        self._failed.append(group)
 
     def draw(self, logits: Tensor) -> None:
-        """Draw a token for each group from its leader's row, after masks, biases and penalties."""
-        for batch in self._batches:
-            positions = on_host([group.position for group in batch.groups], logits.device)
-            batch.tokens = draw_tokens(
-                logits.index_select(0, batch.lineup.leaders), **batch.lineup.settings, positions=positions
-            )
+        """Draw a token for each group from its leader's row, after penalties."""
+        self._each(lambda batch: _draw(batch, logits))
 
     def hand_out(self, sampled: Tensor) -> None:
         """Put the drawn tokens into all rows of their groups; `sampled` is (rows,)."""
         for batch in self._batches:
             assert batch.tokens is not None
             sampled[batch.lineup.rows] = batch.tokens[:, None].to(sampled.dtype)
+        for group in self._failed:
+            sampled[list(group.rows)] = 0
 
     def report(self, others: "LogprobsTensors | None", num_rows: int) -> LogprobRows | None:
         """End the step: update the prefix posteriors and write the leaders' log-probability rows.
@@ -94,64 +110,89 @@ class GroupMixer:
             That with the leaders' rows in it: the drawn token, the likeliest ones their callers asked for, telemetry.
             None when the step had no group.
         """
-        if not self._batches:
+        if not self._batches and not self._failed:
             return None
-        device = self._batches[0].member_logprobs.device
-        reported = _widened(others, num_rows, max(batch.lineup.width for batch in self._batches), device)
-        for batch in self._batches:
-            assert batch.tokens is not None
-            num_members = batch.lineup.rows.shape[1]
-            tokens = batch.tokens[:, None, None].expand(-1, num_members, 1)
-            token_logprobs = batch.member_logprobs.gather(-1, tokens).squeeze(-1)
-            self._learn(batch, token_logprobs)
-            _write_rows(reported, batch, token_logprobs)
+        width = max((batch.lineup.width for batch in self._batches), default=1)
+        reported = _widened(others, num_rows, width, self._device)
+        self._each(lambda batch: self._report(batch, reported))
+        for group in self._failed:
+            reported.logprobs[group.rows[0]] = math.nan
         self._batches = []
         return reported
 
+    def _mixes(self, logits: Tensor, groups: Sequence[GroupRows]) -> bool:
+        """Mix groups of one size, if that can be done."""
+        try:
+            self._batches.append(self._mix_batch(logits, groups))
+        except Exception:
+            _log(groups)
+            return False
+        return True
+
+    def _each(self, stage: Callable[[_Batch], None]) -> None:
+        """Take every batch through a stage; the groups of one in which it raises have failed."""
+        for batch in list(self._batches):
+            try:
+                stage(batch)
+            except Exception:
+                _log(batch.groups)
+                self._failed += batch.groups
+                self._batches.remove(batch)
+
     def _mix_batch(self, logits: Tensor, groups: Sequence[GroupRows]) -> _Batch:
-        lineup = self._lineup_of(groups, logits.device)
+        lineup = self._lineup_of(groups, logits)
         log_weights = lineup.prior
         if not lineup.all_fixed:
-            log_weights = torch.stack(
-                [self._weights_at(group, prior) for group, prior in zip(groups, lineup.prior, strict=True)]
-            )
+            before = map(self._posteriors.before, groups, lineup.prior)
+            log_weights = torch.stack(list(before))
         members = logits.index_select(0, lineup.rows.flatten()).view(*lineup.rows.shape, -1)
-        logprobs, probs = distributions(members)
+        logprobs, probs, log_normalisers = distributions(members)
         if self.measures_uncertainty:
             predictive = predict(logprobs, log_weights, probs)
         else:
             predictive = unmeasured(mix(logprobs, probs, log_weights)[0])
-        return _Batch(groups, lineup, logprobs, log_weights, predictive)
+        if len(groups[0].rows) > 1:
+            scores = mixture_logits(predictive.logprobs, log_weights, log_normalisers)
+        else:
+            scores = members.squeeze(1)
+        if lineup.biases is not None:
+            which, token_ids, values = lineup.biases
+            scores[which, token_ids] += values
+        logits[lineup.leaders] = scores
+        return _Batch(groups, lineup, logprobs, log_normalisers, log_weights, predictive)
 
-    def _lineup_of(self, groups: Sequence[GroupRows], device: torch.device) -> Lineup:
+    def _lineup_of(self, groups: Sequence[GroupRows], logits: Tensor) -> Lineup:
         key = [(group.seat, group.rows) for group in groups]
         num_members = len(groups[0].rows)
         known, lineup = self._lineups.get(num_members, (None, None))
         if lineup is None or known != key:
-            lineup = line_up(groups, device)
+            lineup = line_up(groups, logits.shape[-1], logits.device)
             self._lineups[num_members] = key, lineup
         return lineup
 
-    def _weights_at(self, group: GroupRows, prior: Tensor) -> Tensor:
-        """The weights (K,) before output token `position`; a rewind (dropped output) finds its earlier ones."""
-        history = self._log_weights.setdefault(group.seat.group_id, [prior])
-        if group.seat.spec.weights_rule == "fixed":
-            return history[0]
-        assert group.position < len(history), (group, len(history))
-        del history[group.position + 1 :]
-        return history[-1]
+    def _report(self, batch: _Batch, reported: LogprobRows) -> None:
+        assert batch.tokens is not None
+        tokens = batch.tokens[:, None, None].expand(-1, batch.lineup.rows.shape[1], 1)
+        token_logprobs = batch.member_logprobs.gather(-1, tokens).squeeze(-1)
+        if not batch.lineup.all_fixed:
+            updated = update_log_weights(batch.log_weights, token_logprobs)
+            for group, weights in zip(batch.groups, updated, strict=True):
+                self._posteriors.learn(group, weights)
+        _write_rows(reported, batch, token_logprobs)
 
-    def _learn(self, batch: _Batch, token_logprobs: Tensor) -> None:
-        if batch.lineup.all_fixed:
-            return
-        updated = update_log_weights(batch.log_weights, token_logprobs)
-        for group, weights in zip(batch.groups, updated, strict=True):
-            if group.seat.spec.weights_rule == "prefix_posterior":
-                self._log_weights[group.seat.group_id].append(weights)
+
+def _log(groups: Sequence[GroupRows]) -> None:
+    logger.exception("could not mix %s", ", ".join(group.seat.group_id for group in groups))
+
+
+def _draw(batch: _Batch, logits: Tensor) -> None:
+    positions = on_host([group.position for group in batch.groups], logits.device)
+    scores = logits.index_select(0, batch.lineup.leaders)
+    batch.tokens = draw_tokens(scores, **batch.lineup.settings, positions=positions)
 
 
 def _widened(
-    others: "LogprobsTensors | None", num_rows: int, width: int, device: torch.device
+    others: "LogprobsTensors | None", num_rows: int, width: int, device: torch.device | None
 ) -> LogprobRows:
     """Empty rows that are wide enough for everybody, with the other rows' columns in them."""
     found = 0 if others is None else others.logprobs.shape[1]
@@ -175,6 +216,9 @@ def _write_rows(reported: LogprobRows, batch: _Batch, token_logprobs: Tensor) ->
     if lineup.num_top:
         token_ids = torch.cat([token_ids, mixture.topk(lineup.num_top).indices], -1)
     logprobs = mixture.gather(-1, token_ids)
+    # A group that has no token left says so; one with other numbers that are not finite has NaN here already.
+    none_left = batch.log_normalisers.amax(-1, keepdim=True) == -math.inf
+    logprobs[:, :1].masked_fill_(none_left, -math.inf)
     reported.logprob_token_ids[lineup.leaders, : 1 + lineup.num_top] = token_ids.to(torch.int32)
     reported.logprobs[lineup.leaders, : 1 + lineup.num_top] = logprobs
     numbers = torch.stack([getattr(batch.predictive, name) for name in COLUMNS], -1)

@@ -12,9 +12,12 @@ import torch
 from torch import Tensor
 
 from softspec.engine.wire import KEY, Seat, num_columns
+from softspec.errors import ConfigError
 
 if TYPE_CHECKING:
     from vllm.sampling_params import SamplingParams
+
+    from softspec.maths.sampling import SamplingSpec
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Lineup:
     """The tensors that stay the same while the same G groups decode in the same rows, made once.
 
     rows, prior: (G, K). columns: (G, num_columns(K)), where telemetry goes. settings: (G,) each, on the host.
+    biases: groups, token ids and what is added to their scores, (N,) each, if any group asks for that.
     """
 
     rows: Tensor
@@ -57,6 +61,7 @@ class Lineup:
     num_top: int
     all_fixed: bool
     settings: dict[str, Tensor]
+    biases: tuple[Tensor, Tensor, Tensor] | None
 
     @property
     def leaders(self) -> Tensor:
@@ -69,8 +74,12 @@ class Lineup:
         return 1 + self.num_top + num_columns(self.rows.shape[1])
 
 
-def line_up(groups: Sequence[GroupRows], device: torch.device) -> Lineup:
-    """The tensors of groups of one size."""
+def line_up(groups: Sequence[GroupRows], vocab_size: int, device: torch.device) -> Lineup:
+    """The tensors of groups of one size. Integers that no tensor holds are wrapped or clamped.
+
+    Raises:
+        ConfigError: a bias is for a token that is not in the vocabulary.
+    """
     specs = [group.seat.spec for group in groups]
     sampling = [group.seat.sampling for group in groups]
     telemetry = range(num_columns(len(groups[0].rows)))
@@ -82,12 +91,27 @@ def line_up(groups: Sequence[GroupRows], device: torch.device) -> Lineup:
         all_fixed=all(spec.weights_rule == "fixed" for spec in specs),
         settings={
             "temperature": on_host([spec.temperature for spec in sampling], device),
-            "top_k": on_host([spec.top_k for spec in sampling], device),
+            "top_k": on_host([min(max(spec.top_k, 0), vocab_size) for spec in sampling], device),
             "top_p": on_host([spec.top_p for spec in sampling], device),
             "min_p": on_host([spec.min_p for spec in sampling], device),
-            "seeds": on_host([spec.seed for spec in sampling], device),
+            "seeds": on_host([spec.seed % 2**63 for spec in sampling], device),
         },
+        biases=_biases(sampling, vocab_size, device),
     )
+
+
+def _biases(
+    sampling: Sequence["SamplingSpec"], vocab_size: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    found = [(group, *bias) for group, spec in enumerate(sampling) for bias in spec.logit_bias]
+    if not found:
+        return None
+    groups, token_ids, values = zip(*found, strict=True)
+    if not 0 <= min(token_ids) <= max(token_ids) < vocab_size:
+        raise ConfigError(
+            f"logit_bias is for tokens {min(token_ids)} to {max(token_ids)}: expected 0 to {vocab_size - 1}"
+        )
+    return _on_device(groups, device), _on_device(token_ids, device), _on_device(values, device)
 
 
 def on_host(values: Sequence[object], device: torch.device) -> Tensor:

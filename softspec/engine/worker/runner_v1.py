@@ -3,8 +3,8 @@
 In: a step's logits, and what the runner keeps of its requests. Out: vLLM's sampler output, with groups in it. Knows
 where model runner V1 keeps things; the arithmetic is in `mixing.py`.
 
-The leader's row becomes the mixture before vLLM's masks, biases and penalties, so they act on it as on one model's
-logits; the draw from it is ours, and all K rows get the drawn token.
+The leader's row becomes the mixture after vLLM's masks, which act on the rows of all members, and before its penalties,
+which act on the mixture as on one model's logits; the draw from it is ours, and all K rows get the drawn token.
 
 vLLM 0.32 places: `vllm.v1.sample.sampler.Sampler`; of the runner `input_batch`, `requests`, `discard_request_mask`.
 """
@@ -13,14 +13,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from torch import Tensor, float32
+from torch import Tensor
 from vllm.v1.outputs import LogprobsTensors, SamplerOutput
 from vllm.v1.sample.metadata import SamplingMetadata
 from vllm.v1.sample.sampler import Sampler
 
 from softspec.engine.wire import Seat
 from softspec.engine.worker.mixing import GroupMixer
-from softspec.engine.worker.rows import complete_groups, seat_of
+from softspec.engine.worker.rows import GroupRows, complete_groups, seat_of
 
 if TYPE_CHECKING:
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
@@ -33,6 +33,7 @@ class EnsembleSampler(Sampler):
         super().__init__(runner.sampler.logprobs_mode, runner.sampler.use_fp64_gumbel)
         self.mixer = GroupMixer()
         self._runner = runner
+        self._groups: list[GroupRows] = []
 
     def forward(
         self, logits: Tensor, sampling_metadata: SamplingMetadata, *args: object, **kwargs: object
@@ -40,10 +41,7 @@ class EnsembleSampler(Sampler):
         """Draw and report a token per row; rows of one group get the same."""
         # The runner keeps a preempted request and lets a finished one go.
         self.mixer.forget(self.mixer.group_ids - self._runner.requests.keys())
-        groups = complete_groups(self._drawing_members())
-        if groups:
-            logits = logits.to(float32)
-        self.mixer.mix(logits, groups)
+        self._groups = complete_groups(self._drawing_members())
         metadata = replace(sampling_metadata, max_num_logprobs=self._num_logprobs())
         output = super().forward(logits, metadata, *args, **kwargs)
         reported = self.mixer.report(output.logprobs_tensors, len(logits))
@@ -51,10 +49,17 @@ class EnsembleSampler(Sampler):
             output.logprobs_tensors = LogprobsTensors(*reported)
         return output
 
+    def apply_penalties(
+        self, logits: Tensor, sampling_metadata: SamplingMetadata, output_token_ids: list[list[int]]
+    ) -> Tensor:
+        """Mix, then penalise: vLLM calls this when its masks and biases have acted on every row."""
+        self.mixer.mix(logits, self._groups)
+        return super().apply_penalties(logits, sampling_metadata, output_token_ids)
+
     def sample(
         self, logits: Tensor, sampling_metadata: SamplingMetadata, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor | None]:
-        """Draw from logits after masks, biases and penalties: ours for groups, vLLM's for the other rows."""
+        """Draw from logits after penalties: ours for groups, vLLM's for the other rows."""
         self.mixer.draw(logits)
         sampled, processed = super().sample(logits, sampling_metadata, *args, **kwargs)
         self.mixer.hand_out(sampled)

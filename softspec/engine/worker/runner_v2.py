@@ -3,10 +3,10 @@
 In: a step's logits and batch. Out: vLLM's sampler output, with groups in it. Knows where model runner V2 keeps things;
 the arithmetic is in `mixing.py`.
 
-As in V1 the leader's row becomes the mixture before vLLM's masks, biases and penalties, the draw from it is ours, and
-all K rows get the drawn token. A request lives in a slot; a preempted one leaves it and comes back as a new request
-whose earlier output counts as prefill. Tested inside vLLM's real V2 classes and engine on a CPU, by Triton's
-interpreter; not yet run on a GPU.
+As in V1 the leader's row becomes the mixture after vLLM's masks and before its penalties, by a place in vLLM's list of
+logits processors; the draw from it is ours, and all K rows get the drawn token. A request lives in a slot; a preempted
+one leaves it and comes back as a new request whose earlier output counts as prefill. Tested inside vLLM's real V2
+classes and engine on a CPU, by Triton's interpreter; not yet run on a GPU.
 
 vLLM 0.32 places: `vllm.v1.worker.gpu.sample.sampler.Sampler`; of the runner `finish_requests`.
 """
@@ -14,18 +14,21 @@ vLLM 0.32 places: `vllm.v1.worker.gpu.sample.sampler.Sampler`; of the runner `fi
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from torch import Tensor, float32
+from torch import Tensor
 from vllm.sampling_params import SamplingParams
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.outputs import LogprobsTensors
 from vllm.v1.worker.gpu.input_batch import InputBatch
+from vllm.v1.worker.gpu.sample.bad_words import BadWordsState
+from vllm.v1.worker.gpu.sample.logit_bias import LogitBiasState
+from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsContext, LogitsProcessor
 from vllm.v1.worker.gpu.sample.output import SamplerOutput
 from vllm.v1.worker.gpu.sample.sampler import Sampler
 from vllm.v1.worker.gpu.sample.states import NO_LOGPROBS
 
 from softspec.engine.wire import Seat
 from softspec.engine.worker.mixing import GroupMixer
-from softspec.engine.worker.rows import complete_groups, seat_of
+from softspec.engine.worker.rows import GroupRows, complete_groups, seat_of
 
 if TYPE_CHECKING:
     from vllm.v1.worker.gpu.model_runner import GPUModelRunner
@@ -39,6 +42,11 @@ class EnsembleSampler(Sampler):
         self.__dict__.update(vars(runner.sampler))
         self.mixer = GroupMixer()
         self._seats: dict[int, Seat | None] = {}
+        self._groups: list[GroupRows] = []
+        theirs: list[LogitsProcessor] = runner.sampler.logits_processors
+        masks = [each for each in theirs if isinstance(each, LogitBiasState | BadWordsState)]
+        others = [each for each in theirs if each not in masks]
+        self.logits_processors = [*masks, _Mixing(self), *others]
         runner.finish_requests = self._forgetting(runner.finish_requests)
 
     def add_request(self, req_idx: int, sampling_params: SamplingParams) -> None:
@@ -51,15 +59,16 @@ class EnsembleSampler(Sampler):
 
     def __call__(self, logits: Tensor, input_batch: InputBatch) -> SamplerOutput:
         """Draw and report a token per row; rows of one group get the same."""
-        groups = complete_groups(self._drawing_members(input_batch))
-        if groups:
-            logits = logits.to(float32)
-        self.mixer.mix(logits, groups)
+        self._groups = complete_groups(self._drawing_members(input_batch))
         output = super().__call__(logits, input_batch)
         reported = self.mixer.report(output.logprobs_tensors, len(logits))
         if reported is not None:
             output.logprobs_tensors = LogprobsTensors(*reported)
         return output
+
+    def mix(self, logits: Tensor) -> None:
+        """Put the mixture into the leaders' rows of this step."""
+        self.mixer.mix(logits, self._groups)
 
     def _sample_random(
         self, processed_logits: Tensor, *args: object, **kwargs: object
@@ -89,3 +98,19 @@ class EnsembleSampler(Sampler):
             finish(scheduler_output)
 
         return finish_requests
+
+
+class _Mixing(LogitsProcessor):
+    """The place among vLLM's logits processors at which groups are mixed."""
+
+    def __init__(self, sampler: EnsembleSampler) -> None:
+        self._sampler = sampler
+
+    def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
+        """Whether the request is one of a group's; vLLM leaves out its processors where none has work."""
+        return seat_of(sampling_params) is not None
+
+    def apply(self, logits: Tensor, ctx: LogitsContext) -> Tensor:
+        """Mix, now that hard constraints have acted on every row."""
+        self._sampler.mix(logits)
+        return logits

@@ -320,7 +320,7 @@ def test_all_ways_are_measured_side_by_side(ensemble: Path, tmp_path: Path) -> N
     path = tmp_path / "bench.json"
     done = bench(
         *(str(ensemble), "--members", "2", "--json", str(path), "--repeats", "2", "--output-tokens", "6"),
-        *("--concurrency", "1", "2", "--prompt-tokens", "8", "70", "--enforce-eager"),
+        *("--concurrency", "1", "2", "--prompt-tokens", "70", "--enforce-eager"),
     )
 
     assert done.returncode == 0, done.stderr
@@ -330,7 +330,7 @@ def test_all_ways_are_measured_side_by_side(ensemble: Path, tmp_path: Path) -> N
     assert document["engine"]["threads"] >= 1
     assert document["model"]["members"] == 2
     assert document["model"]["parameters_per_adapter"] > 1000
-    assert len(document["cells"]) == 4
+    assert len(document["cells"]) == 2
     for cell in document["cells"]:
         expected = [way for way in WAYS if way != "reference" or cell["concurrency"] == 1]
         assert list(cell["samples"]) == expected

@@ -134,8 +134,7 @@ def test_its_base_is_the_one_that_the_wheel_gives() -> None:
     assert base_of([SHIPPED]) == str(local_base())
 
 
-@pytest.mark.model
-@pytest.mark.slow
+@pytest.mark.pilot
 def test_its_numbers_are_those_of_its_16_bit_members(tmp_path: Path) -> None:
     shipped = shutil.copytree(SHIPPED, tmp_path / "shipped")
     training = draw_statements(THINGS, SETTINGS.train_examples, SETTINGS.seed)

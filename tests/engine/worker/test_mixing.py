@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from softspec.engine.wire import COLUMNS, Adapter, GroupSpec, Seat, num_columns, unpack
+from softspec.engine.worker import mixing
 from softspec.engine.worker.mixing import GroupMixer
 from softspec.engine.worker.rows import GroupRows
 from softspec.maths.mixture import update_log_weights
@@ -15,7 +16,7 @@ from softspec.maths.sampling import SamplingSpec
 from softspec.maths.uncertainty import predict
 
 VOCAB_SIZE = 40
-SETTINGS = SamplingSpec(temperature=0.8, top_k=20, top_p=0.95, min_p=0.01, seed=5)
+SETTINGS = SamplingSpec(temperature=0.8, top_k=20, top_p=0.95, min_p=0.01, seed=5, logit_bias=((3, 1.5),))
 NUM_TOP = 2
 ROWS = {"a": (0, 1), "b": (4, 3), "c": (2, 5, 6)}
 
@@ -25,6 +26,17 @@ def seat(name: str, num_members: int, sampling: SamplingSpec) -> Seat:
     prior = (-math.log(num_members),) * num_members
     spec = GroupSpec(adapters, prior, "prefix_posterior", block_size=None, num_top=NUM_TOP)
     return Seat(name, 0, spec, sampling)
+
+
+def step(mixer: GroupMixer, logits: Tensor, groups: list[GroupRows]) -> tuple[Tensor, Tensor]:
+    """The tokens of all rows, and their log-probability rows."""
+    logits, sampled = logits.clone(), torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
+    mixer.mix(logits, groups)
+    mixer.draw(logits)
+    mixer.hand_out(sampled)
+    reported = mixer.report(None, num_rows=len(logits))
+    assert reported is not None
+    return sampled, reported.logprobs
 
 
 def logits_of(position: int) -> Tensor:
@@ -37,17 +49,14 @@ def two_steps(device: str = "cpu", measures_uncertainty: bool = True) -> list[tu
     mixer.measures_uncertainty = measures_uncertainty
     sampling = {"a": SETTINGS, "b": SamplingSpec(temperature=0.0), "c": SETTINGS}
     seats = {name: seat(name, len(rows), sampling[name]) for name, rows in ROWS.items()}
-    steps = []
-    for position in range(2):
-        logits = logits_of(position).to(device)
-        sampled = torch.zeros(7, dtype=torch.int64, device=device)
-        mixer.mix(logits, [GroupRows(seats[name], rows, position) for name, rows in ROWS.items()])
-        mixer.draw(logits)
-        mixer.hand_out(sampled)
-        reported = mixer.report(None, num_rows=7)
-        assert reported is not None
-        steps.append((sampled, reported.logprobs))
-    return steps
+    return [
+        step(
+            mixer,
+            logits_of(position).to(device),
+            [GroupRows(seats[name], rows, position) for name, rows in ROWS.items()],
+        )
+        for position in range(2)
+    ]
 
 
 def test_no_step_waits_for_the_device() -> None:
@@ -87,3 +96,117 @@ def test_without_uncertainty_only_its_numbers_are_missing() -> None:
             assert logprobs[leader, first:end].isfinite().all()
             known = [*range(first), *range(end, end + num_members)]
             torch.testing.assert_close(bare[leader, known], logprobs[leader, known])
+
+
+def beside(name: str, spoiled: SamplingSpec = SETTINGS) -> list[GroupRows]:
+    """The three groups, of which one has these settings."""
+    return [
+        GroupRows(seat(each, len(rows), spoiled if each == name else SETTINGS), rows, 0)
+        for each, rows in ROWS.items()
+    ]
+
+
+@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("spoil", [math.nan, math.inf, -math.inf], ids=str)
+def test_a_row_without_finite_numbers_shows_in_its_own_group_alone(name: str, spoil: float) -> None:
+    """One number of one member is enough, but for -inf, which forbids a token; a row of it forbids all."""
+    logits, groups = logits_of(0), beside("none")
+    expected = step(GroupMixer(), logits, groups)
+    rows = list(ROWS[name]) if spoil == -math.inf else ROWS[name][1]
+    logits[rows, slice(None) if spoil == -math.inf else 8] = spoil
+
+    sampled, logprobs = step(GroupMixer(), logits, groups)
+
+    for each, (leader, *_) in ROWS.items():
+        if each != name:
+            assert torch.equal(logprobs[leader], expected[1][leader])
+        elif spoil == -math.inf:
+            assert logprobs[leader, 0] == -math.inf
+        else:
+            assert logprobs[leader, 0].isnan()
+            members = logprobs[leader, 1 + NUM_TOP + len(COLUMNS) :].isnan().tolist()
+            assert members[:2] == [False, True]
+    others = [row for each, rows in ROWS.items() if each != name for row in rows]
+    assert torch.equal(sampled[others], expected[0][others])
+
+
+@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize(
+    "spoiled",
+    [
+        SamplingSpec(logit_bias=((VOCAB_SIZE, 1.0),)),
+        SamplingSpec(logit_bias=((-1, 1.0),)),
+        SamplingSpec(logit_bias=((2**70, 1.0),)),
+        SamplingSpec(temperature=10**400),
+    ],
+    ids=["beyond the vocabulary", "before it", "beyond int64", "beyond float64"],
+)
+def test_a_group_that_cannot_be_mixed_leaves_the_others_alone(
+    name: str, spoiled: SamplingSpec, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = step(GroupMixer(), logits_of(0), beside("none"))
+
+    sampled, logprobs = step(GroupMixer(), logits_of(0), beside(name, spoiled))
+
+    assert len(set(sampled[list(ROWS[name])].tolist())) == 1
+    for each, (leader, *_) in ROWS.items():
+        assert logprobs[leader, 0].isnan() == (each == name)
+        width = 1 + NUM_TOP + num_columns(len(ROWS[each]))
+        assert each == name or torch.equal(logprobs[leader, :width], expected[1][leader, :width])
+    assert caplog.records[-1].getMessage() == f"could not mix {name}"
+
+
+@pytest.mark.parametrize("stage", ["draw_tokens", "update_log_weights"])
+def test_no_stage_of_a_step_raises(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(mixing, stage, fail)
+
+    sampled, logprobs = step(GroupMixer(), logits_of(0), beside("none"))
+
+    for rows in ROWS.values():
+        assert logprobs[rows[0], 0].isnan()
+        assert len(set(sampled[list(rows)].tolist())) == 1
+
+
+@pytest.mark.parametrize(
+    ("huge", "same"),
+    [
+        (SamplingSpec(top_k=2**70), SamplingSpec()),
+        (SamplingSpec(top_k=-3), SamplingSpec()),
+        (SamplingSpec(seed=2**63 + 5), SamplingSpec(seed=5)),
+        (SamplingSpec(seed=-1), SamplingSpec(seed=2**63 - 1)),
+    ],
+    ids=["top_k", "top_k below 0", "seed", "seed below 0"],
+)
+def test_integers_that_no_tensor_holds_are_brought_into_range(huge: SamplingSpec, same: SamplingSpec) -> None:
+    found, expected = (step(GroupMixer(), logits_of(0), beside("a", settings)) for settings in (huge, same))
+
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
+
+
+def test_the_posterior_is_kept_for_a_few_tokens_back_and_no_more() -> None:
+    """A group that goes back two tokens gets the very numbers it had; memory does not grow with the answer."""
+    mixer, place = GroupMixer(), seat("a", 2, SETTINGS)
+
+    def at(position: int) -> Tensor:
+        return step(mixer, logits_of(position), [GroupRows(place, (0, 1), position)])[1][0]
+
+    before = [at(position) for position in range(200)]
+    again = [at(position) for position in range(198, 200)]
+
+    assert all(map(torch.equal, again, before[198:]))
+    assert len(mixer._posteriors._histories["a"].weights) < 10
+    assert at(100)[0].isnan()
+
+
+@pytest.mark.parametrize("position", [3, 900])
+def test_a_group_at_a_place_where_it_never_was_fails_alone(position: int) -> None:
+    groups = beside("none")
+    groups[0] = GroupRows(groups[0].seat, groups[0].rows, position)
+
+    _, logprobs = step(GroupMixer(), logits_of(0), groups)
+
+    assert [bool(logprobs[rows[0], 0].isnan()) for rows in ROWS.values()] == [True, False, False]

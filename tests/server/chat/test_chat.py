@@ -39,7 +39,7 @@ def test_answer_carries_the_fields_of_the_documented_extension() -> None:
     assert list(uncertainty) == [
         "unit", "num_tokens", "log_prob", "mutual_information", "total_entropy", "aleatoric_entropy",
         "epistemic", "max_epistemic", "disagreement", "max_disagreement", "member_log_probs",
-        "member_weights", "confidence", "seed", "decision", "reason",
+        "member_weights", "confidence", "seed", "decision", "reason", "decided_at",
     ]  # fmt: skip
     assert uncertainty["unit"] == "nats"
     assert uncertainty["log_prob"] == pytest.approx(summary.log_prob)
@@ -56,6 +56,8 @@ def test_tokens_detail_lists_every_token_with_its_text() -> None:
     assert [token["token"] for token in tokens] == [" w0", " w1", " w2", " w3"]
     assert set(tokens[2]) == {
         "token",
+        "token_id",
+        "bytes",
         "log_prob",
         "total_entropy",
         "aleatoric_entropy",
@@ -68,7 +70,11 @@ def test_tokens_detail_lists_every_token_with_its_text() -> None:
 def test_no_detail_leaves_decision_and_reason() -> None:
     answer = ask(FakeEngine([TORN]), {"detail": "none", "policy": STRICT})
 
-    assert answer.choices[0].uncertainty == {"decision": "abstain", "reason": "max_epistemic 0.60 > 0.50"}
+    assert answer.choices[0].uncertainty == {
+        "decision": "abstain",
+        "reason": "max_epistemic 0.60 > 0.50 at token 3",
+        "decided_at": 3,
+    }
 
 
 def test_abstaining_withdraws_the_answer_and_keeps_status_200() -> None:
@@ -77,7 +83,7 @@ def test_abstaining_withdraws_the_answer_and_keeps_status_200() -> None:
     choice = answer.choices[0]
     assert choice.message.content is None
     assert "max_epistemic 0.60 > 0.50" in choice.message.refusal
-    assert (choice.finish_reason, choice.stop_reason) == ("content_filter", "abstained")
+    assert (choice.finish_reason, choice.stop_reason) == ("stop", "abstained")
     assert choice.uncertainty["decision"] == "abstain"
     assert "w2" not in answer.model_dump_json()
 
@@ -94,7 +100,7 @@ def test_server_policy_holds_where_the_request_names_none() -> None:
 
     answer = client.chat.completions.create(model=ENSEMBLE, messages=QUESTION)
 
-    assert answer.choices[0].finish_reason == "content_filter"
+    assert answer.choices[0].finish_reason == "stop"
 
 
 def test_request_policy_replaces_the_server_policy() -> None:
@@ -105,6 +111,49 @@ def test_request_policy_replaces_the_server_policy() -> None:
     )
 
     assert answer.choices[0].message.content == " w0 w1 w2 w3"
+
+
+@pytest.mark.parametrize("policy", [None, {}, {"action": None}, {"threshold": 0.55}])
+def test_request_policy_without_an_action_keeps_the_servers(policy: dict[str, Any] | None) -> None:
+    client = client_of(make_app(FakeEngine([TORN]), Policy("abstain", "max_epistemic", 0.5)))
+
+    answer = client.chat.completions.create(
+        model=ENSEMBLE, messages=QUESTION, extra_body={"uncertainty": {"policy": policy}}
+    )
+
+    assert answer.choices[0].uncertainty["decision"] == "abstain"
+
+
+@pytest.mark.parametrize("policy", [{}, {"threshold": 0.2}, {"threshold": 0.5, "min_tokens": 1}])
+def test_pinned_policy_may_be_tightened(policy: dict[str, Any]) -> None:
+    app = make_app(FakeEngine([TORN]), Policy("abstain", "max_epistemic", 0.5, 2), pinned=True)
+
+    answer = client_of(app).chat.completions.create(
+        model=ENSEMBLE, messages=QUESTION, extra_body={"uncertainty": {"policy": policy}}
+    )
+
+    assert answer.choices[0].uncertainty["decision"] == "abstain"
+
+
+@pytest.mark.parametrize(
+    ("policy", "field"),
+    [
+        ({"action": "answer"}, "action"),
+        ({"metric": "disagreement", "threshold": 0}, "metric"),
+        ({"threshold": 0.51}, "threshold"),
+        ({"threshold": 0.1, "min_tokens": 9}, "min_tokens"),
+    ],
+)
+def test_pinned_policy_is_not_loosened(policy: dict[str, Any], field: str) -> None:
+    engine = FakeEngine([TORN])
+    app = make_app(engine, Policy("abstain", "max_epistemic", 0.5, 2), pinned=True)
+
+    with pytest.raises(openai.BadRequestError, match="would loosen the server's policy") as refusal:
+        client_of(app).chat.completions.create(
+            model=ENSEMBLE, messages=QUESTION, extra_body={"uncertainty": {"policy": policy}}
+        )
+
+    assert (refusal.value.param, engine.requests) == (f"uncertainty.policy.{field}", [])
 
 
 def test_headers_tell_the_decision_without_parsing_the_body() -> None:
@@ -131,7 +180,7 @@ def test_text_completion_has_the_field_and_abstains_with_empty_text() -> None:
     abstained = ask_text(FakeEngine([TORN]), {"policy": STRICT})
 
     assert answered.choices[0].uncertainty["num_tokens"] == 4
-    assert (abstained.choices[0].text, abstained.choices[0].finish_reason) == ("", "content_filter")
+    assert (abstained.choices[0].text, abstained.choices[0].finish_reason) == ("", "stop")
 
 
 @pytest.mark.parametrize("model", ["base", f"{ENSEMBLE}/member-1"])
@@ -161,6 +210,16 @@ def test_single_models_pass_through_without_the_field(model: str) -> None:
             "uncertainty.policy.threshold",
         ),
         ({"uncertainty": {"policy": {"action": "abstain"}}}, "uncertainty.policy"),
+        ({"uncertainty": {"policy": {"threshold": 0.0}}}, "uncertainty.policy"),
+        ({"uncertainty": {"policy": {"metric": "mutual_information"}}}, "uncertainty.policy"),
+        ({"uncertainty": {"policy": {"min_tokens": 3}}}, "uncertainty.policy"),
+        ({"uncertainty": {"policy": {"min_tokens": 2.5}}}, "uncertainty.policy.min_tokens"),
+        ({"uncertainty": {"policy": {"min_tokens": True}}}, "uncertainty.policy.min_tokens"),
+        ({"uncertainty": {"policy": {"threshold": True}}}, "uncertainty.policy.threshold"),
+        (
+            {"uncertainty": {"policy": {"action": "abstain", "threshold": 1, "min_tokens": 0}}},
+            "uncertainty.policy",
+        ),
         ({"uncertainty": {"policy": {"action": "route", "threshold": 1}}}, "uncertainty.policy"),
         (
             {"uncertainty": {"policy": {"action": "abstain", "metric": "doubt", "threshold": 1}}},
@@ -203,6 +262,35 @@ def test_echo_is_refused_for_completions_only_with_logprobs() -> None:
     assert ask_text(FakeEngine([AGREED]), echo=True).choices[0].text
     with pytest.raises(openai.BadRequestError, match="echo"):
         ask_text(FakeEngine([AGREED]), echo=True, logprobs=1)
+
+
+@pytest.mark.parametrize("model", [None, ""], ids=["absent", "empty"])
+def test_request_without_a_model_asks_the_only_ensemble(model: str | None) -> None:
+    body = {"messages": QUESTION} if model is None else {"messages": QUESTION, "model": model}
+
+    answer = TestClient(make_app(FakeEngine([AGREED]))).post("/v1/chat/completions", json=body).json()
+
+    assert answer["model"] == ENSEMBLE
+    assert answer["choices"][0]["uncertainty"]["decision"] == "answer"
+
+
+@pytest.mark.parametrize("ensembles", [(), (ENSEMBLE, "doctors")], ids=["none", "two"])
+def test_request_without_a_model_is_refused_where_there_is_not_one_ensemble(
+    ensembles: tuple[str, ...],
+) -> None:
+    engine = FakeEngine([AGREED])
+    app = make_app(engine, ensembles=ensembles)
+
+    answer = TestClient(app).post("/v1/chat/completions", json={"messages": QUESTION})
+
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"], engine.requests) == (400, "model", [])
+    assert ", ".join([*ensembles, f"{ENSEMBLE}/member-0", f"{ENSEMBLE}/member-1", "base"]) in error["message"]
+
+
+def test_model_that_is_not_served_is_a_404_that_lists_what_is() -> None:
+    with pytest.raises(openai.NotFoundError, match=f"`jurist` does not exist: expected one of {ENSEMBLE}, "):
+        client_of(make_app(FakeEngine([AGREED]))).chat.completions.create(model="jurist", messages=QUESTION)
 
 
 def test_lockstep_error_is_a_500_that_says_so() -> None:
@@ -258,7 +346,7 @@ def test_stream_stops_before_the_token_that_crosses_and_aborts_the_engine() -> N
     last = chunks[-1].choices[0]
     assert [chunk.choices[0].delta.content for chunk in chunks[:-1]] == ["", " w0", " w1"]
     assert "max_epistemic 0.60 > 0.50" in last.delta.refusal
-    assert (last.finish_reason, last.stop_reason) == ("content_filter", "abstained")
+    assert (last.finish_reason, last.stop_reason) == ("stop", "abstained")
     assert (last.uncertainty["num_tokens"], last.uncertainty["decision"]) == (3, "abstain")
     assert engine.sent == 3
     assert engine.aborted
@@ -286,7 +374,7 @@ def test_abstaining_choice_falls_silent_while_the_others_go_on() -> None:
         texts[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
     assert texts == [" w0 w1", " w0 w1 w2 w3"]
     finished = {chunk.choices[0].index: chunk.choices[0].finish_reason for chunk in chunks}
-    assert finished == {0: "content_filter", 1: "stop"}
+    assert finished == {0: "stop", 1: "stop"}
 
 
 def test_stream_ends_as_soon_as_no_choice_is_open() -> None:
@@ -316,7 +404,7 @@ def test_streamed_text_completion_abstains_for_every_prompt_by_itself() -> None:
     chunks = list(ask_text(engine, {"policy": STRICT}, prompt=["one", "two"], stream=True))
 
     finished = {chunk.choices[0].index: chunk.choices[0].finish_reason for chunk in chunks}
-    assert finished == {0: "content_filter", 1: "stop"}
+    assert finished == {0: "stop", 1: "stop"}
 
 
 def test_missing_telemetry_in_a_stream_is_an_error_event() -> None:
@@ -331,6 +419,19 @@ def test_missing_telemetry_in_a_stream_is_an_error_event() -> None:
     assert events[-1] == "[DONE]"
 
 
+def test_every_choice_of_a_request_is_counted() -> None:
+    registry = CollectorRegistry()
+    client = client_of(make_app(FakeEngine([TORN, AGREED, AGREED]), registry=registry))
+
+    client.chat.completions.create(
+        model=ENSEMBLE, messages=QUESTION, n=3, extra_body={"uncertainty": {"policy": STRICT}}
+    )
+
+    page = generate_latest(registry).decode()
+    assert 'softspec_choices_total{decision="answer"} 2.0' in page
+    assert 'softspec_choices_total{decision="abstain"} 1.0' in page
+
+
 def test_answers_are_counted_by_decision() -> None:
     registry = CollectorRegistry()
     client = client_of(make_app(FakeEngine([TORN]), registry=registry))
@@ -343,6 +444,6 @@ def test_answers_are_counted_by_decision() -> None:
         )
 
     page = generate_latest(registry).decode()
-    assert 'softspec_requests_total{decision="answer"} 1.0' in page
-    assert 'softspec_requests_total{decision="abstain"} 1.0' in page
+    assert 'softspec_choices_total{decision="answer"} 1.0' in page
+    assert 'softspec_choices_total{decision="abstain"} 1.0' in page
     assert "softspec_time_to_first_token_seconds_count 2.0" in page

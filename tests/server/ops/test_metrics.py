@@ -2,6 +2,7 @@
 
 from prometheus_client import CollectorRegistry, generate_latest
 
+from softspec.errors import LockstepError, MixingError
 from softspec.maths.answer import summarise
 from softspec.server.ops.metrics import METRICS, Metrics
 from softspec.server.policy.policy import Decision
@@ -12,15 +13,18 @@ def test_every_metric_of_the_table_is_exposed_and_nothing_else() -> None:
     registry = CollectorRegistry()
     metrics = Metrics(registry)
 
-    metrics.answered(Decision("abstain", "why"), summarise(TORN, UNIFORM))
+    metrics.answered(Decision("abstain", "why", 3), summarise(TORN, UNIFORM))
     metrics.first_token(0.2)
-    metrics.lockstep_error()
+    metrics.failed(LockstepError("members drew different tokens"))
+    metrics.failed(MixingError("no token is left"))
 
     page = generate_latest(registry).decode()
     families = {line.split()[2] for line in page.splitlines() if line.startswith("# TYPE")}
     exposed = {family for family in families if not family.endswith("_created")}
     assert exposed == {metric.name for metric in METRICS}
-    assert 'softspec_requests_total{decision="abstain"} 1.0' in page
+    assert 'softspec_choices_total{decision="abstain"} 1.0' in page
+    assert "softspec_lockstep_errors_total 1.0" in page
+    assert "softspec_mixing_errors_total 1.0" in page
 
 
 def test_metric_names_end_in_their_unit() -> None:

@@ -1,7 +1,7 @@
 """Conversations under templates: where an answer begins and ends, what a template must show, and what it objects to."""
 
 import json
-from datetime import datetime
+from datetime import date
 from typing import Any
 
 import pytest
@@ -176,11 +176,11 @@ def test_an_answer_that_never_closes_the_thinking_is_refused() -> None:
 
 
 def test_a_template_with_a_clock_is_given_the_date_of_the_start() -> None:
-    day = datetime(2024, 2, 29, 23, 59, 58)
+    day = date(2024, 2, 29)
 
-    prompt, _ = texts(FAMILIES["llama-3-dated"], {"messages": [HI, YES]}, started=day)
+    prompt, _ = texts(FAMILIES["llama-3-dated"], {"messages": [HI, YES]}, started_on=day)
 
-    assert "Today Date: 29 Feb 2024 23:59:58" in prompt
+    assert "Today Date: 29 Feb 2024 00:00:00" in prompt
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_named_templates_without_a_default_are_refused() -> None:
         ),
         (
             {"messages": [HI, {**CALLS, "tool_calls": [{"function": {"name": "f", "arguments": "[]"}}]}]},
-            "dictionary",
+            "expected an object",
         ),
         (
             {"messages": [HI, YES], "tools": [{"name": "f", "parameters": {}}]},

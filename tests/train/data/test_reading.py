@@ -102,7 +102,7 @@ def test_rows_that_are_too_long_are_left_out_when_asked_and_told() -> None:
 
     assert found == read(SHORT)
     assert lines == [
-        "softspec: 2 of 3 rows are longer than max_length 40, the longest has 92 tokens (f:3); they are left out"
+        "2 of 3 rows are longer than max_length 40, the longest has 92 tokens (f:3); they are left out"
     ]
 
 

@@ -147,10 +147,7 @@ def test_a_text_that_the_tokenizer_changes_is_told() -> None:
 
     (line,) = told(tokenizer, {"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": "cafe\u0301"})
 
-    assert (
-        line
-        == "softspec: the base's tokenizer changes the text, as it will in serving (1 time, first at f:2)"
-    )
+    assert line == "the base's tokenizer changes the text, as it will in serving (1 time, first at f:2)"
 
 
 def test_options_of_a_vote_that_come_to_the_same_tokens_are_one() -> None:

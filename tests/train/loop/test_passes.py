@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from softspec.maths.mixture import uniform_log_weights
 from softspec.maths.renyi import renyi_loss, responsibilities
+from softspec.train.loop.facts import as_json
 from softspec.train.loop.passes import Pass, add_gradients
 from softspec.train.loop.state import Training
 from softspec.train.loop.step import moved_log_weights, optimizer_step
@@ -22,8 +24,10 @@ from softspec.train.members.likelihood import (
 )
 from softspec.train.members.pairs import Pairs
 from softspec.train.members.spec import decoder_layers
+from softspec.train.objective.routing import Routing
 from tests.support.tiny_training import (
     chat_rows,
+    config_of_no_files,
     examples_of,
     gradients_of,
     preference_rows,
@@ -253,7 +257,7 @@ def test_longer_completions_are_routed_more_softly_and_never_beyond_the_mixture(
     lengths = torch.tensor([len(example.completion_ids) for example in examples_of(training)]).double()
     expected = (ALPHA * (lengths.mean() / lengths).sqrt()).clamp_max(1)
     torch.testing.assert_close(done.routing.renyi_alpha, expected)
-    torch.testing.assert_close(done.routing.bundle_weights, (1 / lengths.mean()).expand(12))
+    torch.testing.assert_close(done.routing.loss_weights, (1 / lengths.mean()).expand(12))
 
 
 def test_an_example_counts_as_much_as_its_weight(tmp_path: Path) -> None:
@@ -284,33 +288,93 @@ def test_in_a_group_a_weight_is_as_good_as_repetition(tmp_path: Path) -> None:
     assert_equal(found, [2 * gradient for gradient in expected])
 
 
-def test_learned_weights_reach_the_best_mixture_of_fixed_members(tmp_path: Path) -> None:
-    """The objective is convex in the weights, so the fixed point, weights = load, is its minimum."""
-    training = exact(tmp_path, weights_learning_rate=0.5, weights_floor=0.001)
-    loglik = gradients(training)[1].loglik
-    loglik = loglik[:, :6] - loglik[:, :6].mean(0)
+def counted(path: Path, rows: list[dict[str, Any]], repeat: bool) -> None:
+    """Rows of which every third counts twice and every third three times: by their weight, or by being there."""
+    counts = [1 + number % 3 for number in range(len(rows))]
+    pairs = list(zip(rows, counts, strict=True))
+    weighted = [{**row, "weight": count} for row, count in pairs]
+    write_rows(path, [row for row, count in pairs for _ in range(count)] if repeat else weighted)
 
-    def nll(log_weights: Tensor) -> float:
-        return renyi_loss(loglik, log_weights, 1.0).mean().item()
 
-    log_weights = training.log_weights
-    for _ in range(4000):
-        load = responsibilities(loglik, log_weights, 1.0).mean(1).tolist()
-        log_weights = moved_log_weights(log_weights, load, training.config)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"granularity": "token", "activation": {"kind": "always"}},
+        {"length_weighting": "mean_length"},
+        {"objective": "dpo", "beta": 0.5},
+        {"weights_learning_rate": 0.5},
+    ],
+    ids=str,
+)
+def test_what_a_step_tells_of_weights_is_what_it_tells_of_repeated_rows(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    """The same loss, NLLs, load, margins and mixture weights: all are means in which a row counts as it weighs."""
+    rows = preference_rows() if "objective" in settings else chat_rows()
+    found = {}
+    for repeat, name in enumerate(("weighted", "repeated")):
+        (tmp_path / name).mkdir()
+        counted(tmp_path / name / "rows.jsonl", rows, bool(repeat))
+        training = exact(
+            tmp_path / name, train_file="rows.jsonl", micro_batch_size=24, renyi_alpha=ALPHA, **settings
+        )
+        facts = as_json(optimizer_step(training, 0)) | {"after": training.log_weights.exp().tolist()}
+        found[name] = facts
 
-    assert log_weights.exp().sum() == pytest.approx(1)
-    best = nll(log_weights)
-    for member in range(3):
-        for change in (0.99, 1.01):
-            moved = log_weights.exp()
-            moved[member] = (moved[member] * change).clamp_min(0.001 / 3)
-            assert nll((moved / moved.sum()).log()) >= best - 1e-3
-    reached = responsibilities(loglik, log_weights, 1.0).mean(1)
-    above_the_floor = log_weights.exp() > 0.0011 / 3
-    assert above_the_floor.sum() >= 2
-    torch.testing.assert_close(
-        log_weights.exp()[above_the_floor], reached[above_the_floor], rtol=1e-2, atol=1e-3
-    )
+    assert len(training.examples) == 24
+    told = {
+        "loss",
+        "mixture_nll",
+        "member_nll",
+        "load",
+        "routing_perplexity",
+        "margins",
+        "accuracies",
+        "after",
+    }
+    for key in told & found["weighted"].keys():
+        assert found["weighted"][key] == pytest.approx(found["repeated"][key], rel=1e-6), key
+
+
+def test_learnt_weights_reach_the_best_mixture_of_fixed_members() -> None:
+    """Examples count as they weigh and have orders of their own; the oracle is a minimiser that knows no EM."""
+    generator = torch.Generator().manual_seed(0)
+    loglik = 3 * torch.randn(3, 20, generator=generator, dtype=torch.float64)
+    counts = torch.rand(20, generator=generator, dtype=torch.float64) + 0.1
+    orders = torch.rand(20, generator=generator, dtype=torch.float64) * 0.9 + 0.1
+    config = config_of_no_files(num_members=3, weights_learning_rate=0.5, weights_floor=1e-6)
+
+    def routing(log_weights: Tensor) -> Routing:
+        ones = torch.ones_like(counts)
+        return Routing(log_weights, orders, 0.0, torch.arange(20), ones, counts, counts)
+
+    log_weights = uniform_log_weights(3).double()
+    for _ in range(3000):
+        shares = routing(log_weights).responsibilities(loglik)
+        log_weights = moved_log_weights(log_weights, routing(log_weights).best_weights(shares), config)
+
+    free = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    minimiser = torch.optim.LBFGS([free], max_iter=500, tolerance_grad=1e-12, tolerance_change=1e-14)
+
+    def loss() -> Tensor:
+        minimiser.zero_grad()
+        value = routing(free.log_softmax(0)).loss(loglik)
+        value.backward()
+        return value
+
+    minimiser.step(loss)
+    torch.testing.assert_close(log_weights.exp(), free.detach().softmax(0), atol=1e-4, rtol=0)
+    assert (shares.mean(1) - log_weights.exp()).abs().max() > 0.005, "a plain mean would do as well"
+
+
+@pytest.mark.parametrize("goal", [[0.2, 0.3, 0.5], [1 / 3, 1 / 3, 1 / 3]])
+def test_a_floor_of_one_keeps_mixture_weights_equal(goal: list[float]) -> None:
+    config = config_of_no_files(num_members=3, weights_learning_rate=0.5, weights_floor=1.0)
+
+    moved = moved_log_weights(uniform_log_weights(3).double(), torch.tensor(goal), config)
+
+    assert moved.exp().tolist() == pytest.approx([1 / 3] * 3)
 
 
 def test_weights_move_with_the_steps_and_never_below_their_floor(tmp_path: Path) -> None:

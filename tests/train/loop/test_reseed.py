@@ -34,8 +34,9 @@ def test_a_starved_member_becomes_a_noisy_copy_of_who_serves_the_worst(training:
     for weight in training.members.parameters():
         gap = (weight[starved] - weight[donor]).norm() / weight[donor].norm()
         assert 0.05 < gap < 0.2
-        moments = training.optimizer.state[weight]
-        assert torch.equal(moments["exp_avg"][starved], moments["exp_avg"][donor])
+    for kept, taken in zip(*(training.optimizer.moments(each) for each in (donor, starved)), strict=True):
+        assert kept.keys() == taken.keys() == {"exp_avg", "exp_avg_sq", "step"}
+        assert all(torch.equal(value, taken[name]) for name, value in kept.items())
     after = add_gradients(training, training.examples, 1.0)
     assert after.loglik[starved].sum() > done.loglik[starved].sum() + 10
 

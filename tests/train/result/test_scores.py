@@ -2,16 +2,28 @@
 
 import math
 import statistics
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from softspec.artefact.activation import AlwaysActivation, BlockActivation
 from softspec.maths.mixture import uniform_log_weights
+from softspec.train.loop.facts import as_json
 from softspec.train.members.likelihood import collate, completion_logprobs
 from softspec.train.members.members import Members
-from softspec.train.result.scores import score_examples, summarise_scores
-from tests.support.tiny_training import random_examples, tiny_members
+from softspec.train.result.scores import Scores, score_examples, summarise_scores
+from softspec.train.run import held_out_scores
+from tests.support.tiny_training import (
+    chat_rows,
+    preference_rows,
+    prepared,
+    random_examples,
+    tiny_members,
+    write_config,
+    write_rows,
+)
 
 WEIGHTS = uniform_log_weights(3)
 
@@ -68,6 +80,54 @@ def test_the_summary_says_what_the_formulas_say_of_each_example(members: Members
     assert 0 <= summary.mutual_information <= math.log(3)
     assert 1 <= summary.routing_perplexity <= 3
     assert summary.tokens == sum(len(example.completion_ids) for example in random_examples())
+
+
+@pytest.mark.parametrize(("said", "expected"), [(0.9, 0.325), (0.5, 0.693)])
+def test_nine_votes_to_one_are_best_explained_by_who_says_so(said: float, expected: float) -> None:
+    """Counted by heads the undecided model would win, 0.693 to 1.204."""
+    loglik = torch.tensor([[said, 1 - said]], dtype=torch.float64).log()
+    scores = Scores(
+        loglik=loglik,
+        base_loglik=loglik[0],
+        fixed_weights_loglik=loglik[0],
+        path_information=torch.zeros(2),
+        weights=torch.tensor([0.9, 0.1]),
+        num_tokens=torch.tensor([1, 1]),
+        sources=(None, None),
+    )
+
+    summary = summarise_scores(scores, torch.zeros(1), 0.8, "prefix_posterior")
+
+    for name in ("mixture_nll", "fixed_weights_nll", "member_nll", "base_nll", "renyi_loss"):
+        assert getattr(summary, name) == pytest.approx(expected, abs=5e-4), name
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"granularity": "token"}, {"objective": "dpo", "beta": 0.5}], ids=str
+)
+def test_a_held_out_row_of_weight_three_scores_as_three_rows(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    """From the file to the facts, which decide when a run stops."""
+    dpo = "objective" in settings
+    rows = [{**row, "source": "AB"[n % 2]} for n, row in enumerate(preference_rows() if dpo else chat_rows())]
+    write_config(tmp_path)
+    write_rows(tmp_path / "train.jsonl", rows)
+    write_rows(tmp_path / "weighted.jsonl", [{**row, "weight": 1 + n % 3} for n, row in enumerate(rows)])
+    write_rows(tmp_path / "repeated.jsonl", [row for n, row in enumerate(rows) for _ in range(1 + n % 3)])
+    found = {}
+    for name in ("train", "weighted", "repeated"):
+        training = prepared(tmp_path, b_init_std=0.3, eval_file=f"{name}.jsonl", **settings)
+        training.members.model.double()
+        scores = held_out_scores(training)
+        assert scores
+        found[name] = as_json(scores)
+
+    counts = {"examples", "tokens", "preferences"}
+    for key, value in found["repeated"].items():
+        if key not in counts:
+            assert found["weighted"][key] == pytest.approx(value, rel=1e-6), key
+    assert found["weighted"]["mixture_nll"] != pytest.approx(found["train"]["mixture_nll"], rel=1e-3)
 
 
 def test_the_served_mixture_gives_the_mixture_nll(members: Members) -> None:

@@ -1,0 +1,74 @@
+"""The end of a run: from trained members to an ensemble directory in its place.
+
+In: a `Training` after its last step. Out: the directory, with the run's log and curves. Takes no steps.
+"""
+
+import shutil
+
+from softspec.artefact.manifest import BaseModelRef, Manifest
+from softspec.errors import TrainingError
+from softspec.train.loop.facts import HeldOut, as_json
+from softspec.train.loop.folder import LOG_NAME, TENSORBOARD, RunFolder
+from softspec.train.loop.state import Training
+from softspec.train.result.export import check_reload, publish, storing, write_ensemble
+
+RELOAD_CHECK_EXAMPLES = 2
+
+
+def export(training: Training, run: RunFolder, manifest: Manifest) -> None:
+    """Write the ensemble beside its destination, check it through stock PEFT, move it into place, drop the run.
+
+    Raises:
+        TrainingError: its members are not what was trained; the ensemble is there all the same.
+        StorageError: it cannot be written; the checkpoint stays.
+    """
+    staged, output = run.staged, training.config.output_dir
+    with storing(staged):
+        shutil.rmtree(staged, ignore_errors=True)
+        write_ensemble(staged, training.members, manifest)
+        shutil.copyfile(run.log, staged / LOG_NAME)
+        if (run.path / TENSORBOARD).is_dir():  # not if it failed at once
+            shutil.copytree(run.path / TENSORBOARD, staged / TENSORBOARD)
+    units = (training.held_out or training.examples)[:RELOAD_CHECK_EXAMPLES]
+    doubt = None
+    try:
+        check_reload(
+            staged, training.members, [unit.completions[0] for unit in units], training.config.activation
+        )
+    except Exception as error:  # the run is over: whatever peft says of its result, the result is kept
+        doubt = error
+    with storing(output):
+        publish(staged, output)
+    run.remove()
+    if doubt:
+        raise TrainingError(f"{doubt}; it was written to '{output}' all the same, do not trust it") from doubt
+
+
+def manifest_of(training: Training, base: str, steps: int, scores: HeldOut | None) -> Manifest:
+    """What `ensemble.json` says of a run of so many steps on the base with this fingerprint."""
+    config = training.config
+    return Manifest(
+        name=config.served_name,
+        base_model=BaseModelRef(
+            path=config.base_model,
+            revision=config.model_revision,
+            fingerprint=base,
+        ),
+        num_members=config.num_members,
+        log_weights=tuple(training.log_weights.tolist()),
+        renyi_alpha=config.renyi_alpha,
+        objective=config.objective,
+        granularity=config.granularity,
+        weights_rule=config.weights_rule,
+        activation=config.activation,
+        training={
+            "examples": len(training.examples),
+            "examples_sha256": training.survey.digest,
+            "steps": steps,
+            **training.early_stopping.facts(),
+            "settings": config.model_dump(
+                mode="json", exclude={"base_model", "train_file", "eval_file", "output_dir"}
+            ),
+        },
+        held_out=as_json(scores) if scores else {},
+    )
