@@ -4,7 +4,6 @@ In: rows as dictionaries. Out: checked `Row`s and `VotesRow`s. Knows neither tok
 """
 
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, TypeVar
@@ -13,9 +12,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from softspec.artefact.validation import first_problem
 from softspec.errors import DataError
+from softspec.train.data.labels import Name, Votes, Weight
 
 AnyRow = TypeVar("AnyRow", bound=BaseModel)
-Name = Annotated[str, Field(coerce_numbers_to_str=True)]
 TEXT_PARTS = {
     "text": "text",
     "input_text": "text",
@@ -145,9 +144,9 @@ class LabelledRow(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    source: Name | None = None
-    group: Name | None = None
-    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    source: Name = None
+    group: Name = None
+    weight: Weight = 1.0
     tools: Annotated[list[Tool] | None, BeforeValidator(_decoded)] = None
     chat_template_kwargs: Annotated[dict[str, Any] | None, BeforeValidator(_decoded)] = None
 
@@ -230,7 +229,7 @@ class Row(LabelledRow):
                 "'tools' and 'chat_template_kwargs' need messages: text goes through no template"
             )
         for key, text in (("prompt", self.prompt), ("completion", self.completion)):
-            if isinstance(text, str) and _is_messages_as_text(text):
+            if isinstance(text, str) and is_messages_as_text(text):
                 raise ValueError(
                     f"'{key}' is messages written as JSON text: expected the list of messages itself"
                 )
@@ -250,7 +249,7 @@ class Row(LabelledRow):
             raise ValueError("empty completion: the assistant must say something")
 
 
-def _is_messages_as_text(text: str) -> bool:
+def is_messages_as_text(text: str) -> bool:
     """Whether a text is a message or a list of them, as JSON or as Python writes it."""
     if PYTHON_MESSAGES.match(text):
         return True
@@ -268,7 +267,7 @@ class VotesRow(LabelledRow):
     """One row of soft labels: how many votes each completion of a `prompt` has."""
 
     prompt: str | list[Message]
-    votes: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
+    votes: Votes
     completion: Any = None
     messages: Any = None
 
@@ -276,7 +275,7 @@ class VotesRow(LabelledRow):
     def _somebody_voted(self) -> "VotesRow":
         if self.completion is not None or self.messages is not None:
             raise ValueError("expected 'votes' with 'prompt' alone: the options are the completions")
-        if not 0 < sum(self.votes.values()) < math.inf:
+        if not any(self.votes.values()):
             raise ValueError("expected at least one option in 'votes' with more than 0 votes")
         return self
 
@@ -287,7 +286,7 @@ class VotesRow(LabelledRow):
         for option, count in self.votes.items():
             answer = option if isinstance(self.prompt, str) else [{"role": "assistant", "content": option}]
             if count:
-                yield {**shared, "completion": answer, "weight": self.weight * count / total}
+                yield {**shared, "completion": answer, "weight": self.weight * (count / total)}
 
 
 def parse_row(content: Mapping[str, Any], kind: type[AnyRow], place: str) -> AnyRow:
