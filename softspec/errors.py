@@ -31,7 +31,7 @@ class SoftspecError(Exception):
 
 
 class UserError(SoftspecError, ValueError):
-    """Something the caller gave is wrong and the caller can fix it; a ValueError, which vLLM's routes answer with 400."""
+    """Something the caller gave is wrong and the caller can fix it; vLLM's routes answer a ValueError with 400."""
 
     exit_code = 2
 

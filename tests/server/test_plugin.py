@@ -12,6 +12,7 @@ from prometheus_client import REGISTRY
 
 from softspec.artefact.activation import BlockActivation
 from softspec.engine.wire import LOCKSTEP_FAILED
+from tests.server.chat.test_foreign import OPENAI_PASSES
 from tests.support.scripted_vllm import HELLO, MEMBER_LOG_PROBS, NAME, Server, serving
 from tests.support.tiny import random_adapters, tiny_llama
 
@@ -160,6 +161,13 @@ def test_unsupported_fields_are_refused_in_openais_envelope(server: Server, fiel
     assert (refusal.value.param, refusal.value.type) == (field, "BadRequestError")
 
 
+def test_openais_fields_that_change_nothing_pass_through_vllms_own_models(server: Server) -> None:
+    passing = {field: value for field, value in OPENAI_PASSES.items() if field != "best_of"}
+
+    assert server.chat(user="u", extra_body=passing).choices[0].message.content == " yes it is"
+    assert server.complete(best_of=1, user="u").choices[0].text == " yes it is"
+
+
 @pytest.mark.parametrize("route", ["load_ensemble", "unload_ensemble", "load_lora_adapter"])
 def test_nothing_is_loaded_by_http_unless_the_server_allows_it(server: Server, route: str) -> None:
     assert server.post(f"/v1/{route}", {"path": "anywhere", "name": NAME}).status_code == 404
@@ -191,5 +199,5 @@ def test_our_metrics_stand_beside_vllms(server: Server) -> None:
     server.chat()
 
     page = server.get("/metrics").text
-    assert 'softspec_requests_total{decision="answer"}' in page
+    assert 'softspec_choices_total{decision="answer"}' in page
     assert "http_requests_total" in page

@@ -39,7 +39,7 @@ FLOATS = (
     *(3.4028234e38, 3.5e38, 1e300, 1.7976931348623157e308, -1e308),
     *(float("inf"), float("-inf"), float("nan")),
 )
-OTHERS = (
+OTHERS: tuple[Any, ...] = (
     None,
     True,
     False,
