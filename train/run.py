@@ -25,6 +25,7 @@ from softspec.train.loop.checkpoint import load_checkpoint, read_whole
 from softspec.train.loop.facts import HeldOut
 from softspec.train.loop.folder import RunFolder, open_run
 from softspec.train.loop.health import Starvation, patience_of
+from softspec.train.loop.margins import Margins, digest_of, keep_margins, read_margins, with_reference
 from softspec.train.loop.optimizer import MembersAdamW
 from softspec.train.loop.saving import save, saved_on_error
 from softspec.train.loop.schedule import ExampleOrder, total_steps
@@ -89,7 +90,8 @@ def _train(config: TrainConfig, run: RunFolder, resume: bool, overrides: Sequenc
     spec = check_base(config)
     base = check_same_base(config, run if resume else None)
     examples, held_out = read_data(config)
-    training = prepare(config, spec, examples, held_out)
+    margins = read_margins(run.margins) if resume else None
+    training = prepare(config, spec, examples, held_out, margins)
     finished = start_or_resume(training, run, resume, overrides, base)
     steps = run_steps(training, run, finished)
     scores = held_out_scores(training)
@@ -157,9 +159,13 @@ def _spec_of(config: TrainConfig, skeleton: nn.Module) -> LoraSpec:
 
 
 def prepare(
-    config: TrainConfig, spec: LoraSpec, examples: Sequence[Unit], held_out: Sequence[Unit]
+    config: TrainConfig,
+    spec: LoraSpec,
+    examples: Sequence[Unit],
+    held_out: Sequence[Unit],
+    margins: Margins | None = None,
 ) -> Training:
-    """Load the base, install the members and their optimizer."""
+    """Load the base, install the members and their optimizer; `margins` are what the base is known to say."""
     objective, processes = objective_of(config), Processes()
     known = survey(examples, config.granularity == "group", config.train_file)
     model = load_base(config.base_model, config.model_revision, config.dtype, processes.device)
@@ -174,8 +180,8 @@ def prepare(
         processes=processes,
         members=members,
         optimizer=optimizer,
-        examples=objective.with_reference(members, examples, processes),
-        held_out=objective.with_reference(members, held_out, processes),
+        examples=with_reference(objective, members, examples, processes, margins),
+        held_out=with_reference(objective, members, held_out, processes, margins),
         survey=known,
         order=order,
         prior=prior_of(config, members, len(examples)),
@@ -195,11 +201,12 @@ def start_or_resume(
         ConfigError: the checkpoint is damaged, or the run began with other settings, examples or, where they decide its
             end, held-out examples.
     """
-    config, held_out = training.config, held_out_digest(training)
+    config, held_out = training.config, digest_of(training.held_out)
     training.processes.wait()  # until all have seen the folder as it was
     if not resume:
         if training.processes.is_main:
             run.clear(overrides, base, held_out)
+            keep_margins(run.margins, training.examples, training.held_out)
         return 0
     step, state = load_checkpoint(run, config, training.survey.digest)
     began = run.beginning
@@ -211,12 +218,6 @@ def start_or_resume(
     with read_whole(run.checkpoint):
         training.load_state_dict(state)
     return step
-
-
-def held_out_digest(training: Training) -> str:
-    """What tells held-out units from others; empty without any."""
-    units = training.held_out
-    return survey(units, False, str(training.config.eval_file)).digest if units else ""
 
 
 def run_steps(training: Training, run: RunFolder, finished: int) -> int:

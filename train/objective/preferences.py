@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from softspec.artefact.activation import Activation
@@ -23,7 +24,7 @@ from softspec.train.members.likelihood import Batch, base_loglik, collate, pair_
 from softspec.train.members.members import Members
 from softspec.train.members.pairs import Pairs
 from softspec.train.objective.routing import Table
-from softspec.train.processes import Processes
+from softspec.train.processes import Processes, is_main_process
 
 
 @dataclass(frozen=True)
@@ -106,10 +107,15 @@ def reference_margins(
 ) -> list[float]:
     """log p(chosen) - log p(rejected) under the base of the preferences with these indices, nats."""
     margins: list[float] = []
+    bar = tqdm(
+        desc="asking the base", total=len(indices), unit="pair", delay=2, disable=not is_main_process()
+    )
     for part in in_batches(indices, batch_size):
+        bar.update(len(part))
         batch = collate_preferences(members, [preferences[index] for index in part], activation)
         chosen, rejected = base_loglik(members, batch)[0].chunk(2)
         margins += (chosen - rejected).tolist()
+    bar.close()
     return margins
 
 
