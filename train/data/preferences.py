@@ -8,8 +8,9 @@ from typing import Any
 
 from pydantic import model_validator
 
+from softspec.train.data.messages import Message
 from softspec.train.data.reading import PlacedRows, Reading
-from softspec.train.data.rows import LabelledRow, Message, Row, parse_row
+from softspec.train.data.rows import LabelledRow, Row, parse_row
 from softspec.train.data.units import Preference
 
 
