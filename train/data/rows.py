@@ -4,19 +4,18 @@ In: rows as dictionaries. Out: checked `Row`s and `VotesRow`s. Knows neither tok
 """
 
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
 from softspec.artefact.validation import first_problem
 from softspec.errors import DataError
+from softspec.train.data.labels import Name, Votes, Weight
 from softspec.train.data.messages import Message, Tool, decoded
 
 AnyRow = TypeVar("AnyRow", bound=BaseModel)
-Name = Annotated[str, Field(coerce_numbers_to_str=True)]
 SERVER_ONLY = (
     "add_generation_prompt",
     "chat_template",
@@ -44,9 +43,9 @@ class LabelledRow(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    source: Name | None = None
-    group: Name | None = None
-    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    source: Name = None
+    group: Name = None
+    weight: Weight = 1.0
     tools: Annotated[list[Tool] | None, BeforeValidator(decoded)] = None
     chat_template_kwargs: Annotated[dict[str, Any] | None, BeforeValidator(decoded)] = None
 
@@ -129,7 +128,7 @@ class Row(LabelledRow):
                 "'tools' and 'chat_template_kwargs' need messages: text goes through no template"
             )
         for key, text in (("prompt", self.prompt), ("completion", self.completion)):
-            if isinstance(text, str) and _is_messages_as_text(text):
+            if isinstance(text, str) and is_messages_as_text(text):
                 raise ValueError(
                     f"'{key}' is messages written as JSON text: expected the list of messages itself"
                 )
@@ -149,7 +148,7 @@ class Row(LabelledRow):
             raise ValueError("empty completion: the assistant must say something")
 
 
-def _is_messages_as_text(text: str) -> bool:
+def is_messages_as_text(text: str) -> bool:
     """Whether a text is a message or a list of them, as JSON or as Python writes it."""
     if PYTHON_MESSAGES.match(text):
         return True
@@ -167,7 +166,7 @@ class VotesRow(LabelledRow):
     """One row of soft labels: how many votes each completion of a `prompt` has."""
 
     prompt: str | list[Message]
-    votes: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
+    votes: Votes
     completion: Any = None
     messages: Any = None
 
@@ -175,7 +174,7 @@ class VotesRow(LabelledRow):
     def _somebody_voted(self) -> "VotesRow":
         if self.completion is not None or self.messages is not None:
             raise ValueError("expected 'votes' with 'prompt' alone: the options are the completions")
-        if not 0 < sum(self.votes.values()) < math.inf:
+        if not any(self.votes.values()):
             raise ValueError("expected at least one option in 'votes' with more than 0 votes")
         return self
 
@@ -186,7 +185,7 @@ class VotesRow(LabelledRow):
         for option, count in self.votes.items():
             answer = option if isinstance(self.prompt, str) else [{"role": "assistant", "content": option}]
             if count:
-                yield {**shared, "completion": answer, "weight": self.weight * count / total}
+                yield {**shared, "completion": answer, "weight": self.weight * (count / total)}
 
 
 def parse_row(content: Mapping[str, Any], kind: type[AnyRow], place: str) -> AnyRow:

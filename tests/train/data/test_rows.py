@@ -129,7 +129,7 @@ def test_blank_lines_are_skipped(tmp_path: Path, tokenizer: PreTrainedTokenizerF
     ("line", "message"),
     [
         ('{"messages": [', "not JSON"),
-        ("[1, 2]", "found list, expected an object"),
+        ("[1, 2]", "found a list, expected an object"),
         ("{}", "expected either 'messages' or 'prompt' with 'completion'"),
         ('{"prompt": "a"}', "expected both 'prompt' and 'completion'"),
         ('{"prompt": "a", "completion": " "}', "empty completion"),
