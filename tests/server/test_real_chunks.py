@@ -10,7 +10,7 @@ import pytest
 from openai.types.responses import ResponseErrorEvent
 from prometheus_client import REGISTRY
 
-from softspec.engine.wire import KEY, LOCKSTEP_FAILED, MIXING_FAILED
+from softspec.engine.wire import KEY, LOCKSTEP_FAILED, MIXING_FAILED, NO_TOKEN_LEFT
 from softspec.errors import ConfigError
 from tests.support.tiny import random_adapters, tiny_llama, tiny_tokenizer
 
@@ -277,6 +277,18 @@ def test_our_own_failures_are_named_and_counted(
         server.stream(model=model)
 
     assert counted(metric) == before + 2
+
+
+def test_constraints_that_leave_no_token_are_the_callers_mistake(server: Any) -> None:
+    before = counted("lockstep"), counted("mixing")
+    server.engine.broken = NO_TOKEN_LEFT
+
+    with pytest.raises(openai.BadRequestError, match="leave no token"):
+        server.chat()
+    with pytest.raises(openai.APIError, match="leave no token"):
+        server.stream()
+
+    assert (counted("lockstep"), counted("mixing")) == before
 
 
 def test_errors_of_vllm_are_its_own(server: Any) -> None:

@@ -97,6 +97,7 @@ class EnsembleClient:
             ConfigError, VLLMClientError: see `admit`.
             UnknownModelError: while iterating, if the model was unloaded meanwhile.
             LockstepError, MixingError: while iterating, if a group had to be ended.
+            ConfigError: while iterating, if the request's own constraints leave no token.
         """
         model = lora_request.lora_name if lora_request is not None else None
         params = self.admit(model, sampling_params, kwargs.get("priority", 0))
@@ -166,7 +167,7 @@ class EnsembleClient:
                 for completion in output.outputs:
                     failure = failure_of(completion, request_id)
                     if failure is not None:
-                        if self._on_failed is not None:
+                        if self._on_failed is not None and isinstance(failure, EngineError):
                             self._on_failed(failure)
                         raise failure
                 yield output
