@@ -25,6 +25,7 @@ from softspec.train.loop.checkpoint import load_checkpoint, read_whole
 from softspec.train.loop.facts import HeldOut
 from softspec.train.loop.folder import RunFolder, open_run
 from softspec.train.loop.health import Starvation, patience_of
+from softspec.train.loop.memory import advice_on_memory
 from softspec.train.loop.optimizer import MembersAdamW
 from softspec.train.loop.saving import save, saved_on_error
 from softspec.train.loop.schedule import ExampleOrder, total_steps
@@ -88,13 +89,14 @@ def _train(config: TrainConfig, run: RunFolder, resume: bool, overrides: Sequenc
     run.started_on = processes.of_main(run.started_on)
     spec = check_base(config)
     base = check_same_base(config, run if resume else None)
-    examples, held_out = read_data(config)
-    training = prepare(config, spec, examples, held_out)
-    finished = start_or_resume(training, run, resume, overrides, base)
-    steps = run_steps(training, run, finished)
-    scores = held_out_scores(training)
-    if processes.is_main:
-        export(training, run, manifest_of(training, base, steps, scores))
+    with advice_on_memory(config):
+        examples, held_out = read_data(config)
+        training = prepare(config, spec, examples, held_out)
+        finished = start_or_resume(training, run, resume, overrides, base)
+        steps = run_steps(training, run, finished)
+        scores = held_out_scores(training)
+        if processes.is_main:
+            export(training, run, manifest_of(training, base, steps, scores))
     processes.wait()
     return config.output_dir
 
@@ -269,7 +271,8 @@ def held_out_scores(training: Training) -> HeldOut | None:
     if not training.held_out:
         return None
     config, members, processes = training.config, training.members, training.processes
-    return score_held_out(config, members, training.held_out, training.log_weights, processes)
+    with advice_on_memory(config, "evaluation"):
+        return score_held_out(config, members, training.held_out, training.log_weights, processes)
 
 
 def _is_due(every: int | None, done: int) -> bool:
