@@ -4,6 +4,7 @@ In: vLLM's app, engine client and state. Out: the same server, with ensembles am
 `server/` that imports vllm; it puts the parts together and decides nothing.
 """
 
+import logging
 import os
 from argparse import Namespace
 from functools import partial
@@ -20,6 +21,7 @@ from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request
 
 from softspec.engine.front.client import EnsembleClient
+from softspec.engine.front.ending import ending_of
 from softspec.engine.front.ensemble import load_ensembles
 from softspec.engine.front.handlers import (
     base_names,
@@ -29,7 +31,10 @@ from softspec.engine.front.handlers import (
     put_into_handlers,
     token_decoder,
 )
-from softspec.engine.requirements import require_engine
+from softspec.engine.front.trial import draw_unpublished
+from softspec.engine.requirements import require_base, require_engine
+from softspec.engine.start.arguments import accepted_arguments
+from softspec.engine.start.log import share_log
 from softspec.errors import SoftspecError
 from softspec.server.chat.gate import Gate
 from softspec.server.chat.guard import policy_guard
@@ -41,7 +46,12 @@ from softspec.server.ops.errors import respond_to_error
 from softspec.server.ops.metrics import Metrics
 from softspec.server.ops.readiness import Readiness, obstacle
 from softspec.server.ops.routes import add_ops_routes
+from softspec.server.ops.served_base import served_fingerprint
 from softspec.server.ops.settings import Settings
+from softspec.server.ops.stopping import RefuseWhileStopping, limit_farewell
+from softspec.server.ops.welcome import welcome
+
+_log = logging.getLogger(__name__)
 
 _COMPLETIONS = {
     "/v1/chat/completions": UpstreamRoute(ChatCompletionRequest, create_chat_completion),
@@ -65,6 +75,7 @@ class SoftspecEndpoints:
             add_ensemble_routes(app, is_json)
         app.add_exception_handler(SoftspecError, respond_to_error)
         app.add_middleware(Gate, followers=frozenset(_COMPLETIONS))
+        app.add_middleware(RefuseWhileStopping)
 
     async def init_state(self, engine_client: EngineClient, state: State, args: Namespace) -> None:
         """Load the ensembles, prepare the engine for them and put our client into vLLM's handlers.
@@ -74,9 +85,16 @@ class SoftspecEndpoints:
         """
         settings = Settings.from_environment(os.environ)
         ensembles = load_ensembles(settings.ensembles)
+        share_log()
+        accepted_arguments(args, settings.allow_untested, in_use=True)
         require_engine(vllm.__version__, engine_client.vllm_config, ensembles)
+        model = engine_client.vllm_config.model_config
+        base = served_fingerprint(model.model, model.revision, settings.base_unchecked)
+        require_base(base, [ensemble.manifest for ensemble in ensembles])
         await engine_client.collective_rpc("install_ensemble_sampler")
         metrics = Metrics()
+        state.softspec_ending = ending_of(engine_client)
+        state.softspec_ending.on_begin.append(partial(limit_farewell, state))
         client = EnsembleClient(
             engine_client,
             ensembles,
@@ -85,6 +103,8 @@ class SoftspecEndpoints:
             on_failed=metrics.failed,
             on_preemption=metrics.group_preemption,
         )
+        client.registry.base_fingerprint = base
+        await client.registry.fill()
         put_into_handlers(client, engine_client, state)
         list_ensembles_first(client, state)
         served = client.registry.ensembles
@@ -97,7 +117,13 @@ class SoftspecEndpoints:
             decode=token_decoder(engine_client),
             metrics=metrics,
         )
+        state.softspec_canary = canary_of(partial(draw_unpublished, client))
         state.softspec_readiness = Readiness(
-            served, canary_of(partial(draw_one_token, state)), partial(obstacle, engine_client, state)
+            served,
+            canary_of(partial(draw_one_token, state)),
+            partial(obstacle, engine_client, state.softspec_ending),
+            on_ready=lambda: _log.info(
+                "%s", welcome(served, base_names(state), settings.policy, settings.pinned)
+            ),
         )
         state.softspec_readiness.begin()

@@ -16,7 +16,7 @@
     |       |-- WorkerOutOfMemory    ... because it needs more memory than there is
     |-- Interrupted                  a signal ended the command: exit code 128 + its number
     |-- EngineError                  the serving engine cannot do what was asked
-        |-- UnsupportedEngineError   a vLLM version, runner or option that was not tested; raised at start-up
+        |-- UnsupportedEngineError   a vLLM version, runner or option that was not tested; at start-up: exit code 2
         |-- LockstepError            members of one request came apart; ends that request
         |-- MixingError              members of one request could not be mixed; ends that request
 
@@ -31,7 +31,7 @@ class SoftspecError(Exception):
 
 
 class UserError(SoftspecError, ValueError):
-    """Something the caller gave is wrong and the caller can fix it; a ValueError, which vLLM's routes answer with 400."""
+    """Something the caller gave is wrong and the caller can fix it; vLLM's routes answer a ValueError with 400."""
 
     exit_code = 2
 
@@ -102,7 +102,9 @@ class EngineError(SoftspecError):
 
 
 class UnsupportedEngineError(EngineError):
-    """A vLLM version, model runner or engine option was not tested with ensembles."""
+    """A vLLM version, model runner or engine option was not tested with ensembles; the caller can choose another."""
+
+    exit_code = 2
 
 
 class LockstepError(EngineError):

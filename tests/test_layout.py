@@ -25,7 +25,7 @@ HOUSE = {
 """The rooms of the house, each with those it may import."""
 
 FLOORS = {
-    "engine": (("wire", "trace"), ("requirements",), ("worker", "core", "front"), ("start",)),
+    "engine": (("wire", "trace"), ("requirements", "options"), ("worker", "core", "front"), ("start",)),
     "train": (
         ("yaml_text", "places", "foreign_keys"),
         ("kinds",),

@@ -5,18 +5,24 @@ In: a `TrainConfig`. Out: an ensemble directory. Read `train_ensemble` first; th
 
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 from torch import nn
 from tqdm import tqdm
 
-from softspec.artefact.base import end_of_turn_ids, fingerprint
+from softspec.artefact.base import context_length, end_of_turn_ids, fingerprint
 from softspec.console import tell, tell_at_once, unbroken_output
 from softspec.errors import ConfigError, Interrupted
 from softspec.maths.mixture import uniform_log_weights
 from softspec.train.config import TrainConfig
+from softspec.train.data.choices import check_choices
+from softspec.train.data.notes import Notes
+from softspec.train.data.overlap import Overlap
+from softspec.train.data.reading import Reading
 from softspec.train.data.sources import read_rows
 from softspec.train.data.store import Store
 from softspec.train.data.survey import survey
@@ -25,6 +31,7 @@ from softspec.train.loop.checkpoint import load_checkpoint, read_whole
 from softspec.train.loop.facts import HeldOut
 from softspec.train.loop.folder import RunFolder, open_run
 from softspec.train.loop.health import Starvation, patience_of
+from softspec.train.loop.margins import Margins, digest_of, keep_margins, read_margins, with_reference
 from softspec.train.loop.memory import advice_on_memory
 from softspec.train.loop.optimizer import MembersAdamW
 from softspec.train.loop.saving import save, saved_on_error
@@ -59,7 +66,7 @@ def train_ensemble(
         TrainingError: memory ran out, the loss is no longer finite, or the written adapters do not reload to the same
             numbers.
     """
-    with unbroken_output(), _own_folder(config, resume, overwrite) as run:
+    with unbroken_output(), advice_on_memory(config), _own_folder(config, resume, overwrite) as run:
         try:
             return _train(config, run, resume, overrides)
         except KeyboardInterrupt as error:
@@ -89,14 +96,14 @@ def _train(config: TrainConfig, run: RunFolder, resume: bool, overrides: Sequenc
     run.started_on = processes.of_main(run.started_on)
     spec = check_base(config)
     base = check_same_base(config, run if resume else None)
-    with advice_on_memory(config):
-        examples, held_out = read_data(config)
-        training = prepare(config, spec, examples, held_out)
-        finished = start_or_resume(training, run, resume, overrides, base)
-        steps = run_steps(training, run, finished)
-        scores = held_out_scores(training)
-        if processes.is_main:
-            export(training, run, manifest_of(training, base, steps, scores))
+    examples, held_out = read_data(config, run.started_on)
+    margins = read_margins(run.margins) if resume else None
+    training = prepare(config, spec, examples, held_out, margins)
+    finished = start_or_resume(training, run, resume, overrides, base)
+    steps = run_steps(training, run, finished)
+    scores = held_out_scores(training)
+    if processes.is_main:
+        export(training, run, manifest_of(training, base, steps, scores))
     processes.wait()
     return config.output_dir
 
@@ -131,20 +138,37 @@ def check_same_base(config: TrainConfig, resumed: RunFolder | None) -> str:
     return found
 
 
-def read_data(config: TrainConfig) -> tuple[Sequence[Unit], Sequence[Unit]]:
+def read_data(config: TrainConfig, started_on: date | None = None) -> tuple[Sequence[Unit], Sequence[Unit]]:
     """Training and held-out units of the objective, tokenised, on disk; held-out may be empty."""
-    objective = objective_of(config)
+    check_choices(config)
+    objective, overlap = objective_of(config), Overlap()
     tokenizer = load_tokenizer(config.base_model, config.model_revision)
-    eos_ids = end_of_turn_ids(tokenizer, config.base_model, config.model_revision)
+    reading = Reading(
+        tokenizer,
+        end_of_turn_ids(tokenizer, config.base_model, config.model_revision),
+        config.max_length,
+        context_length(config.base_model, config.model_revision),
+        config.long_rows,
+        config.train_on,
+        started_on,
+        tell if is_main_process() else lambda line: None,
+    )
 
-    def read(data: str, split: str) -> Sequence[Unit]:
+    def read(data: str, split: str, note: Callable[[Iterable[Unit]], Iterator[Unit]]) -> Sequence[Unit]:
         rows = read_rows(data, split, config.dataset_config)
-        units = objective.read(rows, tokenizer, eos_ids)
+        units = note(objective.read(rows, replace(reading, notes=Notes())))
         bar = tqdm(units, desc=f"reading {data}", unit="example", delay=2, disable=not is_main_process())
         return Store(bar, config.output_dir.parent)
 
-    examples = read(config.train_file, config.dataset_train_split)
-    return examples, read(config.eval_file, config.dataset_test_split) if config.eval_file else []
+    examples = read(config.train_file, config.dataset_train_split, overlap.training)
+    if not config.eval_file:
+        return examples, []
+    held_out = read(config.eval_file, config.dataset_test_split, overlap.evaluation)
+    if overlap.shared:
+        reading.tell(
+            f"softspec: {overlap.shared} of {overlap.held_out} held-out examples are in train_file too"
+        )
+    return examples, held_out
 
 
 def check_names(config: TrainConfig) -> LoraSpec:
@@ -159,9 +183,13 @@ def _spec_of(config: TrainConfig, skeleton: nn.Module) -> LoraSpec:
 
 
 def prepare(
-    config: TrainConfig, spec: LoraSpec, examples: Sequence[Unit], held_out: Sequence[Unit]
+    config: TrainConfig,
+    spec: LoraSpec,
+    examples: Sequence[Unit],
+    held_out: Sequence[Unit],
+    margins: Margins | None = None,
 ) -> Training:
-    """Load the base, install the members and their optimizer."""
+    """Load the base, install the members and their optimizer; `margins` are what the base is known to say."""
     objective, processes = objective_of(config), Processes()
     known = survey(examples, config.granularity == "group", config.train_file)
     model = load_base(config.base_model, config.model_revision, config.dtype, processes.device)
@@ -176,8 +204,8 @@ def prepare(
         processes=processes,
         members=members,
         optimizer=optimizer,
-        examples=objective.with_reference(members, examples, processes),
-        held_out=objective.with_reference(members, held_out, processes),
+        examples=with_reference(objective, members, examples, processes, margins),
+        held_out=with_reference(objective, members, held_out, processes, margins),
         survey=known,
         order=order,
         prior=prior_of(config, members, len(examples)),
@@ -197,11 +225,12 @@ def start_or_resume(
         ConfigError: the checkpoint is damaged, or the run began with other settings, examples or, where they decide its
             end, held-out examples.
     """
-    config, held_out = training.config, held_out_digest(training)
+    config, held_out = training.config, digest_of(training.held_out)
     training.processes.wait()  # until all have seen the folder as it was
     if not resume:
         if training.processes.is_main:
             run.clear(overrides, base, held_out)
+            keep_margins(run.margins, training.examples, training.held_out)
         return 0
     step, state = load_checkpoint(run, config, training.survey.digest)
     began = run.beginning
@@ -213,12 +242,6 @@ def start_or_resume(
     with read_whole(run.checkpoint):
         training.load_state_dict(state)
     return step
-
-
-def held_out_digest(training: Training) -> str:
-    """What tells held-out units from others; empty without any."""
-    units = training.held_out
-    return survey(units, False, str(training.config.eval_file)).digest if units else ""
 
 
 def run_steps(training: Training, run: RunFolder, finished: int) -> int:

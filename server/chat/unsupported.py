@@ -1,12 +1,15 @@
 """Request fields that cannot be right on a mixture, refused by name instead of ignored.
 
-In: a parsed OpenAI request. Out: nothing, or a FieldError. The reasons stand in the table.
+In: a parsed OpenAI request. Out: nothing, or a FieldError. The reasons stand in the table; those of fields that vLLM
+does not know are in `foreign.py`.
 """
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import ClassVar, Protocol
 
 from softspec.engine.wire import MAX_TOP_LOGPROBS
 from softspec.errors import FieldError
+from softspec.server.chat.foreign import is_set, objection
 from softspec.server.chat.wire import EXTENSION
 
 
@@ -27,6 +30,7 @@ class OpenAIRequest(Protocol):
     vllm_xargs: dict[str, object] | None
     stream_options: StreamOptions | None
     request_id: str
+    model_fields: ClassVar[Mapping[str, object]]
 
     @property
     def model_extra(self) -> dict[str, object] | None: ...
@@ -41,8 +45,6 @@ _REASONS = {
     "ec_transfer_params": "the members' caches cannot be transferred",
     "watermarking": "the token is drawn from the mixture, not by the engine's sampler",
 }
-# OpenAI fields that label a request and change nothing in the answer.
-_LABELS = frozenset({"metadata", "safety_identifier", "prompt_cache_key", "service_tier"})
 
 
 def refuse_reserved(request: OpenAIRequest) -> None:
@@ -66,16 +68,18 @@ def refuse_extension(request: OpenAIRequest) -> None:
 def refuse_unsupported(request: OpenAIRequest) -> None:
     """Refuse, for an ensemble, everything that the mixture cannot honour, and every field nobody knows."""
     for field, reason in _REASONS.items():
-        if _is_set(getattr(request, field, None)):
+        if is_set(getattr(request, field, None)):
             raise FieldError(field, f"'{field}' is not supported for ensembles: {reason}")
     _refuse_echoed_logprobs(request)
     for field in ("logprobs", "top_logprobs"):
         asked = getattr(request, field, None) or 0
         if not 0 <= asked <= MAX_TOP_LOGPROBS:
             raise FieldError(field, f"'{field}' is {asked}: expected a number from 0 to {MAX_TOP_LOGPROBS}")
+    known = (EXTENSION, *type(request).model_fields)
     for field, value in _extras(request).items():
-        if field != EXTENSION and field not in _LABELS and _is_set(value):
-            raise FieldError(field, f"unknown field '{field}': it would have no effect; remove it")
+        problem = None if field == EXTENSION else objection(field, value, request.n or 1, known)
+        if problem is not None:
+            raise FieldError(field, problem)
 
 
 def _refuse_echoed_logprobs(request: OpenAIRequest) -> None:
@@ -89,8 +93,3 @@ def _refuse_echoed_logprobs(request: OpenAIRequest) -> None:
 
 def _extras(request: OpenAIRequest) -> dict[str, object]:
     return request.model_extra or {}
-
-
-def _is_set(value: object) -> bool:
-    """Whether a field asks for anything: clients send null, false and empty lists for what they do not want."""
-    return not (value is None or value is False or value in ([], {}))

@@ -1,7 +1,7 @@
 """The routes by which ensembles come and go in a running server.
 
-In: `app.state.softspec_registry`. Out: `POST /v1/load_ensemble` and `POST /v1/unload_ensemble`; vLLM's routes for
-single adapters refuse. Errors are the registry's.
+In: `app.state.softspec_registry`, and `app.state.softspec_canary` for what is new. Out: `POST /v1/load_ensemble` and
+`POST /v1/unload_ensemble`; vLLM's routes for single adapters refuse. Errors are the registry's.
 """
 
 from collections.abc import Sequence
@@ -29,8 +29,9 @@ def add_ensemble_routes(app: FastAPI, checks: Sequence[Depends]) -> None:
 
 async def load_ensemble(request: LoadEnsembleRequest, raw_request: Request) -> PlainTextResponse:
     """Serve one more ensemble, or replace one; the answer comes when new requests go to it."""
-    registry: Registry = raw_request.app.state.softspec_registry
-    ensemble = await registry.load(Path(request.path), request.replace)
+    state = raw_request.app.state
+    registry: Registry = state.softspec_registry
+    ensemble = await registry.load(Path(request.path), request.replace, state.softspec_canary)
     return PlainTextResponse(f"Success: ensemble '{ensemble.name}' added successfully.")
 
 

@@ -8,47 +8,73 @@ before torch or vLLM are loaded. Knows which models are served under which names
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
 
-from softspec.artefact.manifest import Manifest, load_manifest, member_rank
+from softspec.artefact.manifest import BaseModelRef, Manifest, load_manifest, member_rank
+from softspec.engine.requirements import require_base
 from softspec.engine.start.flags import cpu_environment, cpu_flags, engine_flags, refuse_reserved_flags
 from softspec.engine.wire import MAX_TOP_LOGPROBS
 from softspec.errors import ConfigError
+from softspec.server.ops.served_base import served_fingerprint
 from softspec.server.ops.settings import Settings
 
 PLUGIN = "softspec"
+_PLUGIN_GROUPS = (
+    "vllm.general_plugins",
+    "vllm.platform_plugins",
+    "vllm.io_processor_plugins",
+    "vllm.stat_logger_plugins",
+)
+"""What vLLM 0.32 loads as long as VLLM_PLUGINS is not set; endpoint plugins, which add routes, must always be named."""
 
 
 def serve(settings: Settings, base: str | None, vllm_args: Sequence[str]) -> None:
     """Run vLLM's server over the ensembles until it is stopped.
 
     Args:
-        settings: the ensembles and the policy for requests that name none.
+        settings: the ensembles, the policy for requests that name none, and the risks that are taken.
         base: the base model's directory or hub id; by default the one that the ensembles name.
         vllm_args: vLLM's own flags; they win over the ones chosen here.
     Raises:
         UserError: an ensemble, the base model or a flag is wrong.
+        EngineError: an option was not tested, or the engine did not start, or died.
     """
     manifests = {path: load_manifest(path) for path in settings.ensembles}
-    arguments = server_arguments(manifests, base, vllm_args)
+    arguments = server_arguments(manifests, base, vllm_args, settings.base_unchecked)
     os.environ.update(server_environment(settings, os.environ))
+    if Path(arguments[0]).is_dir():  # the files of others may not be here yet; the plugin checks all
+        require_base(served_fingerprint(arguments[0], None, settings.base_unchecked), manifests.values())
     # Imported here: takes many seconds, and must see the environment.
+    from softspec.engine.front.ensemble import load_ensembles
     from softspec.engine.start.serve import run
 
-    run(arguments)
+    run(arguments, load_ensembles(settings.ensembles), settings.allow_untested)
 
 
 def server_environment(settings: Settings, environment: Mapping[str, str]) -> dict[str, str]:
     """The variables that vLLM's processes must see; vLLM loads endpoint plugins only when they are named."""
-    plugins = [name for name in environment.get("VLLM_PLUGINS", "").split(",") if name and name != PLUGIN]
-    variables = {**settings.to_environment(), "VLLM_PLUGINS": ",".join([*plugins, PLUGIN])}
+    variables = {**settings.to_environment(), "VLLM_PLUGINS": ",".join(_plugins(environment))}
     if _on_cpu():
         variables |= cpu_environment(environment, num_cores=len(os.sched_getaffinity(0)))
     return variables
 
 
+def _plugins(environment: Mapping[str, str]) -> list[str]:
+    """Ours beside those of the user: the ones that are named, or those that vLLM loads while none is named."""
+    if (named := environment.get("VLLM_PLUGINS")) is None:
+        names = {plugin.name for group in _PLUGIN_GROUPS for plugin in entry_points(group=group)}
+        found = sorted(names)
+    else:
+        found = named.split(",")
+    return [*(name for name in found if name and name != PLUGIN), PLUGIN]
+
+
 def server_arguments(
-    manifests: Mapping[Path, Manifest], base: str | None, vllm_args: Sequence[str]
+    manifests: Mapping[Path, Manifest],
+    base: str | None,
+    vllm_args: Sequence[str],
+    base_unchecked: bool = False,
 ) -> list[str]:
     """The arguments after `vllm serve`.
 
@@ -59,13 +85,17 @@ def server_arguments(
     """
     refuse_reserved_flags(vllm_args)
     _require_distinct_names(manifests)
-    model = base or _common_base(manifests)
-    _require_base(model)
+    if not base_unchecked:
+        _require_one_fingerprint(manifests)
+    found = _common_base(manifests) if base is None else BaseModelRef(path=base)
+    _require_base(found.path)
     rank = max(member_rank(path, manifest) for path, manifest in manifests.items())
     flags = engine_flags(manifests.values(), rank, MAX_TOP_LOGPROBS)
+    if found.revision is not None:
+        flags += ["--revision", found.revision]
     if _on_cpu():
         flags += cpu_flags(has_compiler=shutil.which(os.environ.get("CXX", "g++")) is not None)
-    return [model, "--served-model-name", _base_name(model, manifests), *flags, *vllm_args]
+    return [found.path, "--served-model-name", _base_name(found.path, manifests), *flags, *vllm_args]
 
 
 def _on_cpu() -> bool:
@@ -83,13 +113,29 @@ def _require_distinct_names(manifests: Mapping[Path, Manifest]) -> None:
         )
 
 
-def _common_base(manifests: Mapping[Path, Manifest]) -> str:
-    bases = sorted({manifest.base_model.path for manifest in manifests.values()})
-    if len(bases) > 1:
-        raise ConfigError(
-            f"ensembles have different bases {bases}: expected one; serve them apart or give --base"
+def _require_one_fingerprint(manifests: Mapping[Path, Manifest]) -> None:
+    known = {manifest.base_model.fingerprint: manifest.name for manifest in manifests.values()}
+    known.pop(None, None)
+    if len(known) > 1:
+        told = ", ".join(
+            f"'{name}' on {fingerprint[:12]}" for fingerprint, name in known.items() if fingerprint
         )
-    return bases[0]
+        raise ConfigError(
+            f"ensembles were trained on bases with different fingerprints ({told}): expected one base; serve them "
+            "apart, or take the risk with --base-unchecked"
+        )
+
+
+def _common_base(manifests: Mapping[Path, Manifest]) -> BaseModelRef:
+    """The base that all ensembles name; places with one content are one base."""
+    bases = [manifest.base_model for manifest in manifests.values()]
+    named = sorted({f"{base.path}@{base.revision}" if base.revision else base.path for base in bases})
+    is_one = len(named) == 1 or (bases[0].fingerprint and len({base.fingerprint for base in bases}) == 1)
+    if not is_one:
+        raise ConfigError(
+            f"ensembles have different bases {named}: expected one; serve them apart or give --base"
+        )
+    return next((base for base in bases if Path(base.path).is_dir()), bases[0])
 
 
 def _require_base(model: str) -> None:

@@ -28,7 +28,9 @@ class Metric:
 
 METRICS = (
     Metric(
-        "softspec_requests_total", "Answers of ensembles by what the policy decided.", labels=("decision",)
+        "softspec_choices_total",
+        "Choices of ensembles' answers by what the policy decided.",
+        labels=("decision",),
     ),
     Metric(
         "softspec_mutual_information_nats",
@@ -76,8 +78,8 @@ class Metrics:
         }
 
     def answered(self, decision: Decision, summary: AnswerUncertainty) -> None:
-        """Count an answer that was sent or withheld."""
-        self._counters["softspec_requests_total"].labels(decision=decision.action).inc()
+        """Count a choice that was sent or withheld."""
+        self._counters["softspec_choices_total"].labels(decision=decision.action).inc()
         self._histograms["softspec_mutual_information_nats"].observe(summary.mutual_information)
         self._histograms["softspec_epistemic_nats"].observe(summary.epistemic)
         self._histograms["softspec_disagreement_ratio"].observe(summary.disagreement)

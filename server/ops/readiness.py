@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol
 
-from starlette.datastructures import State
+from softspec.server.ops.stopping import STOPPING, Ending
 
 Canary = Callable[[str], Awaitable[None]]
 
@@ -19,25 +19,31 @@ class Engine(Protocol):
     def errored(self) -> bool: ...
 
 
-def obstacle(engine: Engine, state: State) -> str | None:
+def obstacle(engine: Engine, ending: Ending) -> str | None:
     """Why the server must take no traffic whatever its ensembles say; None when nothing stands against it."""
-    if engine.errored:
-        return "the engine has died"
-    server = getattr(state, "server", None)
-    return "the server is shutting down" if server is not None and server.should_exit else None
+    if ending.begun:
+        return STOPPING
+    return "the engine has died" if engine.errored else None
 
 
 class Readiness:
     """The canaries of all ensembles: run once, and after a failure again when somebody asks.
 
     `ensembles` may change while they run. `obstacle` gives a reason that needs no canary, such as a server that
-    drains. A canary raises when its ensemble cannot answer.
+    drains. A canary raises when its ensemble cannot answer. `on_ready` is called once all have answered.
     """
 
-    def __init__(self, ensembles: Iterable[str], canary: Canary, obstacle: Callable[[], str | None]) -> None:
+    def __init__(
+        self,
+        ensembles: Iterable[str],
+        canary: Canary,
+        obstacle: Callable[[], str | None],
+        on_ready: Callable[[], None] = lambda: None,
+    ) -> None:
         self._ensembles = ensembles
         self._canary = canary
         self._obstacle = obstacle
+        self._on_ready = on_ready
         self._trial: asyncio.Task[None] | None = None
 
     def begin(self) -> None:
@@ -62,3 +68,4 @@ class Readiness:
     async def _try_all(self) -> None:
         for name in tuple(self._ensembles):
             await self._canary(name)
+        self._on_ready()

@@ -20,18 +20,23 @@ POLICY_METRIC = "SOFTSPEC_POLICY_METRIC"
 POLICY_THRESHOLD = "SOFTSPEC_POLICY_THRESHOLD"
 POLICY_MIN_TOKENS = "SOFTSPEC_POLICY_MIN_TOKENS"
 POLICY_PINNED = "SOFTSPEC_POLICY_PINNED"
+BASE_UNCHECKED = "SOFTSPEC_BASE_UNCHECKED"
+ALLOW_UNTESTED = "SOFTSPEC_ALLOW_UNTESTED"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a server is told: the directories of its ensembles, and its policy, which a request may change.
+    """What a server is told: the directories of its ensembles, its policy, which a request may change, and risks.
 
-    Where the policy is pinned, a request may only tighten it.
+    Where the policy is pinned, a request may only tighten it. `base_unchecked` serves ensembles on whatever base there
+    is; `allow_untested` takes any option of vLLM's engine.
     """
 
     ensembles: tuple[Path, ...]
     policy: Policy = field(default_factory=Policy)
     pinned: bool = False
+    base_unchecked: bool = False
+    allow_untested: bool = False
 
     def __post_init__(self) -> None:
         if self.pinned and self.policy.action == "answer":
@@ -55,14 +60,21 @@ class Settings:
             threshold=_number(POLICY_THRESHOLD, environment, float),
             min_tokens=_number(POLICY_MIN_TOKENS, environment, int),
         )
-        pinned = environment.get(POLICY_PINNED, "0")
-        if pinned not in ("0", "1"):
-            raise ConfigError(f"{POLICY_PINNED} is '{pinned}': expected 0 or 1")
-        return Settings(tuple(Path(path) for path in paths), policy, pinned == "1")
+        return Settings(
+            tuple(Path(path) for path in paths),
+            policy,
+            pinned=_is_on(POLICY_PINNED, environment),
+            base_unchecked=_is_on(BASE_UNCHECKED, environment),
+            allow_untested=_is_on(ALLOW_UNTESTED, environment),
+        )
 
     def to_environment(self) -> dict[str, str]:
         """The variables that `from_environment` reads back as these settings."""
-        variables = {ENSEMBLES: os.pathsep.join(str(path) for path in self.ensembles)}
+        variables = {
+            ENSEMBLES: os.pathsep.join(str(path) for path in self.ensembles),
+            BASE_UNCHECKED: str(int(self.base_unchecked)),
+            ALLOW_UNTESTED: str(int(self.allow_untested)),
+        }
         if self.policy.action != "answer":
             variables |= {
                 POLICY_ACTION: self.policy.action,
@@ -72,6 +84,12 @@ class Settings:
                 POLICY_PINNED: str(int(self.pinned)),
             }
         return variables
+
+
+def _is_on(name: str, environment: Mapping[str, str]) -> bool:
+    if (text := environment.get(name, "0")) not in ("0", "1"):
+        raise ConfigError(f"{name} is '{text}': expected 0 or 1")
+    return text == "1"
 
 
 def _number(name: str, environment: Mapping[str, str], kind: Callable[[str], Number]) -> Number | None:

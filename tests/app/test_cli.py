@@ -1,9 +1,11 @@
 """The command line: data on stdout, one clear line and exit code 2 for what the user can fix."""
 
 import json
+import os
 import re
 import resource
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -177,6 +179,70 @@ def test_a_command_without_its_extra_says_what_to_install(
     lines = [line for line in done.stderr.splitlines() if line.startswith("softspec: ")]
     assert lines == [f"softspec: '{command}' needs packages that are not installed ({missing}): {install}"]
     assert done.returncode == 2
+
+
+# What the system refuses, and who leaves
+
+
+def running(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> int:
+    """The exit code of a command that raises this."""
+
+    def command(tokens: Sequence[str]) -> None:
+        raise error
+
+    monkeypatch.setattr("softspec.app.cli.main.app", command)
+    return main(["inspect", "my"])
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (PermissionError(13, "Permission denied", "/etc/x"), "'/etc/x': Permission denied"),
+        (OSError("of a library\nin two lines"), "of a library in two lines"),
+        (TimeoutError(), "TimeoutError"),
+    ],
+    ids=["disk", "permission", "library", "no words"],
+)
+def test_what_the_system_refuses_is_one_line_and_exit_code_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: OSError, line: str
+) -> None:
+    assert running(monkeypatch, error) == 2
+    assert capsys.readouterr().err == f"softspec: {line}\n"
+
+
+def test_ctrl_c_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert running(monkeypatch, KeyboardInterrupt()) == 130
+    assert capsys.readouterr().err == ""
+
+
+def test_ctrl_c_of_which_a_library_makes_another_error_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As when it comes while modules are being imported."""
+
+    def command(tokens: Sequence[str]) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ImportError("cannot import name 'x'") from None
+
+    monkeypatch.setattr("softspec.app.cli.main.app", command)
+
+    assert main(["inspect", "my"]) == 130
+    assert capsys.readouterr().err == ""
+
+
+def test_an_error_of_ours_is_still_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ZeroDivisionError):
+        running(monkeypatch, ZeroDivisionError())
+
+
+def test_a_reader_who_leaves_is_not_told_of_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert running(monkeypatch, BrokenPipeError(32, "Broken pipe")) == 141
+    assert capsys.readouterr().err == ""
 
 
 # What goes to vLLM

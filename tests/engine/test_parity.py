@@ -204,7 +204,7 @@ def test_each_of_n_answers_is_replayed_by_its_own_seed(tiny_engine: "EngineHarne
     assert [replay.token_ids[0] for replay in replays] == reply.token_ids
 
 
-def test_masks_and_biases_act_on_the_mixture(
+def test_masks_act_on_the_members_and_biases_on_the_mixture(
     tiny_engine: "EngineHarness", references: dict[str, ReferenceEnsemble]
 ) -> None:
     from tests.support.engine_harness import Question, SamplingParams
@@ -217,8 +217,14 @@ def test_masks_and_biases_act_on_the_mixture(
         Question("always-4", prompt(12), only), Question("always-4", prompt(12), biased)
     )
 
-    _, mixture = next(references["always-4"].steps(prompt(12), SamplingSpec(temperature=0), max_tokens=1))
-    assert replies[0].token_ids == [[max(allowed, key=lambda token: float(mixture[token]))]]
+    scores = [references["always-4"].score(prompt(12), [token]) for token in allowed]
+    members = torch.cat(scores, -1).log_softmax(-1)
+    mixture = members.logsumexp(0) - math.log(4)
+    best = int(mixture.argmax())
+    assert replies[0].token_ids == [[allowed[best]]]
+    token = replies[0].choices[0].tokens[0]
+    assert token.log_prob == pytest.approx(float(mixture[best]), abs=TOLERANCE)
+    assert token.member_log_probs == pytest.approx(members[:, best].tolist(), abs=TOLERANCE)
     assert replies[1].token_ids == [[99]]
 
 

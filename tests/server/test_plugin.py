@@ -1,7 +1,10 @@
 """Our plugin inside vLLM's real HTTP layer: what callers of the routes see, and what reaches the engine."""
 
+import asyncio
 import math
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import openai
 import pytest
@@ -9,7 +12,8 @@ from prometheus_client import REGISTRY
 
 from softspec.artefact.activation import BlockActivation
 from softspec.engine.wire import LOCKSTEP_FAILED
-from tests.support.scripted_vllm import MEMBER_LOG_PROBS, NAME, Server, serving
+from tests.server.chat.test_foreign import OPENAI_PASSES
+from tests.support.scripted_vllm import HELLO, MEMBER_LOG_PROBS, NAME, Server, serving
 from tests.support.tiny import random_adapters, tiny_llama
 
 pytestmark = pytest.mark.vllm
@@ -48,16 +52,45 @@ def test_server_becomes_ready_after_its_canary_and_is_healthy(server: Server) ->
     assert server.get("/health").status_code == 200
 
 
-def test_server_that_drains_asks_for_no_more_traffic(server: Server) -> None:
-    class Stopping:
-        should_exit = True
+def test_server_takes_no_more_requests_from_the_moment_that_its_engine_is_told_to_stop(
+    server: Server,
+) -> None:
+    """vLLM calls `shutdown` of the engine first, in a thread; what follows may take as long as the answers."""
+    during: list[tuple[int, Any]] = []
 
-    server.app.state.server = Stopping()
-    answer = server.get("/ready")
+    async def look() -> None:
+        for request in (
+            server.http.get("/ready"),
+            server.http.get("/health"),
+            server.http.post("/v1/chat/completions", json={"model": NAME, "messages": HELLO}),
+            server.http.post("/v1/completions", json={"model": "tiny-base", "prompt": "hello"}),
+            server.http.post("/v1/responses", json={"model": NAME, "input": "hello"}),
+        ):
+            answer = await request
+            during.append((answer.status_code, answer.json() if answer.content else None))
+
+    async def stop() -> None:
+        state = server.app.state
+        state.server = SimpleNamespace(config=SimpleNamespace(timeout_graceful_shutdown=None))
+        await asyncio.to_thread(server.engine.shutdown, timeout=20)
+        await look()
+        assert state.server.config.timeout_graceful_shutdown == 5
+
+    server.run(stop())
+    server.app.state.softspec_ending.begun = False
     del server.app.state.server
 
-    assert answer.status_code == 503
-    assert answer.json() == {"status": "not ready", "reason": "the server is shutting down"}
+    (ready, why), (health, _), *refused = during
+    assert (ready, why["reason"], health) == (503, "the server is shutting down", 200)
+    assert [code for code, _ in refused] == [503] * 3
+    assert refused[0][1]["error"]["type"] == "ServiceUnavailableError"
+    assert server.engine.stopped_after == 20
+    # Whoever still waits hears of the end.
+    assert [type(error).__name__ for error in server.engine.told] == ["EngineDeadError"]
+
+
+def test_weights_of_every_member_are_read_at_start(server: Server) -> None:
+    assert {f"{NAME}/member-0#1", f"{NAME}/member-1#2"} <= set(server.engine.resident.values())
 
 
 def test_chat_answer_carries_the_uncertainty_of_the_mixture(server: Server) -> None:
@@ -128,6 +161,13 @@ def test_unsupported_fields_are_refused_in_openais_envelope(server: Server, fiel
     assert (refusal.value.param, refusal.value.type) == (field, "BadRequestError")
 
 
+def test_openais_fields_that_change_nothing_pass_through_vllms_own_models(server: Server) -> None:
+    passing = {field: value for field, value in OPENAI_PASSES.items() if field != "best_of"}
+
+    assert server.chat(user="u", extra_body=passing).choices[0].message.content == " yes it is"
+    assert server.complete(best_of=1, user="u").choices[0].text == " yes it is"
+
+
 @pytest.mark.parametrize("route", ["load_ensemble", "unload_ensemble", "load_lora_adapter"])
 def test_nothing_is_loaded_by_http_unless_the_server_allows_it(server: Server, route: str) -> None:
     assert server.post(f"/v1/{route}", {"path": "anywhere", "name": NAME}).status_code == 404
@@ -159,5 +199,5 @@ def test_our_metrics_stand_beside_vllms(server: Server) -> None:
     server.chat()
 
     page = server.get("/metrics").text
-    assert 'softspec_requests_total{decision="answer"}' in page
+    assert 'softspec_choices_total{decision="answer"}' in page
     assert "http_requests_total" in page

@@ -23,7 +23,8 @@ from vllm.v1.request import Request
 
 from softspec.engine.core.group import Group
 from softspec.engine.core.scheduler import LockstepScheduler
-from softspec.engine.front.ensemble import load_ensembles, lora_request_of, read_ensemble
+from softspec.engine.front.ensemble import Ensemble, load_ensembles, lora_request_of, read_ensemble
+from softspec.engine.front.output import carry_telemetry
 from softspec.engine.front.translation import group_params
 from softspec.engine.requirements import SCHEDULER, WORKER_EXTENSION, require_engine
 from softspec.engine.wire import GroupSpec
@@ -82,6 +83,9 @@ class InProcessEngine:
                 vllm_config=config, executor_class=Executor.get_class(config), log_stats=True
             )
         self.engine.collective_rpc("install_ensemble_sampler")
+        carry_telemetry(self.engine.output_processor)
+        for each in loaded:
+            self._add(each)
         # Raises unless the longest request fits into the KV cache with all its rows.
         require_engine(__version__, config, loaded)
 
@@ -112,9 +116,13 @@ class InProcessEngine:
         """Serve one more ensemble, with adapter ids that were never used."""
         ensemble = read_ensemble(directory, self._last_id + 1)
         self._last_id += len(ensemble.adapters)
+        self._add(ensemble)
+        self.specs.update(ensemble.specs())
+
+    def _add(self, ensemble: Ensemble) -> None:
+        """As the server does with every ensemble: an adapter that no request has needed yet is in the engine too."""
         for adapter in ensemble.adapters:
             assert self.engine.add_lora(lora_request_of(adapter))
-        self.specs.update(ensemble.specs())
 
     def unload(self, name: str) -> None:
         """Take an ensemble without requests out of the engine."""

@@ -1,7 +1,7 @@
 """The second road: what an answer must have been, from transformers and PEFT, given its prompt and its tokens.
 
 In: an ask, its seed, its tokens and everything that was said about them. Out: nothing, or an AssertionError. The
-request's own masks, biases, penalties and filters are applied here by code that shares nothing with the engine.
+request's own constraints, biases, penalties and filters are applied here by code that shares nothing with the engine.
 """
 
 import json
@@ -16,6 +16,7 @@ import torch
 import xgrammar
 from torch import Tensor
 
+from softspec.engine.wire import NO_TOKEN_LEFT
 from softspec.maths.answer import TokenUncertainty
 from softspec.maths.mixture import prefix_log_weights
 from softspec.maths.sampling import gumbel_noise
@@ -51,19 +52,36 @@ class Oracle:
         )
 
     def check(self, ask: Ask, answer: Answer) -> None:
+        if answer.finish_reason == "error":
+            self._check_error(ask, answer)
+            return
         self._check_ending(ask, answer)
         _check_structure(ask, answer)
         logits = self._logits(ask, answer.token_ids) + self._grammar_mask(ask, answer.token_ids)
-        member_logprobs = logits.log_softmax(-1)
+        constrained = self._constrained(ask, answer.token_ids, logits)
         if ask.model is None:
-            mixture, scores = member_logprobs[0], logits[0]
+            # vLLM's own log-probabilities know of grammars, and of nothing else.
+            mixture, scores = logits[0].log_softmax(-1), constrained[0]
         else:
-            predictive = self._predictive(ask.model, member_logprobs, answer.token_ids)
+            member_logprobs = constrained.log_softmax(-1)
+            log_weights = self._log_weights(ask.model, member_logprobs, answer.token_ids)
+            predictive = predict(member_logprobs.transpose(0, 1), log_weights.T)
             _check_telemetry(answer, member_logprobs, predictive)
-            mixture = scores = predictive.logprobs
-        _check_draws(ask, answer, self._processed(ask, answer.token_ids, scores))
+            mixture = predictive.logprobs
+            scale = (log_weights.exp() * constrained.logsumexp(-1)).sum(0)
+            scores = mixture + scale[:, None]
+        _check_draws(ask, answer, self._adjusted(ask, answer.token_ids, scores))
         if answer.top is not None:
             _check_top(ask.settings["logprobs"], answer, mixture)
+
+    def _check_error(self, ask: Ask, answer: Answer) -> None:
+        """A group ends with an error where its own constraints leave no token, and nowhere before."""
+        assert answer.stop_reason == NO_TOKEN_LEFT
+        assert ask.model is not None
+        ids = [*answer.token_ids, 0]
+        possible = torch.zeros(1, len(ids), VOCAB_SIZE) + self._grammar_mask(ask, answer.token_ids, then=1)
+        possible = self._constrained(ask, ids, possible)[0] > -math.inf
+        assert possible.any(-1).tolist() == [True] * len(answer.token_ids) + [False]
 
     def _check_ending(self, ask: Ask, answer: Answer) -> None:
         settings, ids = ask.settings, answer.token_ids
@@ -102,48 +120,63 @@ class Oracle:
             rows.append(model(rest, past_key_values=cache, use_cache=True).logits[0, len(ids) - shared - 1 :])
         return torch.stack(rows)
 
-    def _grammar_mask(self, ask: Ask, token_ids: Sequence[int]) -> Tensor:
-        """(T, V): 0 where the grammar allows a token after those before it, -inf elsewhere."""
-        mask = torch.zeros(len(token_ids), VOCAB_SIZE)
+    def _grammar_mask(self, ask: Ask, token_ids: Sequence[int], then: int = 0) -> Tensor:
+        """(T + then, V): 0 where the grammar allows a token after those before it, -inf elsewhere."""
+        mask = torch.zeros(len(token_ids) + then, VOCAB_SIZE)
         if ask.regex is not None:
             grammar = self._grammars.compile_regex(ask.regex)
         elif ask.schema is not None:
             grammar = self._grammars.compile_json_schema(ask.schema, any_whitespace=True)
         else:
             return mask
-        matcher = xgrammar.GrammarMatcher(grammar)
+        enders = {EOS, *ask.settings.get("stop_token_ids", ())}
+        matcher = xgrammar.GrammarMatcher(grammar, override_stop_tokens=sorted(enders))
         bits = xgrammar.allocate_token_bitmask(1, VOCAB_SIZE)
-        for row, token in zip(mask, token_ids, strict=True):
+        for t, row in enumerate(mask):
             if matcher.is_terminated():
                 break  # an ignored end of text ends the grammar: from there everything goes
             matcher.fill_next_token_bitmask(bits)
             xgrammar.apply_token_bitmask_inplace(row[None], bits)
-            assert matcher.accept_token(token), "the grammar does not allow this token"
+            if t < len(token_ids):
+                assert matcher.accept_token(token_ids[t]), "the grammar does not allow this token"
         return mask
 
-    def _predictive(self, model: str, member_logprobs: Tensor, token_ids: Sequence[int]) -> Predictive:
+    def _log_weights(self, model: str, member_logprobs: Tensor, token_ids: Sequence[int]) -> Tensor:
+        """(K, T): the weights that mix each token."""
         reference = reference_of(self._references, model)
         prior = reference.prior.float()
-        drawn = torch.tensor(token_ids).expand(len(prior), -1)[..., None]
         if reference.manifest.weights_rule == "fixed":
-            weights = prior[:, None].expand(-1, len(token_ids))
-        else:
-            weights = prefix_log_weights(prior, member_logprobs.gather(-1, drawn)[..., 0]).float()
-        return predict(member_logprobs.transpose(0, 1), weights.T)
+            return prior[:, None].expand(-1, len(token_ids))
+        drawn = torch.tensor(token_ids).expand(len(prior), -1)[..., None]
+        return prefix_log_weights(prior, member_logprobs.gather(-1, drawn)[..., 0]).float()
 
-    def _processed(self, ask: Ask, token_ids: Sequence[int], scores: Tensor) -> Tensor:
-        """(T, V): after masks, biases and penalties, in vLLM's order."""
-        scores, settings = scores.clone(), ask.settings
+    def _constrained(self, ask: Ask, token_ids: Sequence[int], logits: Tensor) -> Tensor:
+        """(K, T, V): without the tokens that the request forbids every member, in vLLM's order."""
+        logits, settings = logits.clone(), ask.settings
         words = [self._tokenizer.encode(word) for word in settings.get("bad_words", ())]
-        for t, row in enumerate(scores):
-            output = list(token_ids[:t])
+        enders = [EOS, *settings.get("stop_token_ids", ())]
+        for t in range(logits.shape[1]):
+            rows, output = logits[:, t], list(token_ids[:t])
             if "allowed_token_ids" in settings:
-                row[sorted(set(range(VOCAB_SIZE)) - set(settings["allowed_token_ids"]))] = -math.inf
+                rows[:, sorted(set(range(VOCAB_SIZE)) - set(settings["allowed_token_ids"]))] = -math.inf
             for *start, last in words:
                 if len(start) <= t and output[t - len(start) :] == start:
-                    row[last] = -math.inf
+                    rows[:, last] = -math.inf
             if t < settings.get("min_tokens", 0):
-                row[[EOS, *settings.get("stop_token_ids", ())]] = -math.inf
+                before = rows[:, enders].clone()
+                rows[:, enders] = -math.inf
+                if ask.structured and (rows == -math.inf).all():
+                    rows[:, enders] = before  # vLLM would rather end a grammar early than break it
+            banned = [token for token, bias in settings.get("logit_bias", {}).items() if bias <= -100]
+            if ask.model is not None:
+                rows[:, banned] = -math.inf
+        return logits
+
+    def _adjusted(self, ask: Ask, token_ids: Sequence[int], scores: Tensor) -> Tensor:
+        """(T, V): after biases and penalties, in vLLM's order."""
+        scores, settings = scores.clone(), ask.settings
+        for t, row in enumerate(scores):
+            output = list(token_ids[:t])
             for token, bias in settings.get("logit_bias", {}).items():
                 row[token] += bias
             counts = torch.bincount(torch.tensor(output, dtype=torch.int64), minlength=VOCAB_SIZE)

@@ -6,18 +6,20 @@ In: a base, ensembles and a seed. Out: a `Report`, or an AssertionError that nam
 import random
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import torch
 from vllm import SamplingParams
-from vllm.logprobs import FlatLogprobs
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
-from softspec.engine.front.translation import split_position
-from softspec.engine.wire import GroupSpec
+from softspec.engine.front.translation import record
+from softspec.engine.trace import ChoiceTrace
+from softspec.engine.wire import NO_TOKEN_LEFT, GroupSpec
 from tests.stress.engine import InProcessEngine
 from tests.stress.oracle import Answer, Oracle
 from tests.stress.traffic import Ask, Traffic
@@ -53,13 +55,48 @@ class Report:
 
 @dataclass
 class _Live:
-    """A request that is in the engine. `inside` are the engine's ids of its n answers."""
+    """A request that is in the engine. `inside` are the engine's ids of its n answers, `heard` what came of them."""
 
     ask: Ask
     inside: list[str]
     seed: int
+    spec: GroupSpec | None
     born: int
+    heard: list["_Heard"]
+    ended: dict[int, CompletionOutput] = field(default_factory=dict)
     steps_in_state: int = 0
+
+
+class _Heard:
+    """One of a request's n answers as its client hears it, all at once or piece by piece."""
+
+    def __init__(self) -> None:
+        self.choice = ChoiceTrace()
+        self.token_ids: list[int] = []
+        self.text = ""
+        self.top: list[Mapping[int, Any]] = []
+
+    def hear(self, completion: CompletionOutput, ask: Ask, spec: GroupSpec | None) -> None:
+        """Take an output of the engine, with its telemetry put aside as `EnsembleClient` does."""
+        if spec is not None:
+            record(completion, _sampling_params(ask), spec, self.choice)
+        if ask.kind_of_output != RequestOutputKind.DELTA.name:
+            self.token_ids, self.text, self.top = [], "", []
+        self.token_ids += completion.token_ids
+        self.text += completion.text
+        self.top += completion.logprobs or []
+
+    def answer(self, completion: CompletionOutput, ask: Ask, seed: int) -> Answer:
+        """What it was, now that it is finished; `completion` is its last output."""
+        return Answer(
+            token_ids=self.token_ids,
+            text=self.text,
+            finish_reason=str(completion.finish_reason),
+            stop_reason=completion.stop_reason,
+            seed=seed + completion.index,
+            tokens=self.choice.tokens,
+            top=None if ask.settings.get("logprobs") is None else self.top,
+        )
 
 
 class StressTest:
@@ -136,15 +173,16 @@ class StressTest:
         # A seed that the client has to draw must be the same in the next run.
         with patch("softspec.engine.front.translation.secrets.randbelow", self._draws.randrange):
             inside, seed = self.engine.submit(name, ask.model, ask.prompt, _sampling_params(ask))
-        self._live[name] = _Live(ask, inside, seed, self.report.steps)
+        heard = [_Heard() for _ in range(ask.settings.get("n", 1))]
+        spec = self.engine.specs.get(ask.model)
+        self._live[name] = _Live(ask, inside, seed, spec, self.report.steps, heard)
 
     def _step(self) -> None:
         was_busy = bool(self._live)
         outputs = self.engine.step()
         self.report.steps += 1
         for output in outputs:
-            if output.finished:
-                self._finish(output)
+            self._hear(output)
         self.watch.after_step()
         for name, live in list(self._live.items()):
             assert self.report.steps - live.born < LONGEST_WAIT, f"{name} {live.ask} does not end"
@@ -164,16 +202,23 @@ class StressTest:
             self.watch.seen[f"aborted while {live.ask.leaves_in}"] += 1
             assert {self.engine.group_state(request_id) for request_id in live.inside} == {"gone"}
 
-    def _finish(self, output: RequestOutput) -> None:
-        live = self._live.pop(output.request_id)
+    def _hear(self, output: RequestOutput) -> None:
+        live = self._live[output.request_id]
+        for completion in output.outputs:
+            live.heard[completion.index].hear(completion, live.ask, live.spec)
+            if completion.finish_reason is not None:
+                live.ended[completion.index] = completion
+        if output.finished:
+            self._finish(self._live.pop(output.request_id))
+
+    def _finish(self, live: _Live) -> None:
         ask = live.ask
         if ask.leaves_in == "finished":
             self.engine.abort_late(live.inside)
             self.watch.seen["aborted while finished"] += 1
         self.report.finished += 1
-        spec = self.engine.specs.get(ask.model)
-        for completion in output.outputs:
-            answer = _answer(completion, ask, live.seed, spec)
+        for index, heard in enumerate(live.heard):
+            answer = heard.answer(live.ended[index], ask, live.seed)
             self._count(ask, answer)
             if self._draws.randrange(self.check_every) == 0:
                 try:
@@ -182,12 +227,14 @@ class StressTest:
                     error.add_note(f"{ask}\n{answer}")
                     raise
                 self.report.checked += 1
-        self.traffic.remember(ask, output.outputs[0].token_ids)
+        self.traffic.remember(ask, live.heard[0].token_ids)
 
     def _count(self, ask: Ask, answer: Answer) -> None:
-        assert answer.finish_reason in ("length", "stop"), answer.finish_reason
+        assert answer.finish_reason in ("length", "stop", "error"), answer.finish_reason
         ending = "length" if answer.finish_reason == "length" else "eos"
-        if answer.stop_reason is not None:
+        if answer.stop_reason == NO_TOKEN_LEFT:
+            ending = "its constraints"
+        elif answer.stop_reason is not None:
             ending = "stop string" if isinstance(answer.stop_reason, str) else "stop token"
         self.watch.seen[f"{ask.kind} ended by {ending}"] += 1
         if ask.settings.get("n", 1) > 1:
@@ -207,27 +254,5 @@ def _sampling_params(ask: Ask) -> SamplingParams:
     if ask.regex is not None or ask.schema is not None:
         structure = StructuredOutputsParams(regex=ask.regex, json=ask.schema)
     return SamplingParams(
-        **ask.settings, structured_outputs=structure, output_kind=RequestOutputKind.FINAL_ONLY
-    )
-
-
-def _answer(completion: CompletionOutput, ask: Ask, seed: int, spec: GroupSpec | None) -> Answer:
-    """A finished answer without the telemetry columns, as `EnsembleClient` hands it on."""
-    logprobs, num_top = completion.logprobs, ask.settings.get("logprobs")
-    tokens, top = [], None
-    if spec is None:
-        top = logprobs
-    else:
-        assert isinstance(logprobs, FlatLogprobs)
-        split = [split_position(logprobs, i, spec, num_top or 0) for i in range(len(logprobs))]
-        tokens = [token for token, _ in split]
-        top = [entries for _, entries in split] if num_top is not None else None
-    return Answer(
-        token_ids=list(completion.token_ids),
-        text=completion.text,
-        finish_reason=str(completion.finish_reason),
-        stop_reason=completion.stop_reason,
-        seed=seed + completion.index,
-        tokens=tokens,
-        top=top,
+        **ask.settings, structured_outputs=structure, output_kind=RequestOutputKind[ask.kind_of_output]
     )

@@ -43,6 +43,7 @@ MUST_HAPPEN = (
     *(f"{kind} ended by {end}" for kind in ("ensemble", "member", "base") for end in ("length", "eos")),
     "ensemble ended by stop string",
     "ensemble ended by stop token",
+    "ensemble ended by its constraints",
     "regex ended by eos",
     "schema ended by eos",
     "one of n answers",

@@ -38,6 +38,7 @@ class Ask:
     """One request. `model` None is the base; `settings` are vLLM's `SamplingParams`.
 
     leaves_in: the client leaves once its request has been in this state for `patience` steps (None: it stays).
+    kind_of_output: how the client hears of it, one of vLLM's `RequestOutputKind`.
     """
 
     model: str | None
@@ -47,6 +48,11 @@ class Ask:
     schema: str | None = None
     leaves_in: str | None = None
     patience: int = 0
+    kind_of_output: str = "FINAL_ONLY"
+
+    @property
+    def structured(self) -> bool:
+        return self.regex is not None or self.schema is not None
 
     @property
     def kind(self) -> str:
@@ -105,7 +111,9 @@ class Traffic:
         regex = schema = None
         if self.rng.random() < 0.15 * self.rich:
             regex, schema = self._structure()
-        elif self.rng.random() < self.rich:
+        # Where constraints leave no token vLLM goes on with one that they forbid, or logs an error; groups end.
+        may_contradict = model is not None and self.rng.random() < 0.3
+        if (not (regex or schema) or may_contradict) and self.rng.random() < self.rich:
             settings |= self._processors(settings["max_tokens"])
         leaves_in = None
         if self.rng.random() < 0.3 * self.rich:
@@ -119,6 +127,7 @@ class Traffic:
             schema=schema,
             leaves_in=leaves_in,
             patience=self.rng.choice((0, 0, 0, 1, 5)),
+            kind_of_output=self.rng.choice(("FINAL_ONLY", "FINAL_ONLY", "DELTA", "CUMULATIVE")),
         )
 
     def _model(self) -> str | None:
@@ -179,6 +188,7 @@ class Traffic:
         drawn: dict[str, Any] = {}
         if rng.random() < 0.3:
             drawn["logit_bias"] = {token: rng.uniform(-8, 8) for token in self._tokens(4)} | {EOS: 6.0}
+            drawn["logit_bias"] |= {token: rng.choice((-100.0, -99.0, 30.0)) for token in self._tokens(2)}
         if rng.random() < 0.2:
             drawn["allowed_token_ids"] = sorted({*self._tokens(40), EOS})
         if rng.random() < 0.2:

@@ -18,6 +18,7 @@ from unittest.mock import patch
 import yaml
 from pydantic.fields import FieldInfo
 
+from softspec.engine.options import TESTED_OPTIONS, flag_of
 from softspec.server.ops.metrics import METRICS
 from softspec.train.config import TrainConfig
 from tests.support.fake_engine import AGREED, ENSEMBLE, FakeEngine, client_of, make_app
@@ -250,6 +251,14 @@ def commands_table() -> str:
     )
 
 
+def options_table() -> str:
+    """Every engine option that may differ from vLLM's default, by what makes that all right."""
+    rows: dict[str, list[str]] = {}
+    for name, reason in TESTED_OPTIONS.items():
+        rows.setdefault(reason, []).append(f"`{flag_of(name)}`")
+    return table(("options", ""), ((" ".join(flags), reason) for reason, flags in rows.items()))
+
+
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "keys": ("train/README.md", keys_table),
     "metrics": ("server/README.md", metrics_table),
@@ -257,6 +266,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "token": ("server/README.md", token_table),
     "routes": ("server/README.md", routes_table),
     "commands": ("softspec/app/README.md", commands_table),
+    "options": ("softspec/engine/README.md", options_table),
 }
 """Name between the markers -> the document that has it, and how it is made."""
 

@@ -79,12 +79,18 @@ class _CommonFields(BaseModel):
     use_beam_search: bool = False
     logprob_token_ids: list[int] | None = None
     max_tokens: int | None = None
+    temperature: float | None = None
+    response_format: Any = None
 
 
 class ChatFields(_CommonFields):
     messages: list[dict[str, Any]]
     logprobs: bool | None = False
     top_logprobs: int | None = 0
+    max_completion_tokens: int | None = None
+    parallel_tool_calls: bool | None = True
+    tools: list[Any] | None = None
+    tool_choice: Any = "none"
 
 
 class TextFields(_CommonFields):

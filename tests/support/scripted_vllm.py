@@ -35,8 +35,9 @@ EPISTEMIC = (0.1, 0.6, 0.2)
 class FakeAsyncLLM:
     """Stands in for vLLM's engine: says WORDS to everything, with telemetry columns when a group was asked for.
 
-    `resident` are the adapters that it holds: number -> name. It cannot read the one whose path ends in `unreadable`.
-    `broken` is the `stop_reason` with which it ends every request in an error, if any.
+    `resident` are the adapters that it holds: number -> name. It cannot read the one whose path ends in `unreadable`,
+    and gives none back while `stuck`. `broken` is the `stop_reason` with which it ends every request in an error, if
+    any.
     """
 
     errored = False
@@ -57,10 +58,14 @@ class FakeAsyncLLM:
         self.broken: str | None = None
         self.resident: dict[int, str] = {}
         self.unreadable = ""
-        self.began, self.loading = asyncio.Event(), asyncio.Event()
-        self.may_load, self.may_answer = asyncio.Event(), asyncio.Event()
-        self.may_load.set()
-        self.may_answer.set()
+        self.stuck = False
+        self.output_processor = self
+        self.stopped_after: float | None = None
+        self.told: list[Exception] = []
+        self.began, self.loading, self.tried = (asyncio.Event() for _ in range(3))
+        self.may_load, self.may_answer, self.may_be_tried = (asyncio.Event() for _ in range(3))
+        for event in (self.may_load, self.may_answer, self.may_be_tried):
+            event.set()
 
     def check_admission(self, n: int = 1, request_id: str | None = None) -> None:
         return None
@@ -78,7 +83,20 @@ class FakeAsyncLLM:
         return True
 
     async def remove_lora(self, lora_id: int) -> bool:
+        if self.stuck:
+            raise Exception("Call to remove_lora method failed")
         return self.resident.pop(lora_id, None) is not None
+
+    def shutdown(self, timeout: float | None = None) -> None:
+        self.stopped_after = timeout
+
+    def propagate_error(self, error: Exception) -> None:
+        self.told.append(error)
+
+    def add_request(self, request: Any, *_: Any, **__: Any) -> None:
+        raise AssertionError("it makes whole outputs, of which no processor is told")
+
+    process_outputs = add_request
 
     async def check_health(self) -> None:
         return None
@@ -95,13 +113,15 @@ class FakeAsyncLLM:
         if spec:
             # As vLLM's worker, which reads an adapter that it lacks.
             self.resident |= {adapter.int_id: adapter.name for adapter in spec.adapters}
-        self.began.set()
+        is_trial = request_id.startswith("trial-")
+        (self.tried if is_trial else self.began).set()
+        may_go_on = self.may_be_tried if is_trial else self.may_answer
         last = min(len(WORDS), params.max_tokens) - 1
         whole = params.output_kind != RequestOutputKind.DELTA
         finished = False
         try:
             for step in [last] if whole else range(last + 1):
-                await self.may_answer.wait()
+                await may_go_on.wait()
                 steps = range(last + 1) if whole else [step]
                 completion = CompletionOutput(
                     index=0,
@@ -209,11 +229,13 @@ def serving(
     policy: Policy | None = None,
     pinned: bool = False,
     engine_of: Callable[[Any], Any] | None = None,
+    unreadable: str = "",
     **environment: str,
 ) -> Iterator[Server]:
     """A server that was started with this ensemble; one at a time, as they count in the same metrics.
 
-    `engine_of` makes the engine from vLLM's config; by default the fake of this module.
+    `engine_of` makes the engine from vLLM's config; by default the fake of this module, which cannot read the adapter
+    whose path ends in `unreadable`.
     """
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
@@ -237,6 +259,9 @@ def serving(
     metrics_before = set(REGISTRY._collector_to_names)
     with patch.dict(os.environ, variables), asyncio.Runner() as runner:
         engine = (engine_of or FakeAsyncLLM)(AsyncEngineArgs.from_cli_args(args).create_engine_config())
-        yield Server(runner, runner.run(start(engine)), engine)
-    for metric in set(REGISTRY._collector_to_names) - metrics_before:
-        REGISTRY.unregister(metric)
+        engine.unreadable = unreadable
+        try:
+            yield Server(runner, runner.run(start(engine)), engine)
+        finally:
+            for metric in set(REGISTRY._collector_to_names) - metrics_before:
+                REGISTRY.unregister(metric)

@@ -42,7 +42,7 @@ class WorkerV1:
         )
         self.sampler = Sampler()
         self.discard_request_mask = SimpleNamespace(np=np.zeros(MAX_ROWS, dtype=bool))
-        self._ensembles: Any = EnsembleSampler(self)  # type: ignore[arg-type]
+        self._ensembles: Any = EnsembleSampler(self)
         self._random = torch.Generator().manual_seed(seed)
 
     def draw(self, request: Request, steps: int) -> list[tuple[int, Tensor | None]]:
@@ -77,5 +77,3 @@ class WorkerV1:
             state.output_token_ids.append(tokens[0])
         reported = output.logprobs_tensors
         return tokens[0], None if reported is None else reported.logprobs[0]
-
-

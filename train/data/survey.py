@@ -8,8 +8,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tqdm import tqdm
+
 from softspec.errors import DataError
 from softspec.train.data.units import Unit
+from softspec.train.processes import is_main_process
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,8 @@ def survey(units: Sequence[Unit], routes_bundles: bool, data: str) -> Survey:
     """
     digest, tokens = hashlib.sha256(), 0
     bundles: dict[str, list[int]] = {}
-    for number, unit in enumerate(units):
+    bar = tqdm(units, desc="looking at the data", unit="example", delay=2, disable=not is_main_process())
+    for number, unit in enumerate(bar):
         if routes_bundles:
             if unit.bundle is None:
                 raise DataError(

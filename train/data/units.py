@@ -59,7 +59,7 @@ class WithReference(Sequence[Preference]):
     def __init__(self, preferences: Sequence[Preference], margins: Sequence[float]) -> None:
         """Put `margins`, log p(chosen) - log p(rejected) under the base, nats, beside the preferences."""
         self._preferences = preferences
-        self._margins = margins
+        self.margins = margins
 
     def __len__(self) -> int:
         return len(self._preferences)
@@ -71,7 +71,7 @@ class WithReference(Sequence[Preference]):
     def __getitem__(self, index: int | slice) -> Preference | Sequence[Preference]:
         if isinstance(index, slice):
             return [self[each] for each in range(len(self))[index]]
-        return replace(self._preferences[index], reference_margin=self._margins[index])
+        return replace(self._preferences[index], reference_margin=self.margins[index])
 
 
 def in_batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

@@ -29,6 +29,8 @@ def serve(
     policy_threshold: float | None = None,
     policy_min_tokens: int | None = None,
     policy_pinned: Annotated[bool, Parameter(negative="")] = False,
+    base_unchecked: Annotated[bool, Parameter(negative="")] = False,
+    allow_untested: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Serve ensembles until stopped.
 
@@ -42,6 +44,8 @@ def serve(
             disagreements, nats for the others
         policy_min_tokens: judge an answer from this many tokens on (default 1)
         policy_pinned: let requests tighten this policy, but not loosen or replace it
+        base_unchecked: serve on a base that is not the one of the training, such as a quantised one
+        allow_untested: take options of vLLM's engine that were not tested with ensembles
     """
     ensembles, vllm_args = split_arguments(arguments)
     if not ensembles:
@@ -59,4 +63,11 @@ def serve(
 
     action = cast(Action | None, policy_action)
     policy = Policy().changed(action, policy_metric, policy_threshold, policy_min_tokens)
-    run_server(Settings(tuple(ensembles), policy, policy_pinned), base, vllm_args)
+    settings = Settings(
+        tuple(ensembles),
+        policy,
+        pinned=policy_pinned,
+        base_unchecked=base_unchecked,
+        allow_untested=allow_untested,
+    )
+    run_server(settings, base, vllm_args)

@@ -6,6 +6,8 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
+from softspec.console import unbroken_output
+
 app = App(
     "train",
     help_epilogue="""\
@@ -32,6 +34,11 @@ def train(
         overwrite: replace the ensemble in output_dir
         overrides: in place of what the file says; may be given several times
     """
+    with unbroken_output():  # a run does not end because nobody reads what it says
+        _train(config, resume, overwrite, overrides)
+
+
+def _train(config: Path, resume: bool, overwrite: bool, overrides: tuple[str, ...]) -> None:
     from softspec.train.config import dump_config, load_config, pinned
 
     settings = load_config(config, overrides)  # before the seconds in which training is imported

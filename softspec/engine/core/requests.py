@@ -79,7 +79,7 @@ def _sampling_spec(params: SamplingParams) -> SamplingSpec:
         presence_penalty=params.presence_penalty,
         frequency_penalty=params.frequency_penalty,
         seed=params.seed or 0,
-        logit_bias=tuple((token_id, bias) for token_id, bias in biases if bias > BAN),
+        logit_bias=tuple((token_id, float(bias)) for token_id, bias in biases if bias > BAN),
     )
 
 

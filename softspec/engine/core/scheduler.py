@@ -12,12 +12,13 @@ The life of a group:
 Before vLLM's `schedule` spends a step's tokens, `_plan` has promised them to rows; the hooks keep it to that.
 
 vLLM 0.32 places: `add_request`, `schedule`, `update_from_output`, `finish_requests`, `_free_request`,
-`_preempt_request` and the three hooks `schedule` consults (`_handle_blocked_waiting_request`,
-`_get_local_prefix_cache_hit`, `_reserve_prefill_lookahead`).
+`_preempt_request`, `_get_new_block_ids_to_zero` and the three hooks `schedule` consults
+(`_handle_blocked_waiting_request`, `_get_local_prefix_cache_hit`, `_reserve_prefill_lookahead`).
 """
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from vllm.logger import init_logger
@@ -57,6 +58,7 @@ class LockstepScheduler(AsyncScheduler):
         self._hidden: set[str] = set()
         self._forgotten: list[str] = []
         self._failed: list[tuple[Request, str]] = []
+        self._spoiled: list[int] = []
         self._plan = StepPlan(tokens=0, blocks=0)
         self._preempted_now: set[str] = set()
         self._starved_since: float | None = None
@@ -225,9 +227,30 @@ class LockstepScheduler(AsyncScheduler):
             logger.info("%s", error)
         else:
             logger.error("%s", error)
+        if stop_reason == MIXING_FAILED:
+            self._spoil(group)
         leader = group.members[0]
         self.finish_requests(leader.request_id, RequestStatus.FINISHED_ERROR)
         self._failed.append((leader, stop_reason))
+
+    def _spoil(self, group: Group) -> None:
+        """Have the members' own KV blocks zeroed, and let nobody find them in the cache.
+
+        NaN in a block would reach whoever gets it next: attention multiplies what it masks by zero, and that is NaN.
+        """
+        shared = group.shared // self.block_size
+        held = Counter(
+            block
+            for member in group.members
+            for block in self.kv_cache_manager.get_block_ids(member.request_id)[0][shared:]
+        )
+        self.kv_cache_manager.evict_blocks(set(held))
+        blocks = self.kv_cache_manager.block_pool.blocks
+        self._spoiled += [block for block, times in held.items() if blocks[block].ref_cnt == times]
+
+    def _get_new_block_ids_to_zero(self) -> list[int] | None:
+        spoiled, self._spoiled = self._spoiled, []
+        return [*(super()._get_new_block_ids_to_zero() or ()), *spoiled] or None
 
     # Admission and preemption
 
@@ -390,4 +413,5 @@ class LockstepScheduler(AsyncScheduler):
             return
         members = zip(group.spec.adapters, logprobs[1 + group.spec.num_top + len(COLUMNS) :], strict=False)
         broken = ", ".join(adapter.name for adapter, found in members if math.isnan(found))
-        self._fail(group, MIXING_FAILED, f"its members could not be mixed, no finite numbers from {broken}")
+        found = f"no finite numbers from {broken}" if broken else "the worker's log says why"
+        self._fail(group, MIXING_FAILED, f"its members could not be mixed, {found}")

@@ -16,10 +16,10 @@ from vllm.inputs import PromptType
 from vllm.lora.request import LoRARequest
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import SamplingParams
-from vllm.v1.engine.async_llm import AsyncLLM
 
 from softspec.engine.front.ensemble import Ensemble, lora_request_of
 from softspec.engine.front.gate import Gate
+from softspec.engine.front.grammar import Grammars
 from softspec.engine.front.output import carry_telemetry, watch_preemptions
 from softspec.engine.front.registry import Registry
 from softspec.engine.front.stopping import end_judged, judged
@@ -58,13 +58,14 @@ class EnsembleClient:
         self._engine = engine
         self._may_run = may_run
         self._on_failed = on_failed
-        self._gate = Gate(engine)
+        self._gate, self._grammars = Gate(engine), Grammars(engine)
         self.registry = Registry(engine, ensembles, base_names)
-        if isinstance(engine, AsyncLLM):
-            carry_telemetry(engine.output_processor)
-            end_judged(engine.output_processor)
+        processor = getattr(engine, "output_processor", None)
+        if processor is not None:
+            carry_telemetry(processor)
+            end_judged(processor)
             if on_preemption is not None:
-                watch_preemptions(engine.output_processor, on_preemption)
+                watch_preemptions(processor, on_preemption)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
@@ -96,14 +97,17 @@ class EnsembleClient:
             ConfigError, VLLMClientError: see `admit`.
             UnknownModelError: while iterating, if the model was unloaded meanwhile.
             LockstepError, MixingError: while iterating, if a group had to be ended.
+            ConfigError: while iterating, if the request's own constraints leave no token.
         """
         model = lora_request.lora_name if lora_request is not None else None
         params = self.admit(model, sampling_params, kwargs.get("priority", 0))
         if model is None:
-            return self._engine.generate(prompt, params, request_id, **kwargs)
-        choices = open_choices(current_trace.get(), params.n)
-        outputs = self._answer(model, prompt, params, request_id, choices, **kwargs)
-        return self._raising(outputs, request_id)
+            outputs = self._engine.generate(prompt, params, request_id, **kwargs)
+        else:
+            choices = open_choices(current_trace.get(), params.n)
+            answers = self._answer(model, prompt, params, request_id, choices, **kwargs)
+            outputs = self._raising(answers, request_id)
+        return self._compiled(outputs, params) if params.structured_outputs else outputs
 
     def admit(self, model: str | None, params: SamplingParams, priority: object = 0) -> SamplingParams:
         """What the engine gets for a request with these parameters; `model` None is the base.
@@ -145,6 +149,15 @@ class EnsembleClient:
                         record(completion, params, spec, choices[completion.index])
                     yield output
 
+    async def _compiled(
+        self, outputs: AsyncGenerator[RequestOutput, None], params: SamplingParams
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """The outputs of a request whose grammar is known to compile."""
+        async with aclosing(outputs):
+            await self._grammars.check(params)
+            async for output in outputs:
+                yield output
+
     async def _raising(
         self, outputs: AsyncGenerator[RequestOutput, None], request_id: str
     ) -> AsyncGenerator[RequestOutput, None]:
@@ -154,7 +167,7 @@ class EnsembleClient:
                 for completion in output.outputs:
                     failure = failure_of(completion, request_id)
                     if failure is not None:
-                        if self._on_failed is not None:
+                        if self._on_failed is not None and isinstance(failure, EngineError):
                             self._on_failed(failure)
                         raise failure
                 yield output

@@ -8,25 +8,31 @@ vLLM 0.32 places: `vllm.entrypoints.launchers.api_server.app_state` (who holds a
 `OpenAIServingResponses.responses_stream_generator`.
 """
 
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import xgrammar
+from pydantic import BaseModel
 from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.generate.base.serving import decode_token_ids
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse, ModelCard, ModelList, ModelPermission
+from vllm.exceptions import VLLMClientError
+from vllm.logger import init_logger
 from vllm.sampling_params import SamplingParams
 
 from softspec.engine.front.client import EnsembleClient
-from softspec.errors import ConfigError, EngineError
+from softspec.errors import ConfigError, EngineError, SoftspecError, UserError
 
 if TYPE_CHECKING:
     from starlette.datastructures import State
     from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
     from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
+
+
+logger = init_logger(__name__)
 
 
 def base_names(state: "State") -> list[str]:
@@ -58,17 +64,48 @@ def put_into_handlers(client: EnsembleClient, engine: EngineClient, state: "Stat
 
 
 def _admit_before_streaming(client: EnsembleClient, responses: "OpenAIServingResponses") -> None:
-    """Let a stream of /v1/responses be refused while its answer can still be a 400.
+    """Let a stream of /v1/responses be refused while its answer can still be a 400, and end in an event later.
 
-    vLLM's own stream asks the engine only after its first events, and breaks the connection if that raises.
+    vLLM's own stream asks the engine only after its first events, and any error then breaks the connection.
     """
     stream = responses.responses_stream_generator
 
-    def admit_and_stream(request: "ResponsesRequest", params: SamplingParams, *args: Any, **kwargs: Any) -> Any:
+    def admit_and_stream(
+        request: "ResponsesRequest", params: SamplingParams, *args: Any, **kwargs: Any
+    ) -> AsyncGenerator[Any, None]:
         client.admit(request.model if request.model in client.registry.lora_requests else None, params)
-        return stream(request, params, *args, **kwargs)
+        return _ending_in_an_event(stream(request, params, *args, **kwargs))
 
     responses.responses_stream_generator = admit_and_stream
+
+
+class _ErrorEvent(BaseModel):
+    """The error event of OpenAI's streamed responses."""
+
+    type: str = "error"
+    code: str
+    message: str
+    param: str | None = None
+    sequence_number: int
+
+
+async def _ending_in_an_event(events: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
+    """The events of a stream of /v1/responses, and an error as the last of them, as OpenAI's clients know it."""
+    number = 0
+    try:
+        async for event in events:
+            number = event.sequence_number + 1
+            yield event
+    except Exception as error:
+        logger.exception("A stream of /v1/responses ended with an error")
+        is_ours = isinstance(error, SoftspecError | VLLMClientError)
+        yield _ErrorEvent(
+            code="invalid_request_error"
+            if isinstance(error, UserError | VLLMClientError)
+            else "server_error",
+            message=str(error) if is_ours else "Internal server error",
+            sequence_number=number,
+        )
 
 
 def model_names(client: EnsembleClient, state: "State") -> list[str]:

@@ -27,10 +27,10 @@ def carry_telemetry(processor: OutputProcessor) -> None:
         params = request.sampling_params
         wire = (params.extra_args or {}).get(KEY) if params else None
         logprobs = processor.request_states[request.request_id].logprobs_processor
-        if wire is None or logprobs is None:
+        if not isinstance(wire, dict) or logprobs is None:
             return
         logprobs.logprobs = _Columns()
-        if not wire["has_readers"]:
+        if not wire.get("has_readers"):
             logprobs.tokenizer = None
 
     processor.add_request = add

@@ -7,7 +7,8 @@ vLLM 0.32 place: `add_lora` and `remove_lora` of `vllm.engine.protocol.EngineCli
 """
 
 import asyncio
-from collections.abc import Collection, Iterator
+import logging
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,18 +16,27 @@ import vllm
 from vllm.engine.protocol import EngineClient
 from vllm.lora.request import LoRARequest
 
+from softspec.artefact.fit import require_fit
 from softspec.engine.front.ensemble import Ensemble, lora_request_of, next_id, read_ensemble
-from softspec.engine.requirements import require_engine
-from softspec.engine.wire import GroupSpec
-from softspec.errors import ConfigError, UnknownModelError
+from softspec.engine.requirements import require_base, require_engine
+from softspec.engine.wire import Adapter, GroupSpec
+from softspec.errors import ConfigError, EngineError, SoftspecError, UnknownModelError
+
+Canary = Callable[[str], Awaitable[None]]
+"""Lets a model answer once, and raises if it cannot."""
+
+_log = logging.getLogger(__name__)
 
 
 class Registry:
     """Loads and unloads ensembles, one at a time; requests see a change all at once or not at all.
 
     `ensembles` (by name) and `lora_requests` (by model name, as vLLM's front end wants them) always show what is
-    served. Numbers of adapters are never used again.
+    served. Numbers of adapters are never used again. `base_fingerprint` is that of the base that is served, None if
+    nobody may ask.
     """
+
+    base_fingerprint: str | None = None
 
     def __init__(
         self, engine: EngineClient, ensembles: Collection[Ensemble], base_names: Collection[str] = ()
@@ -40,14 +50,11 @@ class Registry:
         self.lora_requests: dict[str, LoRARequest] = {}
         self._engine = engine
         self._base_names = base_names
-        # Whoever started the server vouches for its base; later ensembles must be of the same.
-        bases = (ensemble.manifest.base_model for ensemble in ensembles)
-        self._fingerprints = {base.fingerprint for base in bases if base.fingerprint}
         self._next_id = next_id(ensembles)
         self._specs: dict[str, tuple[Ensemble, GroupSpec]] = {}
         # Every ensemble with adapters in the engine, and how many unfinished requests hold them there.
         self._holders: dict[Ensemble, int] = {}
-        self._leaving: set[asyncio.Task[None]] = set()
+        self._leaving: dict[Ensemble, asyncio.Task[None]] = {}
         self._changing = asyncio.Lock()
         for ensemble in ensembles:
             self._refuse_taken_names(ensemble)
@@ -71,9 +78,20 @@ class Registry:
             self._holders[ensemble] -= 1
             self._leave_when_done(ensemble)
 
-    async def load(self, directory: Path, replace: bool = False) -> Ensemble:
+    async def fill(self) -> None:
+        """Read the weights of the ensembles to start with into the engine.
+
+        Raises:
+            UserError: an adapter is cut off, or belongs to another base.
+        """
+        for ensemble in self.ensembles.values():
+            await self._add(ensemble)
+
+    async def load(self, directory: Path, replace: bool = False, canary: Canary | None = None) -> Ensemble:
         """Serve an ensemble from now on; with `replace` in place of the one that has its name, if any.
 
+        Args:
+            canary: tries the ensemble before it is served, under a name that no caller knows.
         Raises:
             UserError: it cannot be served; nothing has changed.
         """
@@ -82,10 +100,17 @@ class Registry:
             ensemble = await asyncio.to_thread(read_ensemble, directory, self._next_id)
             self._require_servable(ensemble, replace)
             self._next_id += len(ensemble.adapters)
-            await self._add(ensemble)
-            if ensemble.name in self.ensembles:
-                self._withdraw(ensemble.name)
-            self._publish(ensemble)
+            try:
+                with self._kept(ensemble):
+                    await self._add(ensemble)
+                    if canary is not None:
+                        await self._try_out(ensemble, canary)
+                    if ensemble.name in self.ensembles:
+                        self._withdraw(ensemble.name)
+                    self._publish(ensemble)
+            except BaseException:
+                await self.settle()
+                raise
             return ensemble
 
     async def unload(self, name: str) -> None:
@@ -100,22 +125,23 @@ class Registry:
             self._withdraw(name)
 
     async def settle(self) -> None:
-        """Wait until no adapters are on their way out; those that unfinished requests hold stay."""
+        """Wait until no adapters are on their way out; those that unfinished requests hold stay.
+
+        What could not leave before tries again.
+        """
+        for ensemble in tuple(self._holders):
+            self._leave_when_done(ensemble)
         if self._leaving:
-            await asyncio.wait(self._leaving)
+            await asyncio.wait(self._leaving.values())
 
     def _require_servable(self, ensemble: Ensemble, replace: bool) -> None:
-        name, fingerprint = ensemble.name, ensemble.manifest.base_model.fingerprint
+        name = ensemble.name
         if name in self.ensembles and not replace:
             raise ConfigError(
                 f"The ensemble '{name}' has already been loaded. If you want to replace it, set 'replace' to true."
             )
         self._refuse_taken_names(ensemble)
-        if fingerprint and self._fingerprints and fingerprint not in self._fingerprints:
-            raise ConfigError(
-                f"ensemble '{name}' was trained on a base with fingerprint {fingerprint[:12]} but this server started "
-                f"with {', '.join(sorted(known[:12] for known in self._fingerprints))}: serve it on its own base"
-            )
+        require_base(self.base_fingerprint, [ensemble.manifest])
         try:
             require_engine(vllm.__version__, self._engine.vllm_config, [*self._holders, ensemble])
         except ConfigError as error:
@@ -134,16 +160,51 @@ class Registry:
                 )
 
     async def _add(self, ensemble: Ensemble) -> None:
-        """Read the weights of all members into the engine, or of none."""
-        self._holders[ensemble] = 0
+        """Read the weights of all members into the engine."""
+        for adapter in ensemble.adapters:
+            try:
+                await self._add_adapter(adapter)
+            except SoftspecError as error:
+                raise type(error)(f"ensemble '{ensemble.name}' was not loaded: {error}") from error
+
+    async def _add_adapter(self, adapter: Adapter) -> None:
+        await asyncio.to_thread(
+            require_fit, Path(adapter.path), Path(self._engine.vllm_config.model_config.model)
+        )
         try:
-            for adapter in ensemble.adapters:
-                await self._engine.add_lora(lora_request_of(adapter))
-        except BaseException as error:
-            await self._remove(ensemble)
-            if not isinstance(error, Exception):
-                raise
-            raise ConfigError(f"ensemble '{ensemble.name}' was not loaded: {error}") from error
+            await self._engine.add_lora(lora_request_of(adapter))
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            if self._engine.errored:
+                raise EngineError(f"the engine died of '{adapter.path}': {reason}") from error
+            raise ConfigError(f"the engine refuses '{adapter.path}': {reason}") from error
+
+    async def _try_out(self, ensemble: Ensemble, canary: Canary) -> None:
+        """Let an ensemble answer once that nobody else can ask yet."""
+        secret = f"{ensemble.name}\0"
+        self._specs[secret] = ensemble, ensemble.specs()[ensemble.name]
+        try:
+            await canary(secret)
+        except Exception as error:
+            if self._engine.errored:
+                raise EngineError(
+                    f"the engine died when ensemble '{ensemble.name}' was tried: {error}"
+                ) from error
+            raise ConfigError(
+                f"ensemble '{ensemble.name}' was not loaded: its trial failed: {error}"
+            ) from error
+        finally:
+            del self._specs[secret]
+
+    @contextmanager
+    def _kept(self, ensemble: Ensemble) -> Iterator[None]:
+        """Keep an ensemble in the engine while it is loaded; it leaves unless it is served by then."""
+        self._holders[ensemble] = 1
+        try:
+            yield
+        finally:
+            self._holders[ensemble] -= 1
+            self._leave_when_done(ensemble)
 
     def _publish(self, ensemble: Ensemble) -> None:
         self.ensembles[ensemble.name] = ensemble
@@ -158,13 +219,23 @@ class Registry:
         self._leave_when_done(ensemble)
 
     def _leave_when_done(self, ensemble: Ensemble) -> None:
-        if self._holders[ensemble] or self.ensembles.get(ensemble.name) is ensemble:
+        is_served = self.ensembles.get(ensemble.name) is ensemble
+        if self._holders[ensemble] or is_served or ensemble in self._leaving:
             return
-        task = asyncio.create_task(self._remove(ensemble))
-        self._leaving.add(task)
-        task.add_done_callback(self._leaving.discard)
+        self._leaving[ensemble] = asyncio.create_task(self._remove(ensemble))
 
     async def _remove(self, ensemble: Ensemble) -> None:
-        for adapter in ensemble.adapters:
-            await self._engine.remove_lora(adapter.int_id)
-        del self._holders[ensemble]
+        """Take an ensemble out of the engine; until that succeeds it takes its room."""
+        try:
+            for adapter in ensemble.adapters:
+                # False where the engine has no such adapter, which is as well.
+                await self._engine.remove_lora(adapter.int_id)
+            del self._holders[ensemble]
+        except Exception as error:
+            _log.warning(
+                "adapters of ensemble '%s' did not leave the engine (%s): the next load tries again",
+                ensemble.name,
+                " ".join(str(error).split()),
+            )
+        finally:
+            del self._leaving[ensemble]

@@ -15,8 +15,16 @@ from vllm.outputs import CompletionOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from softspec.engine.trace import ChoiceTrace, RequestTrace
-from softspec.engine.wire import KEY, LOCKSTEP_FAILED, MIXING_FAILED, GroupSpec, num_columns, unpack
-from softspec.errors import EngineError, FieldError, LockstepError, MixingError
+from softspec.engine.wire import (
+    KEY,
+    LOCKSTEP_FAILED,
+    MIXING_FAILED,
+    NO_TOKEN_LEFT,
+    GroupSpec,
+    num_columns,
+    unpack,
+)
+from softspec.errors import ConfigError, EngineError, FieldError, LockstepError, MixingError
 from softspec.maths.answer import TokenUncertainty
 
 
@@ -74,7 +82,7 @@ def refuse_unsupported(params: SamplingParams) -> None:
             )
 
 
-def failure_of(completion: CompletionOutput, request_id: str) -> EngineError | None:
+def failure_of(completion: CompletionOutput, request_id: str) -> EngineError | ConfigError | None:
     """Why our part of the engine ended a request; None for all other ends, vLLM's own errors among them."""
     if completion.finish_reason != "error":
         return None
@@ -87,6 +95,11 @@ def failure_of(completion: CompletionOutput, request_id: str) -> EngineError | N
         return MixingError(
             f"request {request_id} was ended because its members could not be mixed: report it with its fields and "
             "the server's log"
+        )
+    if completion.stop_reason == NO_TOKEN_LEFT:
+        return ConfigError(
+            "the request's own constraints leave no token that may come next: loosen its grammar, allowed_token_ids, "
+            "bad_words, min_tokens or logit_bias of -100"
         )
     return None
 

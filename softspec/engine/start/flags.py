@@ -21,6 +21,8 @@ _RESERVED_FLAGS = {
     "--worker-extension-cls": "the members need the ensemble sampler",
     "--speculative-config": "speculative decoding is not supported for ensembles",
     "--grpc": "the uncertainty is part of the HTTP answer",
+    "--headless": "the HTTP server runs beside its engine",
+    "--api-server-count": "one HTTP server answers for one engine; add replicas instead",
     "--no-enable-lora": "the members are LoRA adapters",
     "--lora-modules": "its adapters would take the members' numbers in the engine",
 }

@@ -3,32 +3,29 @@
 In: the arguments of `softspec serve` for vLLM, and loaded ensembles. Out: greedy answers, of ensembles or of single
 adapters by vLLM's stock path, and what the engine turned out to be. The engine core is a process of its own, as there.
 
-vLLM 0.32 places: `AsyncEngineArgs`, `vllm.v1.engine.async_llm.AsyncLLM`.
+vLLM 0.32 place: `vllm.v1.engine.async_llm.AsyncLLM`.
 """
 
+from argparse import Namespace
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import vllm
-from vllm import AsyncEngineArgs, SamplingParams
+from vllm import SamplingParams
 from vllm.config import VllmConfig
 from vllm.engine.protocol import EngineClient
 from vllm.inputs import TokensPrompt
 from vllm.lora.request import LoRARequest
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
-from vllm.usage.usage_lib import UsageContext
-from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from softspec.engine.front.client import EnsembleClient
 from softspec.engine.front.ensemble import Ensemble
 from softspec.engine.requirements import require_engine
+from softspec.engine.start.arguments import USAGE, accepted_arguments, configure, engine_parser
 from softspec.errors import ConfigError
-
-# Chooses the same defaults (tokens per step) as vLLM's server.
-_USAGE = UsageContext.OPENAI_API_SERVER
 
 
 @dataclass(frozen=True)
@@ -57,6 +54,14 @@ class LocalEngine:
         self._client = EnsembleClient(engine, ensembles)
         self._loras = self._client.registry.lora_requests
         self._requests = 0
+
+    async def fill(self) -> None:
+        """Read the weights of all members into the engine.
+
+        Raises:
+            UserError: an adapter is cut off, or belongs to another base.
+        """
+        await self._client.registry.fill()
 
     def ask_ensemble(self, name: str, prompt_ids: Sequence[int], num_tokens: int) -> AsyncIterator[int]:
         """Greedy tokens of the mixture; yields how many arrived, whenever some do."""
@@ -117,39 +122,34 @@ async def open_engine(
             which flag helps.
         UnsupportedEngineError: an engine that was not tested with ensembles.
     """
-    args = _parse(arguments)
-    config = _configure(args)
+    args = accepted_arguments(_parse(arguments))
+    config = configure(args)
     cache = config.cache_config
     # One block is vLLM's own.
     needed = rows * -(-tokens_per_row // cache.block_size) + 1
     if cache.num_gpu_blocks_override is None and config.device_config.device_type == "cpu":
         cache.num_gpu_blocks_override = needed
     _require_room(config, cache.num_gpu_blocks_override, needed, tokens_per_row)
-    engine = AsyncLLM.from_vllm_config(config, usage_context=_USAGE, disable_log_stats=args.disable_log_stats)
+    require_engine(vllm.__version__, config, ensembles)
+    engine = AsyncLLM.from_vllm_config(config, usage_context=USAGE, disable_log_stats=args.disable_log_stats)
     try:
         _require_room(config, cache.num_gpu_blocks, needed, tokens_per_row)
         require_engine(vllm.__version__, config, ensembles)
         await engine.collective_rpc("install_ensemble_sampler")
-        yield LocalEngine(engine, ensembles)
+        local = LocalEngine(engine, ensembles)
+        await local.fill()
+        yield local
     finally:
         engine.shutdown()
 
 
-def _parse(arguments: Sequence[str]) -> AsyncEngineArgs:
-    parser = AsyncEngineArgs.add_cli_args(FlexibleArgumentParser(prog="softspec"))
-    options, unknown = parser.parse_known_args(["--model", *arguments])
+def _parse(arguments: Sequence[str]) -> Namespace:
+    options, unknown = engine_parser().parse_known_args(["--model", *arguments])
     if unknown:
         raise ConfigError(
             f"'{unknown[0]}' is no flag of ours or of vLLM's engine: see 'softspec bench serve --help'"
         )
-    return AsyncEngineArgs.from_cli_args(options)
-
-
-def _configure(args: AsyncEngineArgs) -> VllmConfig:
-    try:
-        return args.create_engine_config(_USAGE)
-    except ValueError as error:
-        raise ConfigError(f"vLLM refuses these settings: {' '.join(str(error).split())}") from error
+    return options
 
 
 def _require_room(config: VllmConfig, blocks: int | None, needed: int, tokens_per_row: int) -> None:

@@ -46,6 +46,9 @@ class EnsembleWorker:
                 f"model runner {type(runner).__module__}.{type(runner).__qualname__} draws with {found}, which was not "
                 f"tested with ensembles: expected one of {', '.join(_ADAPTERS)}"
             )
+        if getattr(runner, "kv_block_zeroer", runner) is None or runner.device.type != "cpu":
+            # vLLM makes it only for models that need it in every step; we do when numbers were not finite.
+            runner._init_kv_zero_meta()
         if runner.device.type == "cpu":
             # Not for GPUs, where numba need not be installed.
             import_module("softspec.engine.worker.cpu_lora").use_cpu_lora(

@@ -151,13 +151,15 @@ class GroupMixer:
             predictive = predict(logprobs, log_weights, probs)
         else:
             predictive = unmeasured(mix(logprobs, probs, log_weights)[0])
-        if len(groups[0].rows) > 1:
-            scores = mixture_logits(predictive.logprobs, log_weights, log_normalisers)
-        else:
+        scores = predictive.logprobs
+        if len(groups[0].rows) == 1:
             scores = members.squeeze(1)
+        elif lineup.on_logits is not None:
+            restored = mixture_logits(scores, log_weights, log_normalisers)
+            scores = torch.where(lineup.on_logits, restored, scores)
         if lineup.biases is not None:
             which, token_ids, values = lineup.biases
-            scores[which, token_ids] += values
+            scores = scores.index_put((which, token_ids), values, accumulate=True)
         logits[lineup.leaders] = scores
         return _Batch(groups, lineup, logprobs, log_normalisers, log_weights, predictive)
 

@@ -52,7 +52,8 @@ class Lineup:
     """The tensors that stay the same while the same G groups decode in the same rows, made once.
 
     rows, prior: (G, K). columns: (G, num_columns(K)), where telemetry goes. settings: (G,) each, on the host.
-    biases: groups, token ids and what is added to their scores, (N,) each, if any group asks for that.
+    on_logits: (G, 1), whose scores must be on the scale of logits: those with a repetition penalty, as nothing else
+    depends on where zero is. biases: groups, token ids and what is added to their scores, (N,) each. None if none asks.
     """
 
     rows: Tensor
@@ -61,6 +62,7 @@ class Lineup:
     num_top: int
     all_fixed: bool
     settings: dict[str, Tensor]
+    on_logits: Tensor | None
     biases: tuple[Tensor, Tensor, Tensor] | None
 
     @property
@@ -83,6 +85,7 @@ def line_up(groups: Sequence[GroupRows], vocab_size: int, device: torch.device) 
     specs = [group.seat.spec for group in groups]
     sampling = [group.seat.sampling for group in groups]
     telemetry = range(num_columns(len(groups[0].rows)))
+    on_logits = [[spec.repetition_penalty != 1] for spec in sampling]
     return Lineup(
         rows=_on_device([group.rows for group in groups], device),
         prior=_on_device([spec.log_weights for spec in specs], device),
@@ -96,6 +99,7 @@ def line_up(groups: Sequence[GroupRows], vocab_size: int, device: torch.device) 
             "min_p": on_host([spec.min_p for spec in sampling], device),
             "seeds": on_host([spec.seed % 2**63 for spec in sampling], device),
         },
+        on_logits=_on_device(on_logits, device) if any(map(any, on_logits)) else None,
         biases=_biases(sampling, vocab_size, device),
     )
 

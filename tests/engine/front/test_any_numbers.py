@@ -23,12 +23,27 @@ pytestmark = pytest.mark.vllm
 
 SPEC = GroupSpec((Adapter("a", 1, "a"), Adapter("b", 2, "b")), (-0.6931472,) * 2, "prefix_posterior", None, 0)
 LONG = int(os.environ.get("RANDOM_REQUESTS", "100000"))
-SAMPLING = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
-SAMPLING += ("seed", "n", "max_tokens", "min_tokens", "logprobs", "prompt_logprobs", "stop_token_ids", "stop")
-SAMPLING += ("allowed_token_ids", "logit_bias", "bad_words", "ignore_eos", "stream_interval", "logprob_token_ids")
-SAMPLING += ("repetition_detection", "thinking_token_budget", "structured_outputs")
+SHAPE = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+)
+LENGTH = ("n", "max_tokens", "min_tokens", "stop_token_ids", "stop", "ignore_eos", "repetition_detection")
+WORDS = (
+    "allowed_token_ids",
+    "logit_bias",
+    "bad_words",
+    "structured_outputs",
+    "thinking_token_budget",
+    "seed",
+)
+SAMPLING = (*SHAPE, *LENGTH, *WORDS, "logprobs", "prompt_logprobs", "logprob_token_ids", "stream_interval")
 OPENAI = (*SAMPLING, "stream", "priority", "truncate_prompt_tokens", "vllm_xargs", "length_penalty")
-FIELDS = {
+FIELDS: dict[str, tuple[str, ...]] = {
     "chat": (*OPENAI, "top_logprobs", "max_completion_tokens"),
     "text": OPENAI,
     "responses": ("temperature", "top_p", "top_k", "seed", "max_output_tokens", "top_logprobs", "presence_penalty",
@@ -87,7 +102,7 @@ class Server:
         args = AsyncEngineArgs(model=str(base), dtype="float32", max_logprobs=20 + num_columns(2))
         config = args.create_engine_config()
         self.engine = FakeAsyncLLM(config)
-        self.gate = Gate(self.engine)  # type: ignore[arg-type]
+        self.gate = Gate(self.engine)
         self.worker = WorkerV1(config)
         self.encode, self.decode = MsgpackEncoder().encode, MsgpackDecoder(EngineCoreRequest).decode
         self.ends: Counter[str] = Counter()
@@ -112,14 +127,16 @@ class Server:
 
         from softspec.engine.front.translation import group_params, refuse_unsupported
 
-        # These are 400 on every route of vLLM.
-        mistakes = (ValidationError, VLLMClientError, ValueError, TypeError, OverflowError)
-        # The last is a 500 of vLLM's own, of `structured_outputs` that is no object; it reaches no engine.
-        mistakes += (AttributeError,)
+        # These are 400 on every route of vLLM; but the last is a 500 of its own, of `structured_outputs` that is no
+        # object, which reaches no engine.
+        mistakes: tuple[type[Exception], ...] = (ValidationError, VLLMClientError, ValueError, TypeError)
+        mistakes += (OverflowError, AttributeError)
         params, priority = attempt("vLLM's models", mistakes, lambda: params_of(route, fields))
         if is_group:
             attempt("us", (UserError,), lambda: refuse_unsupported(params))
-        admitted = attempt("the gate", (UserError, VLLMClientError), lambda: self.gate.admit(params, priority))
+        admitted = attempt(
+            "the gate", (UserError, VLLMClientError), lambda: self.gate.admit(params, priority)
+        )
         if is_group:
             admitted = group_params(admitted, SPEC)
         # Whatever else is raised from here on is a 500, or the end of the engine.
@@ -157,7 +174,13 @@ def require_sound(token: int, row: Any, params: Any, is_group: bool, vocab_size:
     num_top = params.logprobs - num_columns(2)
     numbers = row.tolist()
     drawn = unpack(token, numbers[0], numbers[1 + num_top : 1 + params.logprobs])
-    measured = (drawn.log_prob, drawn.total_entropy, drawn.aleatoric_entropy, drawn.epistemic, drawn.disagreement)
+    measured = (
+        drawn.log_prob,
+        drawn.total_entropy,
+        drawn.aleatoric_entropy,
+        drawn.epistemic,
+        drawn.disagreement,
+    )
     assert all(number == number and abs(number) < 1e30 for number in measured), drawn
     assert all(number <= 0 for number in drawn.member_log_probs), drawn
 
@@ -180,7 +203,9 @@ def send(server: Server, count: int, seed: int) -> None:
         try:
             server.ask(route, fields, is_group)
         except Exception as error:
-            raise AssertionError(f"request {number}, {route}, group {is_group}: {str(fields)[:2000]}") from error
+            raise AssertionError(
+                f"request {number}, {route}, group {is_group}: {str(fields)[:2000]}"
+            ) from error
     print(f"\n{count} requests: {dict(server.ends)}")
     assert server.ends["drew tokens"] > count / 5
 

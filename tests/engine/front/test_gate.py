@@ -46,9 +46,7 @@ def slotted(engine: Any) -> Any:
         model_config=config.model_config, speculative_config=None, use_v2_model_runner=True
     )
     return Gate(
-        SimpleNamespace(  # type: ignore[arg-type]
-            vllm_config=seen, input_processor=engine.input_processor, renderer=engine.renderer
-        )
+        SimpleNamespace(vllm_config=seen, input_processor=engine.input_processor, renderer=engine.renderer)
     )
 
 
@@ -89,8 +87,9 @@ def test_every_sample_has_a_seed_of_64_bits(gate: Any, seed: int, n: int) -> Non
     """vLLM seeds sample i of n with `seed + i`."""
     first = gate.admit(params(seed=seed, n=n)).seed
 
-    assert -(2**63) <= first and first + n - 1 <= LARGEST
-    if -(2**63) <= seed and seed + n - 1 <= LARGEST:
+    assert first >= -(2**63)
+    assert first + n - 1 <= LARGEST
+    if seed >= -(2**63) and seed + n - 1 <= LARGEST:
         assert first == seed
 
 

@@ -9,18 +9,35 @@ import pytest
 from transformers import AutoTokenizer
 
 from softspec.engine.front.translation import group_params, split_position
-from softspec.engine.wire import Adapter, GroupSpec, num_columns
+from softspec.engine.wire import KEY, Adapter, GroupSpec, num_columns
 
 pytestmark = pytest.mark.vllm
 
 SPEC = GroupSpec((Adapter("a", 1, "a"), Adapter("b", 2, "b")), (-0.7, -0.7), "prefix_posterior", None, 0)
 
 
+def core_request(params: Any) -> Any:
+    from vllm.v1.engine import EngineCoreRequest
+
+    return EngineCoreRequest(
+        request_id="group",
+        external_req_id="group",
+        prompt_token_ids=[5],
+        mm_features=None,
+        sampling_params=params,
+        pooling_params=None,
+        arrival_time=0.0,
+        lora_request=None,
+        cache_salt=None,
+        data_parallel_rank=None,
+    )
+
+
 @pytest.fixture
 def stream(tiny_base: Path) -> Callable[[int, int | None], Any]:
     """Sends `count` tokens of a group to a reader that comes only then; returns what it finds."""
     from vllm.sampling_params import RequestOutputKind, SamplingParams
-    from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
+    from vllm.v1.engine import EngineCoreOutput
     from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
     from vllm.v1.outputs import LogprobsLists
 
@@ -33,18 +50,7 @@ def stream(tiny_base: Path) -> Callable[[int, int | None], Any]:
         params = group_params(
             SamplingParams(max_tokens=count, logprobs=num_top, output_kind=kind, seed=1), SPEC
         )
-        request = EngineCoreRequest(
-            request_id="group",
-            external_req_id="group",
-            prompt_token_ids=[5],
-            mm_features=None,
-            sampling_params=params,
-            pooling_params=None,
-            arrival_time=0.0,
-            lora_request=None,
-            cache_salt=None,
-            data_parallel_rank=None,
-        )
+        request = core_request(params)
         collector = RequestOutputCollector(kind, "group")
         processor.add_request(request, None, queue=collector)
         for token in range(count):
@@ -74,6 +80,28 @@ def test_reader_that_falls_behind_loses_no_column(stream: Any, num_top: int | No
 
 def test_telemetry_that_nobody_reads_is_not_decoded(stream: Any) -> None:
     assert set(stream(2, None).decoded_tokens) == {None}
+
+
+def test_log_probabilities_of_the_drawn_token_alone_have_its_text_too(stream: Any) -> None:
+    """0 asks for the drawn token's; None asks for none."""
+    _, top = split_position(stream(2, 0), 1, SPEC, 0)
+
+    assert [(token, bool(entry.decoded_token)) for token, entry in top.items()] == [(41, True)]
+
+
+@pytest.mark.parametrize("value", ["x", 1, None, [], {}], ids=str)
+def test_key_of_a_stranger_loses_no_request(tiny_base: Path, value: object) -> None:
+    """The gate refuses it; an output processor that met it all the same must go on."""
+    from vllm.sampling_params import SamplingParams
+    from vllm.v1.engine.output_processor import OutputProcessor
+
+    from softspec.engine.front.output import carry_telemetry
+
+    processor = OutputProcessor(AutoTokenizer.from_pretrained(tiny_base), log_stats=False)
+    carry_telemetry(processor)
+    processor.add_request(core_request(SamplingParams(logprobs=1, extra_args={KEY: value})), None)
+
+    assert list(processor.request_states) == ["group"]
 
 
 def test_log_probabilities_that_were_asked_for_have_their_text(stream: Any) -> None:

@@ -113,6 +113,49 @@ def test_request_policy_replaces_the_server_policy() -> None:
     assert answer.choices[0].message.content == " w0 w1 w2 w3"
 
 
+@pytest.mark.parametrize("policy", [None, {}, {"action": None}, {"threshold": 0.55}])
+def test_request_policy_without_an_action_keeps_the_servers(policy: dict[str, Any] | None) -> None:
+    client = client_of(make_app(FakeEngine([TORN]), Policy("abstain", "max_epistemic", 0.5)))
+
+    answer: Any = client.chat.completions.create(
+        model=ENSEMBLE, messages=QUESTION, extra_body={"uncertainty": {"policy": policy}}
+    )
+
+    assert answer.choices[0].uncertainty["decision"] == "abstain"
+
+
+@pytest.mark.parametrize("policy", [{}, {"threshold": 0.2}, {"threshold": 0.5, "min_tokens": 1}])
+def test_pinned_policy_may_be_tightened(policy: dict[str, Any]) -> None:
+    app = make_app(FakeEngine([TORN]), Policy("abstain", "max_epistemic", 0.5, 2), pinned=True)
+
+    answer: Any = client_of(app).chat.completions.create(
+        model=ENSEMBLE, messages=QUESTION, extra_body={"uncertainty": {"policy": policy}}
+    )
+
+    assert answer.choices[0].uncertainty["decision"] == "abstain"
+
+
+@pytest.mark.parametrize(
+    ("policy", "field"),
+    [
+        ({"action": "answer"}, "action"),
+        ({"metric": "disagreement", "threshold": 0}, "metric"),
+        ({"threshold": 0.51}, "threshold"),
+        ({"threshold": 0.1, "min_tokens": 9}, "min_tokens"),
+    ],
+)
+def test_pinned_policy_is_not_loosened(policy: dict[str, Any], field: str) -> None:
+    engine = FakeEngine([TORN])
+    app = make_app(engine, Policy("abstain", "max_epistemic", 0.5, 2), pinned=True)
+
+    with pytest.raises(openai.BadRequestError, match="would loosen the server's policy") as refusal:
+        client_of(app).chat.completions.create(
+            model=ENSEMBLE, messages=QUESTION, extra_body={"uncertainty": {"policy": policy}}
+        )
+
+    assert (refusal.value.param, engine.requests) == (f"uncertainty.policy.{field}", [])
+
+
 def test_headers_tell_the_decision_without_parsing_the_body() -> None:
     raw = client_of(make_app(FakeEngine([AGREED]))).chat.completions.with_raw_response.create(
         model=ENSEMBLE, messages=QUESTION, extra_headers={"x-request-id": "r-17"}
@@ -167,6 +210,16 @@ def test_single_models_pass_through_without_the_field(model: str) -> None:
             "uncertainty.policy.threshold",
         ),
         ({"uncertainty": {"policy": {"action": "abstain"}}}, "uncertainty.policy"),
+        ({"uncertainty": {"policy": {"threshold": 0.0}}}, "uncertainty.policy"),
+        ({"uncertainty": {"policy": {"metric": "mutual_information"}}}, "uncertainty.policy"),
+        ({"uncertainty": {"policy": {"min_tokens": 3}}}, "uncertainty.policy"),
+        ({"uncertainty": {"policy": {"min_tokens": 2.5}}}, "uncertainty.policy.min_tokens"),
+        ({"uncertainty": {"policy": {"min_tokens": True}}}, "uncertainty.policy.min_tokens"),
+        ({"uncertainty": {"policy": {"threshold": True}}}, "uncertainty.policy.threshold"),
+        (
+            {"uncertainty": {"policy": {"action": "abstain", "threshold": 1, "min_tokens": 0}}},
+            "uncertainty.policy",
+        ),
         ({"uncertainty": {"policy": {"action": "route", "threshold": 1}}}, "uncertainty.policy"),
         (
             {"uncertainty": {"policy": {"action": "abstain", "metric": "doubt", "threshold": 1}}},
@@ -366,6 +419,19 @@ def test_missing_telemetry_in_a_stream_is_an_error_event() -> None:
     assert events[-1] == "[DONE]"
 
 
+def test_every_choice_of_a_request_is_counted() -> None:
+    registry = CollectorRegistry()
+    client = client_of(make_app(FakeEngine([TORN, AGREED, AGREED]), registry=registry))
+
+    client.chat.completions.create(
+        model=ENSEMBLE, messages=QUESTION, n=3, extra_body={"uncertainty": {"policy": STRICT}}
+    )
+
+    page = generate_latest(registry).decode()
+    assert 'softspec_choices_total{decision="answer"} 2.0' in page
+    assert 'softspec_choices_total{decision="abstain"} 1.0' in page
+
+
 def test_answers_are_counted_by_decision() -> None:
     registry = CollectorRegistry()
     client = client_of(make_app(FakeEngine([TORN]), registry=registry))
@@ -378,6 +444,6 @@ def test_answers_are_counted_by_decision() -> None:
         )
 
     page = generate_latest(registry).decode()
-    assert 'softspec_requests_total{decision="answer"} 1.0' in page
-    assert 'softspec_requests_total{decision="abstain"} 1.0' in page
+    assert 'softspec_choices_total{decision="answer"} 1.0' in page
+    assert 'softspec_choices_total{decision="abstain"} 1.0' in page
     assert "softspec_time_to_first_token_seconds_count 2.0" in page

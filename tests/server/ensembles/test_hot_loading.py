@@ -11,7 +11,8 @@ from unittest.mock import patch
 
 import pytest
 
-from softspec.artefact.manifest import load_manifest, save_manifest
+from softspec.artefact.base import fingerprint
+from softspec.artefact.manifest import load_manifest, member_dir, save_manifest
 from softspec.engine.front.client import EnsembleClient
 from softspec.engine.front.registry import Registry
 from softspec.errors import UnknownModelError
@@ -29,7 +30,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """NAME with two members and OTHER with one; `fresh` has NAME too, with one member and other weights."""
     folder = tmp_path_factory.mktemp("ensembles")
     base = tiny_llama(folder / "tiny-base")
-    changed(random_adapters(base, folder / NAME, num_members=2, name=NAME), folder / NAME, "a" * 64)
+    known = fingerprint(str(base))
+    changed(random_adapters(base, folder / NAME, num_members=2, name=NAME), folder / NAME, known)
     random_adapters(base, folder / OTHER, num_members=1, name=OTHER, seed=1)
     random_adapters(base, folder / "fresh", num_members=1, name=NAME, seed=2)
     return folder
@@ -272,6 +274,76 @@ def test_one_unreadable_member_leaves_everything_as_it_was(server: Server, folde
     assert server.chat().choices[0].message.content
 
 
+def test_cut_off_member_leaves_everything_as_it_was(server: Server, folder: Path, tmp_path: Path) -> None:
+    damaged = changed(folder / OTHER, tmp_path / "damaged")
+    weights = member_dir(damaged, 0) / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    resident = dict(server.engine.resident)
+
+    message = complaint(load(server, damaged))
+
+    assert message.startswith(f"{NOT_LOADED}'{weights}' cannot be read")
+    assert server.engine.resident == resident
+
+
+def test_ensemble_that_cannot_answer_is_not_served(server: Server, folder: Path) -> None:
+    """Nobody could have asked it while it was tried, and the one that it was to replace answers on."""
+    before, resident = engine_names(server), dict(server.engine.resident)
+    server.engine.broken = "a failure"
+    try:
+        message = complaint(load(server, folder / "fresh", replace=True))
+    finally:
+        server.engine.broken = None
+
+    assert message.startswith(f"ensemble '{NAME}' was not loaded: its trial failed: ")
+    assert (engine_names(server), server.engine.resident) == (before, resident)
+    assert members_of(server.post("/v1/chat/completions", {"model": NAME, "messages": HELLO})) == 2
+
+
+def test_new_ensemble_is_tried_before_it_is_served(server: Server, folder: Path) -> None:
+    async def models_during_its_trial() -> list[str]:
+        server.engine.tried.clear()
+        server.engine.may_be_tried.clear()
+        request = server.http.post("/v1/load_ensemble", json={"path": str(folder / OTHER)})
+        loading = asyncio.create_task(request)
+        await server.engine.tried.wait()
+        during = (await server.http.get("/v1/models")).json()["data"]
+        server.engine.may_be_tried.set()
+        await loading
+        return [model["id"] for model in during]
+
+    assert OTHER not in server.run(models_during_its_trial())
+    assert OTHER in models(server)
+
+
+def test_adapters_that_did_not_leave_keep_their_room_only_until_they_do(
+    server: Server, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """There is room for four; two that are stuck and three new ones are too many."""
+    server.engine.stuck = True
+    server.post("/v1/unload_ensemble", {"name": NAME})
+    server.run(registry(server).settle())
+    assert f"adapters of ensemble '{NAME}' did not leave the engine" in caplog.text
+    with patch.object(server.engine.vllm_config.lora_config, "max_cpu_loras", 2):
+        assert "the engine keeps 2 adapters" in complaint(load(server, folder / OTHER))
+
+        server.engine.stuck = False
+        assert load(server, folder / OTHER).status_code == 200
+
+    assert set(server.engine.resident.values()) == engine_names(server)
+
+
+def test_adapters_that_the_engine_has_not_leave_without_a_word(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.engine.resident.clear()
+
+    assert server.post("/v1/unload_ensemble", {"name": NAME}).status_code == 200
+    server.run(registry(server).settle())
+
+    assert caplog.text == ""
+
+
 @pytest.mark.parametrize(
     ("part", "field", "limit", "reason"),
     [
@@ -330,11 +402,12 @@ def changed(ensemble: Path, copy: Path, fingerprint: str | None = None, **change
 
 def test_ensemble_of_another_base_is_refused(server: Server, folder: Path, tmp_path: Path) -> None:
     stranger = changed(folder / OTHER, tmp_path / "stranger", fingerprint="b" * 64)
-    kin = changed(folder / OTHER, tmp_path / "kin", fingerprint="a" * 64)
+    real = fingerprint(str(folder / "tiny-base"))
+    kin = changed(folder / OTHER, tmp_path / "kin", fingerprint=real)
 
     message = complaint(load(server, stranger))
 
-    assert "base with fingerprint bbbbbbbbbbbb but this server started with aaaaaaaaaaaa" in message
+    assert f"fingerprint bbbbbbbbbbbb ('{folder / 'tiny-base'}') but {real[:12]} is served" in message
     assert load(server, kin).status_code == 200
 
 

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from softspec.artefact.activation import BlockActivation
-from softspec.artefact.manifest import Manifest, load_manifest
+from softspec.artefact.manifest import BaseModelRef, Manifest, load_manifest, save_manifest
 from softspec.errors import ConfigError, ManifestError
 from softspec.server.ops.launch import serve, server_arguments, server_environment
+from softspec.server.ops.served_base import served_fingerprint
 from softspec.server.ops.settings import Settings
 from tests.support.tiny import random_adapters, tiny_llama
 
@@ -86,11 +87,86 @@ def test_two_ensembles_of_one_name_are_refused(ensemble: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize(
     "argument",
-    ["--speculative-config={}", "--scheduler-cls", "--scheduler_cls", "--worker-extension-cls=x.Y", "--grpc"],
+    [
+        "--speculative-config={}",
+        "--scheduler-cls",
+        "--scheduler_cls",
+        "--worker-extension-cls=x.Y",
+        "--grpc",
+        "--headless",
+    ],
 )
 def test_flags_that_would_take_the_ensemble_apart_are_refused(ensemble: Path, argument: str) -> None:
     with pytest.raises(ConfigError, match=r"cannot be given to 'softspec serve': .*; remove it"):
         server_arguments({ensemble: load_manifest(ensemble)}, None, [argument])
+
+
+def on_base(ensemble: Path, name: str, **base: str | None) -> Manifest:
+    return renamed(
+        ensemble, name=name, base_model=BaseModelRef.model_validate({"path": "maker/model", **base})
+    )
+
+
+def test_revision_of_the_training_is_served_unless_the_user_chose(ensemble: Path) -> None:
+    manifests = {ensemble: on_base(ensemble, "a", revision="v1")}
+
+    assert flag(server_arguments(manifests, None, []), "--revision") == "v1"
+    assert flag(server_arguments(manifests, None, ["--revision", "v2"]), "--revision") == "v2"
+    assert "--revision" not in server_arguments(manifests, "maker/other", [])
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "complaint"),
+    [
+        ({"revision": "v1"}, {"revision": "v2"}, r"different bases \['maker/model@v1', 'maker/model@v2'\]"),
+        ({"revision": "v1"}, {}, r"different bases \['maker/model', 'maker/model@v1'\]"),
+        ({"fingerprint": "a" * 64}, {"fingerprint": "b" * 64}, "'a' on aaaaaaaaaaaa, 'b' on bbbbbbbbbbbb"),
+    ],
+)
+def test_ensembles_of_different_bases_are_refused(
+    ensemble: Path,
+    tmp_path: Path,
+    one: dict[str, str],
+    other: dict[str, str],
+    complaint: str,
+) -> None:
+    (tmp_path / "b").symlink_to(ensemble)
+    manifests = {ensemble: on_base(ensemble, "a", **one), tmp_path / "b": on_base(ensemble, "b", **other)}
+
+    with pytest.raises(ConfigError, match=complaint):
+        server_arguments(manifests, None, [])
+
+
+def test_one_base_in_two_places_is_one_base(ensemble: Path, base: Path, tmp_path: Path) -> None:
+    (tmp_path / "b").symlink_to(ensemble)
+    manifests = {
+        ensemble: on_base(ensemble, "a", path="gone", fingerprint="a" * 64),
+        tmp_path / "b": on_base(ensemble, "b", path=str(base), fingerprint="a" * 64),
+    }
+
+    assert server_arguments(manifests, None, [])[0] == str(base)
+
+
+def test_another_base_is_refused_before_vllm_is_loaded(ensemble: Path, tmp_path: Path) -> None:
+    trained_on = BaseModelRef(path="anything", fingerprint="b" * 64)
+    copied = Path(shutil.copytree(ensemble, tmp_path / "copy"))
+    save_manifest(copied, renamed(copied, base_model=trained_on))
+    base = renamed(ensemble).base_model.path
+
+    with pytest.raises(ConfigError, match=r"trained on a base .* bbbbbbbbbbbb .*--base-unchecked"):
+        serve(Settings((copied,)), base, [])
+
+
+def test_base_that_is_no_checkpoint_can_only_be_served_unchecked(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+
+    with pytest.raises(ConfigError, match=r"cannot be compared .*--base-unchecked"):
+        served_fingerprint(str(tmp_path / "model.gguf"), None, unchecked=False)
+
+    assert served_fingerprint(str(tmp_path / "model.gguf"), None, unchecked=True) is None
+    assert "is not compared" in caplog.text
 
 
 def test_missing_base_directory_is_refused_by_name(ensemble: Path) -> None:
@@ -145,12 +221,34 @@ def test_adapter_without_a_rank_is_refused(ensemble: Path, tmp_path: Path, rank:
         load_manifest(copied)
 
 
-@pytest.mark.parametrize(("found", "expected"), [("", "softspec"), ("other", "other,softspec")])
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [("", "softspec"), ("other", "other,softspec"), ("softspec,other", "other,softspec")],
+)
 def test_plugin_is_named_beside_the_users_plugins(found: str, expected: str) -> None:
     environment = server_environment(Settings((Path("a"),)), {"VLLM_PLUGINS": found})
 
     assert environment["VLLM_PLUGINS"] == expected
     assert environment["SOFTSPEC_ENSEMBLE"] == "a"
+
+
+def test_plugins_that_vllm_loads_by_itself_stay_loaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """vLLM loads what VLLM_PLUGINS names and nothing else, once it is set. Endpoint plugins are loaded only then."""
+    package = tmp_path / "other-1.0.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
+    groups = ("general", "platform", "io_processor", "stat_logger", "endpoint")
+    package.joinpath("entry_points.txt").write_text(
+        "".join(f"[vllm.{group}_plugins]\nof_{group} = math:pi\n" for group in groups)
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+
+    names = server_environment(Settings((Path("a"),)), {})["VLLM_PLUGINS"].split(",")
+
+    assert {"of_general", "of_platform", "of_io_processor", "of_stat_logger", "softspec"} <= set(names)
+    assert "of_endpoint" not in names
 
 
 @pytest.mark.parametrize(("has_gpu", "chosen"), [(False, {"": "0", "1": "1"}), (True, {"": None, "0": None})])

@@ -4,12 +4,13 @@ import asyncio
 from types import SimpleNamespace
 
 import pytest
-from starlette.datastructures import State
 
 from softspec.engine.trace import ChoiceTrace, current_trace
 from softspec.errors import EngineError
 from softspec.server.ops.canary import canary_of
 from softspec.server.ops.readiness import Readiness, obstacle
+from softspec.server.ops.welcome import welcome
+from softspec.server.policy.policy import Policy
 from tests.support.fake_engine import AGREED
 
 
@@ -60,20 +61,46 @@ def test_draining_server_is_not_ready() -> None:
 
 
 @pytest.mark.parametrize(
-    ("errored", "should_exit", "reason"),
+    ("errored", "begun", "reason"),
     [
-        (False, None, None),
         (False, False, None),
         (False, True, "the server is shutting down"),
         (True, False, "the engine has died"),
+        (True, True, "the server is shutting down"),
     ],
 )
 def test_dead_engines_and_stopping_servers_take_no_traffic(
-    errored: bool, should_exit: bool | None, reason: str | None
+    errored: bool, begun: bool, reason: str | None
 ) -> None:
-    server = {} if should_exit is None else {"server": SimpleNamespace(should_exit=should_exit)}
+    assert obstacle(SimpleNamespace(errored=errored), SimpleNamespace(begun=begun)) == reason
 
-    assert obstacle(SimpleNamespace(errored=errored), State(server)) == reason
+
+def test_server_says_once_that_it_is_ready_what_it_serves_and_which_policy_holds() -> None:
+    told: list[str] = []
+    ensembles = {"jurists": SimpleNamespace(manifest=SimpleNamespace(num_members=4))}
+
+    async def canary(_name: str) -> None:
+        assert not told
+
+    async def scenario() -> None:
+        policy = Policy("abstain", "max_epistemic", 0.5)
+        readiness = Readiness(
+            ensembles,
+            canary,
+            lambda: None,
+            on_ready=lambda: told.append(welcome(ensembles, ["base"], policy, pinned=True)),
+        )
+        readiness.begin()
+        for _ in range(3):
+            await asyncio.sleep(0)
+            readiness.problem()
+
+    asyncio.run(scenario())
+
+    assert told == [
+        "softspec is ready: serves 'jurists' (4 members: 'jurists/member-0', ...) on the base 'base'; "
+        "policy 'abstain' once max_epistemic is above 0.5, which requests may only tighten; GET /ready says so too"
+    ]
 
 
 def test_canary_that_brings_no_uncertainty_is_a_failure() -> None:

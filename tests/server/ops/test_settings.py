@@ -9,8 +9,13 @@ from softspec.server.ops.settings import Settings
 from softspec.server.policy.policy import Policy
 
 
-def test_settings_survive_the_environment() -> None:
-    settings = Settings((Path("/models/a"), Path("/models/b")), Policy("abstain", "epistemic", 0.1))
+@pytest.mark.parametrize(
+    ("policy", "pinned"), [(Policy("abstain", "epistemic", 0.1, min_tokens=8), True), (Policy(), False)]
+)
+def test_settings_survive_the_environment(policy: Policy, pinned: bool) -> None:
+    settings = Settings(
+        (Path("/models/a"), Path("/models/b")), policy, pinned, base_unchecked=True, allow_untested=True
+    )
 
     assert Settings.from_environment(settings.to_environment()) == settings
 
@@ -25,9 +30,14 @@ def test_default_policy_answers_everything() -> None:
     ("environment", "complaint"),
     [
         ({}, "SOFTSPEC_ENSEMBLE is not set"),
+        ({"SOFTSPEC_ENSEMBLE": "a", "SOFTSPEC_BASE_UNCHECKED": "yes"}, "'yes': expected 0 or 1"),
         ({"SOFTSPEC_ENSEMBLE": "a", "SOFTSPEC_POLICY_THRESHOLD": "high"}, "expected a number"),
         ({"SOFTSPEC_ENSEMBLE": "a", "SOFTSPEC_POLICY_ACTION": "abstain"}, "needs a threshold"),
         ({"SOFTSPEC_ENSEMBLE": "a", "SOFTSPEC_POLICY_ACTION": "route"}, "no upstream"),
+        ({"SOFTSPEC_ENSEMBLE": "a", "SOFTSPEC_POLICY_THRESHOLD": "0.3"}, "withholds nothing"),
+        ({"SOFTSPEC_ENSEMBLE": "a", "SOFTSPEC_POLICY_MIN_TOKENS": "2.5"}, "MIN_TOKENS is '2.5': expected"),
+        ({"SOFTSPEC_ENSEMBLE": "a", "SOFTSPEC_POLICY_PINNED": "1"}, "pinned but withholds nothing"),
+        ({"SOFTSPEC_ENSEMBLE": "a", "SOFTSPEC_POLICY_PINNED": "yes"}, "PINNED is 'yes': expected 0 or 1"),
     ],
 )
 def test_wrong_settings_stop_the_server_at_start(environment: dict[str, str], complaint: str) -> None:

@@ -1,47 +1,12 @@
-"""Policies: what they accept, when they object, and that judging token by token equals judging the whole."""
+"""Policies: what they accept, when they object, and what of one a request may change."""
 
 import math
-import random
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
-from softspec.artefact.manifest import WeightsRule
-from softspec.engine.trace import ChoiceTrace
 from softspec.errors import ConfigError
-from softspec.maths.answer import METRICS, TokenUncertainty, summarise
-from softspec.server.policy.policy import Action, Decision, Policy, RunningDecision, RunningMetric
-from tests.support.fake_engine import AGREED, TORN, UNIFORM
-
-PRIOR = (math.log(0.5), math.log(0.3), math.log(0.2))
-
-
-def random_tokens(seed: int, count: int) -> list[TokenUncertainty]:
-    draw = random.Random(seed)
-    return [
-        TokenUncertainty(
-            token_id=draw.randrange(100),
-            log_prob=-draw.random(),
-            total_entropy=draw.random(),
-            aleatoric_entropy=draw.random(),
-            epistemic=draw.random(),
-            disagreement=draw.random(),
-            member_log_probs=tuple(-3 * draw.random() for _ in PRIOR),
-        )
-        for _ in range(count)
-    ]
-
-
-@pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("rule", ["prefix_posterior", "fixed"])
-def test_running_metric_equals_the_summary_of_every_prefix(metric: str, rule: WeightsRule) -> None:
-    tokens = random_tokens(seed=3, count=9)
-    running = RunningMetric(metric, PRIOR, rule)
-
-    values = [running.add(token) for token in tokens]
-
-    expected = [getattr(summarise(tokens[:end], PRIOR, rule), metric) for end in range(1, len(tokens) + 1)]
-    assert values == pytest.approx(expected, abs=1e-12)
+from softspec.server.policy.policy import Action, Decision, Policy
 
 
 def test_policy_without_objection_gives_no_reason() -> None:
@@ -88,36 +53,65 @@ def test_policies_that_cannot_be_followed_are_refused(
         Policy(cast(Action, action), metric, threshold)
 
 
-def test_running_decision_ends_the_answer_at_the_token_that_crosses() -> None:
-    trace = ChoiceTrace(UNIFORM, "prefix_posterior", 1, list(TORN))
-    running = RunningDecision(Policy("abstain", "max_epistemic", 0.5), trace)
-
-    judged = running.catch_up()
-
-    assert [token.token_id for token in judged] == [0, 1, 2]
-    assert running.decision == Decision("abstain", "max_epistemic 0.60 > 0.50 at token 3", 3)
+STRICT = Policy("abstain", "max_epistemic", 0.5, min_tokens=3)
 
 
-def test_running_decision_does_not_depend_on_how_tokens_arrive() -> None:
-    tokens = random_tokens(seed=5, count=12)
-    policy = Policy("abstain", "mutual_information", 0.05)
-    all_at_once = RunningDecision(policy, ChoiceTrace(PRIOR, "prefix_posterior", 1, tokens))
-    growing = ChoiceTrace(PRIOR, "prefix_posterior", 1)
-    one_by_one = RunningDecision(policy, growing)
+@pytest.mark.parametrize(
+    ("default", "fields", "expected"),
+    [
+        (STRICT, {}, STRICT),
+        (STRICT, {"threshold": 0.2}, Policy("abstain", "max_epistemic", 0.2, 3)),
+        (STRICT, {"min_tokens": 1}, Policy("abstain", "max_epistemic", 0.5, 1)),
+        (STRICT, {"metric": "max_epistemic"}, STRICT),
+        (STRICT, {"metric": "epistemic", "threshold": 0.1}, Policy("abstain", "epistemic", 0.1, 3)),
+        (STRICT, {"action": "abstain"}, STRICT),
+        (STRICT, {"action": "answer"}, Policy()),
+        (Policy(), {}, Policy()),
+        (Policy(), {"action": "answer"}, Policy()),
+        (Policy(), {"action": "abstain", "threshold": 0.0}, Policy("abstain", "mutual_information", 0.0, 1)),
+    ],
+)
+def test_field_that_is_not_given_is_the_servers(
+    default: Policy, fields: dict[str, Any], expected: Policy
+) -> None:
+    assert default.changed(**fields) == expected
 
-    all_at_once.catch_up()
-    for token in tokens:
-        growing.tokens.append(token)
-        one_by_one.catch_up()
 
-    assert one_by_one.decision == all_at_once.decision
-    assert one_by_one.num_tokens == all_at_once.num_tokens < len(tokens)
+@pytest.mark.parametrize(
+    ("default", "fields", "complaint"),
+    [
+        (Policy(), {"threshold": 0.0}, "threshold given for action 'answer', which withholds nothing"),
+        (
+            Policy(),
+            {"metric": "epistemic", "threshold": 0.3},
+            "metric and threshold given for action 'answer'",
+        ),
+        (Policy(), {"min_tokens": 4}, "min_tokens given for action 'answer'"),
+        (Policy(), {"metric": "doubt"}, "policy metric is 'doubt'"),
+        (STRICT, {"action": "answer", "threshold": 0.3}, "threshold given for action 'answer'"),
+        (STRICT, {"metric": "epistemic"}, "needs a threshold"),
+        (STRICT, {"min_tokens": 0}, "min_tokens is 0: expected a number of at least 1"),
+        (STRICT, {"action": "route"}, "no upstream"),
+    ],
+)
+def test_rule_that_would_be_ignored_is_refused(
+    default: Policy, fields: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        default.changed(**fields)
 
 
-def test_new_tokens_are_returned_once() -> None:
-    trace = ChoiceTrace(UNIFORM, "prefix_posterior", 1, list(AGREED))
-    running = RunningDecision(Policy(), trace)
-
-    first, second = running.catch_up(), running.catch_up()
-
-    assert (len(first), len(second)) == (4, 0)
+@pytest.mark.parametrize(
+    ("fields", "loosened"),
+    [
+        ({}, None),
+        ({"threshold": 0.5}, None),
+        ({"threshold": 0.1, "min_tokens": 1}, None),
+        ({"action": "answer"}, "action"),
+        ({"metric": "epistemic", "threshold": 0.0}, "metric"),
+        ({"threshold": 0.500001}, "threshold"),
+        ({"min_tokens": 4}, "min_tokens"),
+    ],
+)
+def test_loosened_field_is_named(fields: dict[str, Any], loosened: str | None) -> None:
+    assert STRICT.loosened_by(STRICT.changed(**fields)) == loosened

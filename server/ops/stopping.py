@@ -1,0 +1,54 @@
+"""A server that stops: it takes no new requests from the first moment, and waits only so long for those that it has.
+
+In: `app.state.softspec_ending`, which knows when the engine is told to stop. Out: 503 to whoever comes later.
+"""
+
+from http import HTTPStatus
+from typing import Protocol
+
+from fastapi.responses import JSONResponse
+from starlette.datastructures import State
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+STOPPING = "the server is shutting down"
+FAREWELL_S = 5
+"""How long a client may take to read the end of its answer once the engine is gone; uvicorn waits without limit."""
+
+
+class Ending(Protocol):
+    """The end of the engine behind the server."""
+
+    @property
+    def begun(self) -> bool: ...
+
+
+class RefuseWhileStopping:
+    """ASGI middleware: what comes when the end has begun is a 503, but for whoever only looks at the server."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or refuse it."""
+        if scope["type"] == "http" and scope["method"] == "POST" and _is_stopping(scope["app"].state):
+            await _refusal()(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+
+def limit_farewell(state: State) -> None:
+    """Let the HTTP server end although a client does not read on."""
+    if (server := getattr(state, "server", None)) is not None:
+        server.config.timeout_graceful_shutdown = FAREWELL_S
+
+
+def _is_stopping(state: State) -> bool:
+    ending: Ending | None = getattr(state, "softspec_ending", None)
+    return ending is not None and ending.begun
+
+
+def _refusal() -> JSONResponse:
+    code = HTTPStatus.SERVICE_UNAVAILABLE.value
+    message = f"{STOPPING}: send the request to another one, or again when it is back"
+    error = {"message": message, "type": "ServiceUnavailableError", "param": None, "code": code}
+    return JSONResponse({"error": error}, code, {"Retry-After": "1", "Connection": "close"})

@@ -1,0 +1,59 @@
+"""The end of an engine: known from its first moment, and nobody waits for an answer that cannot come.
+
+In: the engine client of vLLM's server. Out: whether its end has begun, and whether it died before it was told to stop.
+Knows no HTTP.
+
+vLLM 0.32 places: `vllm.v1.engine.async_llm.AsyncLLM.shutdown`,
+`vllm.v1.engine.output_processor.OutputProcessor.propagate_error`. When vLLM stops an engine it closes the sockets,
+which fails the task that hands out answers, and cancels that task; where the second comes first, as it does here, no
+request hears of the end.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from vllm.v1.engine.exceptions import EngineDeadError
+
+
+class Ending:
+    """Stands in place of an engine's `shutdown`, whoever calls it and from whatever thread; see `ending_of`.
+
+    `begun` is true from the moment that the engine is told to stop. `engine_died`, once it is, says whether the engine
+    was dead by then.
+    """
+
+    def __init__(self, engine: Any) -> None:
+        self.begun = False
+        self.engine_died = False
+        self.on_begin: list[Callable[[], None]] = []
+        self._engine = engine
+        self._shut_down = engine.shutdown
+        self._loop = asyncio.get_running_loop()
+
+    def __call__(self, timeout: float | None = None) -> None:
+        """Stop the engine; what it has not answered after `timeout` seconds ends with an error."""
+        if not self.begun:
+            self.engine_died = self._engine.errored
+            self.begun = True
+            self._soon(*self.on_begin)
+        try:
+            self._shut_down(timeout=timeout)
+        finally:
+            self._soon(self._fail_the_rest)
+
+    def _soon(self, *calls: Callable[[], None]) -> None:
+        for call in calls:
+            if not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(call)
+
+    def _fail_the_rest(self) -> None:
+        self._engine.output_processor.propagate_error(EngineDeadError())
+
+
+def ending_of(engine: Any) -> Ending:
+    """The end of an engine, watched from the first call on."""
+    if not isinstance(engine.shutdown, Ending):
+        engine.shutdown = Ending(engine)
+    ending: Ending = engine.shutdown
+    return ending

@@ -1,0 +1,61 @@
+"""How a start ends early: a signal becomes an error, and whatever does not end by itself is ended.
+
+In: SIGINT or SIGTERM. Out: `Interrupted` within seconds, with no process left behind. Once the server runs, vLLM's own
+handlers take over.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Timer
+
+import psutil
+
+from softspec.errors import Interrupted
+
+PATIENCE_S = 8
+"""How long a start may take to end by itself; vLLM waits 5 s for a process to end before it kills it."""
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def interruptible_start() -> Iterator[None]:
+    """SIGINT and SIGTERM end what runs here, a blocked start too.
+
+    Raises:
+        Interrupted: one of them came.
+    """
+    received = 0
+
+    def interrupt(number: int, _frame: object) -> None:
+        nonlocal received
+        received = number
+        for each in _SIGNALS:
+            signal.signal(each, signal.SIG_IGN)
+        last_resort = Timer(PATIENCE_S, _end_everything, (told(number),))
+        last_resort.daemon = True
+        last_resort.start()
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in _SIGNALS}
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise told(received or signal.SIGINT) from error
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def told(number: int) -> Interrupted:
+    """What the user hears of a signal that came while the server started."""
+    return Interrupted(f"stopped by {signal.Signals(number).name} while the server started", number)
+
+
+def _end_everything(reason: Interrupted) -> None:
+    for child in psutil.Process().children(recursive=True):
+        child.kill()
+    print(f"softspec: {reason}", file=sys.stderr, flush=True)
+    os._exit(reason.exit_code)

@@ -1,0 +1,13 @@
+"""One log for the whole server: what softspec says goes where vLLM's lines go, in their form.
+
+In and out: the loggers named `softspec` and `vllm`.
+"""
+
+import logging
+
+
+def share_log() -> None:
+    """Give softspec's log vLLM's handlers and level."""
+    ours, theirs = logging.getLogger("softspec"), logging.getLogger("vllm")
+    ours.handlers = theirs.handlers
+    ours.setLevel(theirs.level)

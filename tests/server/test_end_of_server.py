@@ -1,0 +1,174 @@
+"""How a real server ends: told to stop, told to while it starts, and when its engine dies. Nobody is left waiting."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+import psutil
+import pytest
+
+from softspec.app.child_server import free_port
+from softspec.artefact.activation import BlockActivation
+from tests.support.tiny import random_adapters
+
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+
+NAME = "law"
+MODELS = (NAME, f"{NAME}/member-0", "base")
+FLAGS = ("--max-model-len", "1024", "--enforce-eager", "--max-num-seqs", "32")
+
+
+@dataclass
+class Running:
+    """A server in a process of its own."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    log: Path
+
+    def get(self, path: str) -> int:
+        return httpx2.get(f"{self.url}{path}", timeout=5).status_code
+
+    def wait_for(self, sign: str, timeout_s: float = 300) -> None:
+        """Until the log says something."""
+        deadline = time.monotonic() + timeout_s
+        while sign not in (text := self.log.read_text(errors="replace")):
+            assert self.process.poll() is None, text[-4000:]
+            assert time.monotonic() < deadline, text[-4000:]
+            time.sleep(0.2)
+
+    def ask(self, model: str, stream: bool, length: int = 900) -> tuple[int, str, float]:
+        """The status, the whole body and the end of one long answer."""
+        body = {"model": model, "messages": [{"role": "user", "content": "hello"}], "stream": stream}
+        body |= {"max_tokens": length, "ignore_eos": True}
+        answer = httpx2.post(f"{self.url}/v1/chat/completions", json=body, timeout=120)
+        return answer.status_code, answer.text, time.monotonic()
+
+    def end(self) -> None:
+        """End whatever is left."""
+        for process in [*descendants(self.process.pid), self.process]:
+            process.kill()
+        self.process.wait()
+
+
+def descendants(pid: int) -> list[psutil.Process]:
+    return psutil.Process(pid).children(recursive=True) if psutil.pid_exists(pid) else []
+
+
+@pytest.fixture(scope="module")
+def ensemble(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ensembles") / NAME
+    return random_adapters(tiny_base, folder, num_members=2, activation=BlockActivation(), name=NAME)
+
+
+@contextmanager
+def running(ensemble: Path, log: Path, *flags: str) -> Iterator[Running]:
+    port = free_port()
+    command = [sys.executable, "-P", "-m", "softspec.app.cli", "serve", str(ensemble), "--port", str(port)]
+    environment = {**os.environ, "VLLM_LOGGING_LEVEL": "INFO", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [*command, "--host", "127.0.0.1", "--served-model-name", "base", *FLAGS, *flags],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+        )
+    server = Running(process, f"http://127.0.0.1:{port}", log)
+    try:
+        yield server
+    finally:
+        server.end()
+
+
+@contextmanager
+def six_requests(server: Running) -> Iterator[list[Future[tuple[int, str, float]]]]:
+    """Three streams and three whole answers: of the ensemble, a member and the base; all of them have begun."""
+    with ThreadPoolExecutor() as pool:
+        asked = [pool.submit(server.ask, model, stream) for stream in (True, False) for model in MODELS]
+        deadline = time.monotonic() + 30
+        while "vllm:num_requests_running" not in (
+            page := httpx2.get(f"{server.url}/metrics").text
+        ) or not any(
+            line.startswith("vllm:num_requests_running") and float(line.split()[-1]) >= 6
+            for line in page.splitlines()
+        ):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        yield asked
+
+
+@pytest.mark.parametrize("drain_s", [0, 60])
+def test_server_that_is_told_to_stop_ends_every_request_and_itself(
+    ensemble: Path, tmp_path: Path, drain_s: int
+) -> None:
+    flags = ("--shutdown-timeout", str(drain_s)) if drain_s else ()
+    with running(ensemble, tmp_path / "log", *flags) as server:
+        server.wait_for(f"softspec is ready: serves '{NAME}' (2 members")
+        assert server.get("/ready") == 200
+        processes = descendants(server.process.pid)
+        with six_requests(server) as asked:
+            server.process.send_signal(signal.SIGTERM)
+            told = time.monotonic()
+            if drain_s:
+                time.sleep(0.3)
+                assert (server.get("/ready"), server.get("/health")) == (503, 200)
+                assert server.ask(NAME, stream=False)[0] == 503
+            answers = [future.result() for future in asked]
+        code = server.process.wait(30)
+
+        assert max(end for *_, end in answers) - told < (drain_s or 10)
+        assert time.monotonic() - told < (drain_s or 10) + 15
+        for index, (status, text, _) in enumerate(answers):
+            is_stream = index < len(MODELS)
+            assert status == (200 if is_stream or drain_s else 500), text
+            assert ("error" in text) is not bool(drain_s)
+            assert not is_stream or text.rstrip().endswith("data: [DONE]")
+        assert code == 0
+        assert not [process for process in processes if process.is_running()]
+
+
+def test_server_whose_engine_dies_says_so_everywhere_and_ends_with_an_error(
+    ensemble: Path, tmp_path: Path
+) -> None:
+    with running(ensemble, tmp_path / "log") as server:
+        server.wait_for("softspec is ready")
+        engine = next(p for p in descendants(server.process.pid) if "EngineCore" in " ".join(p.cmdline()))
+        with six_requests(server) as asked:
+            engine.kill()
+            answers = [future.result() for future in asked]
+        health, ready = server.get("/health"), server.get("/ready")
+        code = server.process.wait(30)
+
+        assert all("error" in text for _, text, _ in answers)
+        assert (health, ready) == (503, 503)
+        assert code == 1
+        assert (
+            server.log.read_text()
+            .rstrip()
+            .splitlines()[-1]
+            .startswith("softspec: the engine died while serving")
+        )
+
+
+@pytest.mark.parametrize("sign", ["Starting to load model", "init engine"])
+@pytest.mark.parametrize("number", [signal.SIGTERM])
+def test_server_that_is_told_to_stop_while_it_starts_is_gone_within_seconds(
+    ensemble: Path, tmp_path: Path, sign: str, number: signal.Signals
+) -> None:
+    with running(ensemble, tmp_path / "log") as server:
+        server.wait_for(sign)
+        processes = descendants(server.process.pid)
+        server.process.send_signal(number)
+        code = server.process.wait(15)
+
+        assert code == 128 + number
+        assert f"softspec: stopped by {number.name} while the server started" in server.log.read_text()
+        assert not [process for process in processes if process.is_running()]
