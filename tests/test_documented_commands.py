@@ -27,7 +27,7 @@ from softspec.app.cli.main import main
 from softspec.errors import Interrupted
 from softspec.train.config import load_config
 from softspec.train.data.preferences import read_preferences
-from softspec.train.data.rows import read_examples
+from softspec.train.data.reading import Reading, read_examples
 from softspec.train.run import train_ensemble
 from tests.support.documents import ROOT, Block, blocks
 from tests.support.tiny import random_adapters, tiny_llama, tiny_tokenizer
@@ -92,7 +92,7 @@ def test_shown_rows_can_be_read(block: Block) -> None:
     read: Any = read_preferences if "chosen" in row else read_examples
     tokenizer = tiny_tokenizer()
 
-    units = list(read([(block.place, row)], tokenizer, 1024, {tokenizer.eos_token_id}))
+    units = list(read([(block.place, row)], Reading(tokenizer, {tokenizer.eos_token_id}, 1024)))
 
     assert len(units) == len(row.get("votes", "1"))
 

@@ -61,7 +61,15 @@ class TrainConfig(BaseModel):
     max_length: Count = Field(
         1024,
         ge=2,
-        description="Most tokens of a prompt and its completion together; a longer row is an error.",
+        description="Most tokens of a prompt and its completion together.",
+    )
+    long_rows: Literal["refuse", "drop"] = Field(
+        "refuse",
+        description="What happens to rows with more tokens: refuse names them, drop leaves them out; none is ever cut.",
+    )
+    train_on: Literal["last", "all"] = Field(
+        "last",
+        description="Which assistant turns of a conversation are learnt: the last one, or all of them.",
     )
 
     objective: Literal["sft", "dpo"] = Field(
@@ -232,6 +240,10 @@ class TrainConfig(BaseModel):
         if self.skip_responsibility * self.num_members >= 1:
             raise ValueError(
                 "skip_responsibility must be below 1 / num_members, or no member may learn an example"
+            )
+        if self.objective == "dpo" and self.train_on == "all":
+            raise ValueError(
+                "train_on all has no meaning for preferences: their completions are what is learnt"
             )
         if self.objective == "dpo" and self.granularity == "token":
             raise ValueError("granularity token has no meaning for preferences: expected sequence or group")

@@ -79,7 +79,8 @@ ABSENT = {
     "deepspeed deepspeed_config fsdp fsdp_config ddp_find_unused_parameters ddp_timeout "
     "ddp_backend local_rank tensor_parallel_size context_parallel_size sequence_parallel_degree device_map device "
     "num_gpus n_gpu nproc_per_node world_size tp_size accelerator_config",
-    "rows are never cut: raise max_length": "truncation truncation_mode truncation_side max_prompt_length "
+    "rows are never cut: raise max_length, or leave long ones out with long_rows: drop": ""
+    "truncation truncation_mode truncation_side max_prompt_length "
     "max_completion_length max_target_length max_source_length excess_length_strategy overflow_strategy",
     "an example is a row: there is no packing": "packing sample_packing eval_packing eval_sample_packing "
     "packing_strategy pad_to_sequence_len padding_free pad_to_multiple_of group_by_length multipack_real_batches "
@@ -101,7 +102,8 @@ ABSENT = {
     "chat_template chat_template_path chat_template_jinja template prompt_template default_system_message "
     "system_prompt default_system add_eos_token add_bos_token use_fast_tokenizer use_fast resize_vocab "
     "resize_token_embeddings new_special_tokens train_on_eos train_on_eot eot_tokens",
-    "only answers are trained, never prompts": "assistant_only_loss completion_only_loss train_on_inputs "
+    "only answers are trained, never prompts; train_on says which": ""
+    "assistant_only_loss completion_only_loss train_on_inputs "
     "train_on_prompt train_on_responses_only mask_history mask_prompt roles_to_train response_template "
     "instruction_template dataset_text_field text_field text_column input_column prompt_column "
     "field_messages chat_field formatting_func message_field_role message_field_content dataset_kwargs type",

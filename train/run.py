@@ -5,18 +5,24 @@ In: a `TrainConfig`. Out: an ensemble directory. Read `train_ensemble` first; th
 
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 from torch import nn
 from tqdm import tqdm
 
-from softspec.artefact.base import end_of_turn_ids, fingerprint
+from softspec.artefact.base import context_length, end_of_turn_ids, fingerprint
 from softspec.console import tell, tell_at_once, unbroken_output
 from softspec.errors import ConfigError, Interrupted
 from softspec.maths.mixture import uniform_log_weights
 from softspec.train.config import TrainConfig
+from softspec.train.data.choices import check_choices
+from softspec.train.data.notes import Notes
+from softspec.train.data.overlap import Overlap
+from softspec.train.data.reading import Reading
 from softspec.train.data.sources import read_rows
 from softspec.train.data.store import Store
 from softspec.train.data.survey import survey
@@ -89,7 +95,7 @@ def _train(config: TrainConfig, run: RunFolder, resume: bool, overrides: Sequenc
     run.started_on = processes.of_main(run.started_on)
     spec = check_base(config)
     base = check_same_base(config, run if resume else None)
-    examples, held_out = read_data(config)
+    examples, held_out = read_data(config, run.started_on)
     margins = read_margins(run.margins) if resume else None
     training = prepare(config, spec, examples, held_out, margins)
     finished = start_or_resume(training, run, resume, overrides, base)
@@ -131,20 +137,37 @@ def check_same_base(config: TrainConfig, resumed: RunFolder | None) -> str:
     return found
 
 
-def read_data(config: TrainConfig) -> tuple[Sequence[Unit], Sequence[Unit]]:
+def read_data(config: TrainConfig, started_on: date | None = None) -> tuple[Sequence[Unit], Sequence[Unit]]:
     """Training and held-out units of the objective, tokenised, on disk; held-out may be empty."""
-    objective = objective_of(config)
+    check_choices(config)
+    objective, overlap = objective_of(config), Overlap()
     tokenizer = load_tokenizer(config.base_model, config.model_revision)
-    eos_ids = end_of_turn_ids(tokenizer, config.base_model, config.model_revision)
+    reading = Reading(
+        tokenizer,
+        end_of_turn_ids(tokenizer, config.base_model, config.model_revision),
+        config.max_length,
+        context_length(config.base_model, config.model_revision),
+        config.long_rows,
+        config.train_on,
+        started_on,
+        tell if is_main_process() else lambda line: None,
+    )
 
-    def read(data: str, split: str) -> Sequence[Unit]:
+    def read(data: str, split: str, note: Callable[[Iterable[Unit]], Iterator[Unit]]) -> Sequence[Unit]:
         rows = read_rows(data, split, config.dataset_config)
-        units = objective.read(rows, tokenizer, eos_ids)
+        units = note(objective.read(rows, replace(reading, notes=Notes())))
         bar = tqdm(units, desc=f"reading {data}", unit="example", delay=2, disable=not is_main_process())
         return Store(bar, config.output_dir.parent)
 
-    examples = read(config.train_file, config.dataset_train_split)
-    return examples, read(config.eval_file, config.dataset_test_split) if config.eval_file else []
+    examples = read(config.train_file, config.dataset_train_split, overlap.training)
+    if not config.eval_file:
+        return examples, []
+    held_out = read(config.eval_file, config.dataset_test_split, overlap.evaluation)
+    if overlap.shared:
+        reading.tell(
+            f"softspec: {overlap.shared} of {overlap.held_out} held-out examples are in train_file too"
+        )
+    return examples, held_out
 
 
 def check_names(config: TrainConfig) -> LoraSpec:

@@ -11,7 +11,8 @@ from softspec.engine.trace import ChoiceTrace, RequestTrace
 from softspec.errors import EngineError
 from softspec.maths.answer import AnswerUncertainty, summarise
 from softspec.server.chat.wire import EXTENSION, DecodeToken, Json, Terms, full_report, token_reports
-from softspec.server.policy.policy import Decision, RunningDecision
+from softspec.server.policy.policy import Decision
+from softspec.server.policy.running import RunningDecision
 
 Observe = Callable[[Decision, AnswerUncertainty], None]
 

@@ -26,7 +26,8 @@ from softspec.server.chat.unsupported import (
 )
 from softspec.server.chat.wire import EXTENSION, DecodeToken, Terms, read_terms
 from softspec.server.ops.metrics import Metrics
-from softspec.server.policy.policy import Policy, judge_of
+from softspec.server.policy.policy import Policy
+from softspec.server.policy.running import judge_of
 
 # vLLM's route; None when the client went away.
 Route = Callable[[Any, Request], Awaitable[Response | None]]

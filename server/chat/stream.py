@@ -14,7 +14,7 @@ from softspec.maths.answer import summarise
 from softspec.server.chat.replies import Observe, choice_trace, withdrawn
 from softspec.server.chat.wire import EXTENSION, DecodeToken, Json, Terms, full_report, token_reports
 from softspec.server.ops.errors import error_body
-from softspec.server.policy.policy import RunningDecision
+from softspec.server.policy.running import RunningDecision
 
 _PREFIX = "data: "
 _DONE = "data: [DONE]\n\n"

@@ -1,18 +1,14 @@
-"""What to do with an uncertain answer: the policy, its decision, and the running value of its metric.
+"""What to do with an uncertain answer: the policy, and its decision on one value of its metric.
 
-In: the uncertainty of tokens. Out: answer or abstain, with a reason. An answer is judged at every prefix, and the first
-that crosses the threshold decides. Knows no HTTP and no engine.
+In: settings, and the value of a metric. Out: answer or abstain, with a reason. Knows no HTTP, no engine and no tokens.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from softspec.artefact.manifest import WeightsRule
-from softspec.engine.trace import ChoiceTrace, JudgeOf
 from softspec.errors import ConfigError
-from softspec.maths.answer import METRICS, TokenUncertainty, summarise
+from softspec.maths.answer import METRICS
 
 Action = Literal["answer", "abstain", "route"]
 DEFAULT_METRIC = "mutual_information"
@@ -115,76 +111,3 @@ def _comparison(value: float, threshold: float) -> str:
     for decimals in (*exact[:1], *true[:1]):
         return f"{value:.{decimals}f} > {threshold:.{decimals}f}"
     return f"{value!r} > {threshold!r}"
-
-
-class RunningMetric:
-    """One metric of a growing answer, O(K) per token; after each it equals that field of `summarise`."""
-
-    def __init__(self, metric: str, log_weights: tuple[float, ...], weights_rule: WeightsRule) -> None:
-        self._metric = metric
-        self._log_weights = log_weights
-        self._weights_rule = weights_rule
-        self._num_tokens = 0
-        self._total = 0.0
-        self._member_log_probs = (0.0,) * len(log_weights)
-
-    def add(self, token: TokenUncertainty) -> float:
-        """The metric of the answer that ends with this token."""
-        self._num_tokens += 1
-        if self._metric == "mutual_information":
-            return self._information(token)
-        number: float = getattr(token, self._metric.removeprefix("max_"))
-        if self._metric.startswith("max_"):
-            self._total = max(self._total, number)
-            return self._total
-        self._total += number
-        return self._total / self._num_tokens
-
-    def _information(self, token: TokenUncertainty) -> float:
-        if self._weights_rule == "fixed":
-            self._total += summarise([token], self._log_weights, "fixed").mutual_information
-            return self._total
-        sums = zip(self._member_log_probs, token.member_log_probs, strict=True)
-        self._member_log_probs = tuple(before + now for before, now in sums)
-        # The weights after the answer depend on the members' sums alone, so one token stands for all.
-        whole = replace(token, member_log_probs=self._member_log_probs)
-        return summarise([whole], self._log_weights, "prefix_posterior").mutual_information
-
-
-class RunningDecision:
-    """A policy applied to a growing answer: the first prefix that it objects to decides, and nothing after it counts.
-
-    Every token is judged in its turn, so the outcome does not depend on how tokens are grouped into chunks, nor on
-    whether the answer is streamed.
-    """
-
-    def __init__(self, policy: Policy, trace: ChoiceTrace) -> None:
-        self._policy = policy
-        self._trace = trace
-        self._metric = RunningMetric(policy.metric, trace.log_weights, trace.weights_rule)
-        self.num_tokens = 0
-        self.decision = ANSWER
-
-    def objects(self, token: TokenUncertainty) -> bool:
-        """Judge the answer that ends with this token; true ends it there."""
-        if self.decision.action == "answer":
-            self.num_tokens += 1
-            self.decision = self._policy.decide(self._metric.add(token), self.num_tokens)
-        return self.decision.action != "answer"
-
-    def catch_up(self) -> Sequence[TokenUncertainty]:
-        """Judge and return the trace's tokens since the last call, up to the one that ends the answer."""
-        start = self.num_tokens
-        for token in self._trace.tokens[start:]:
-            if self.objects(token):
-                break
-        return self._trace.tokens[start : self.num_tokens]
-
-    def tokens(self) -> Sequence[TokenUncertainty]:
-        """The answer as far as it was judged."""
-        return self._trace.tokens[: self.num_tokens]
-
-
-def judge_of(policy: Policy) -> JudgeOf | None:
-    """What the engine asks about every token of a choice, so that it computes none after the one that decides."""
-    return None if policy.action == "answer" else lambda trace: RunningDecision(policy, trace).objects

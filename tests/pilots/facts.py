@@ -15,7 +15,7 @@ from softspec.app.demo.facts import SOURCES, Thing, ask, draw_statements, write_
 from softspec.app.demo.measure import by_kind, first_token_information
 from softspec.maths.mixture import uniform_log_weights
 from softspec.maths.renyi import purity, responsibilities
-from softspec.train.data.rows import read_examples
+from softspec.train.data.reading import Reading, read_examples
 from softspec.train.data.sources import read_rows
 from softspec.train.data.units import Example
 from softspec.train.members.base import load_base, load_tokenizer
@@ -60,7 +60,7 @@ def train_on_statements(
     members = load_members(config.output_dir, load_base(config.base_model))
     log_weights = uniform_log_weights(members.num_members)
     rows = read_rows(str(folder / "held_out.jsonl"))
-    held_out = list(read_examples(rows, tokenizer, config.max_length, [tokenizer.eos_token_id]))
+    held_out = list(read_examples(rows, Reading(tokenizer, [tokenizer.eos_token_id], config.max_length)))
     questions = [question(thing, things, tokenizer) for thing in things]
 
     scores = score_examples(members, held_out, log_weights, config.activation, batch_size=50)

@@ -17,6 +17,7 @@ from softspec.app.demo.facts import Thing, ask, write_rows
 from softspec.maths.mixture import uniform_log_weights
 from softspec.maths.renyi import dpo_loglik, responsibilities, soft_source_mi
 from softspec.train.data.preferences import read_preferences
+from softspec.train.data.reading import Reading
 from softspec.train.data.sources import read_rows
 from softspec.train.members.base import load_base, load_tokenizer
 from softspec.train.members.likelihood import base_loglik, member_loglik
@@ -61,7 +62,7 @@ def train_on_judgements(base: Path, folder: Path, seed: int, **settings: Any) ->
     tokenizer = load_tokenizer(config.base_model)
     members = load_members(config.output_dir, load_base(config.base_model))
     rows = read_rows(str(folder / "held_out.jsonl"))
-    pairs = list(read_preferences(rows, tokenizer, config.max_length, [tokenizer.eos_token_id]))
+    pairs = list(read_preferences(rows, Reading(tokenizer, [tokenizer.eos_token_id], config.max_length)))
 
     batch = collate_preferences(members, pairs, config.activation)
     with torch.no_grad():

@@ -93,6 +93,11 @@ class FakeAsyncLLM:
     def propagate_error(self, error: Exception) -> None:
         self.told.append(error)
 
+    def add_request(self, request: Any, *_: Any, **__: Any) -> None:
+        raise AssertionError("it makes whole outputs, of which no processor is told")
+
+    process_outputs = add_request
+
     async def check_health(self) -> None:
         return None
 

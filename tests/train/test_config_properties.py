@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from softspec.errors import ConfigError
 from softspec.train.config import TrainConfig, dump_config, load_config, pinned
 
-EDGES = [
+EDGES: list[Any] = [
     *(0, 1, -1, 2**31 - 1, 2**31, 2**63, 2**64, 10**30, 10**400),
     *(0.0, -0.0, 0.5, 1.0, 1e-320, 1e308, float("inf"), float("-inf"), float("nan")),
     *(

@@ -14,7 +14,7 @@ from softspec.artefact.activation import BlockActivation
 from softspec.artefact.manifest import load_manifest, member_dir
 from softspec.errors import ConfigError, DataError, TrainingError, UserError
 from softspec.train.config import TrainConfig
-from softspec.train.data.rows import read_examples
+from softspec.train.data.reading import Reading, read_examples
 from softspec.train.data.sources import read_rows
 from softspec.train.data.units import Example
 from softspec.train.loop.facts import as_json
@@ -56,7 +56,7 @@ def held_out_examples(config: TrainConfig) -> list[Example]:
     """The training data again: what `finished` was scored on."""
     tokenizer = load_tokenizer(config.base_model)
     rows = read_rows(config.train_file)
-    return list(read_examples(rows, tokenizer, config.max_length, {tokenizer.eos_token_id}))
+    return list(read_examples(rows, Reading(tokenizer, {tokenizer.eos_token_id}, config.max_length)))
 
 
 def test_held_out_scores_are_in_the_manifest(finished: TrainConfig) -> None:
@@ -187,7 +187,7 @@ def test_one_member_is_an_ordinary_adapter(tmp_path: Path) -> None:
         ({"train_file": "broken.jsonl"}, "broken.jsonl:13: .*empty completion"),
         ({"train_file": "broken"}, r"broken row 0: .*empty completion"),
         ({"train_file": "owner/name"}, "cannot read 'owner/name': Couldn't reach"),
-        ({"max_length": 20}, "train.jsonl:1: the prompt has"),
+        ({"max_length": 20}, "12 of 12 rows are longer than max_length"),
         ({"target_modules": ["q_prj"]}, "unknown target module 'q_prj'"),
         ({"granularity": "group"}, "train.jsonl: example 1 has no 'group'"),
         ({"layers_to_transform": [9]}, r"layers_to_transform has \[9\]"),

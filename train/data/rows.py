@@ -1,33 +1,142 @@
-"""Rows of completions, in TRL's formats, become prompt and completion token ids.
+"""The formats of rows, as TRL and OpenAI have them, and what is refused in them before anything is rendered.
 
-In: rows and the base model's tokenizer. Out: `Example`s, one at a time. The prompt ids are exactly those the
-server sends to the engine for the same conversation. Loads no model.
+In: rows as dictionaries. Out: checked `Row`s and `VotesRow`s. Knows neither tokenizers nor templates.
 """
 
-import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+import json
+import re
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from transformers import PreTrainedTokenizerBase
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from softspec.artefact.validation import first_problem
 from softspec.errors import DataError
-from softspec.train.data.units import Example
+from softspec.train.data.labels import Name, Votes, Weight
 
 AnyRow = TypeVar("AnyRow", bound=BaseModel)
-PlacedRows = Iterable[tuple[str, Mapping[str, Any]]]
-"""Rows, each with what names it in messages."""
-Name = Annotated[str, Field(coerce_numbers_to_str=True)]
+TEXT_PARTS = {
+    "text": "text",
+    "input_text": "text",
+    "output_text": "text",
+    "refusal": "refusal",
+    "thinking": "thinking",
+}
+"""Kinds of content parts that are text, each with the key that holds it."""
+SERVER_ONLY = (
+    "add_generation_prompt",
+    "chat_template",
+    "continue_final_message",
+    "conversation",
+    "max_length",
+    "messages",
+    "padding",
+    "return_assistant_tokens_mask",
+    "return_dict",
+    "return_tensors",
+    "strftime_now",
+    "tokenize",
+    "tokenizer_kwargs",
+    "tools",
+    "truncation",
+)
+"""Arguments of a template that no request can set."""
+ROLES = ("system", "developer", "user", "assistant", "tool")
+PYTHON_MESSAGES = re.compile(rf"\s*\[?\s*\{{\s*'role'\s*:\s*'({'|'.join(ROLES)})'")
+
+
+def _decoded(value: Any) -> Any:
+    """A list or an object that a column holds as JSON text, as it is common for tools."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise ValueError("expected a list or an object, found text that is not JSON") from error
+
+
+class Function(BaseModel):
+    """A function that a turn calls; its arguments as an object, or as the JSON text that the API has."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    arguments: Annotated[dict[str, Any], BeforeValidator(lambda value: _decoded(value or "{}"))] = {}
+
+
+class ToolCall(BaseModel):
+    """One tool call of an assistant's turn."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str | None = None
+    type: str = Field("function", pattern="^function$")
+    function: Function
 
 
 class Message(BaseModel):
-    """One turn of a conversation; other keys (tool calls, names) go to the chat template unchanged."""
+    """One turn of a conversation. Which other keys the server shows to a template, `chat.py` knows."""
 
     model_config = ConfigDict(extra="allow")
 
     role: str = Field(min_length=1)
-    content: str
+    content: str | list[Any] | None = None
+    tool_calls: list[ToolCall] | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> "Message":
+        if self.extra("function_call") is not None:
+            raise ValueError("'function_call' is shown to no template: expected 'tool_calls'")
+        may_be_silent = self.role == "assistant" and (self.tool_calls or self.reasoning)
+        if self.content is None and not may_be_silent:
+            raise ValueError("expected text as 'content'; only an assistant that calls tools may have none")
+        for part in self.content if isinstance(self.content, list) else ():
+            _check_part(part)
+        return self
+
+    def extra(self, key: str) -> Any:
+        """The value of a key beyond role, content and tool calls; None without it."""
+        return (self.model_extra or {}).get(key)
+
+    @property
+    def reasoning(self) -> str | None:
+        """What was thought before the answer, under either name."""
+        reasoning = self.extra("reasoning")
+        return self.extra("reasoning_content") if reasoning is None else reasoning
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts of the content, one for each part of it."""
+        if isinstance(self.content, list):
+            return [
+                part if isinstance(part, str) else part.get(TEXT_PARTS[part["type"]]) or ""
+                for part in self.content
+            ]
+        return [self.content or ""]
+
+
+def _check_part(part: Any) -> None:
+    kind = part.get("type") if isinstance(part, dict) else "text" if isinstance(part, str) else None
+    if kind not in TEXT_PARTS:
+        raise ValueError(f"expected parts of text as 'content', found one of type {kind or 'unknown'}")
+    if isinstance(part, dict) and not isinstance(part.get(TEXT_PARTS[kind]), str | None):
+        raise ValueError(f"expected text as '{TEXT_PARTS[kind]}' of a part")
+
+
+class ToolFunction(BaseModel):
+    """What the model is told of a function, with the keys that the server passes on."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(BaseModel):
+    """One tool that the assistant may call."""
+
+    type: str = Field("function", pattern="^function$")
+    function: ToolFunction
 
 
 class LabelledRow(BaseModel):
@@ -35,17 +144,26 @@ class LabelledRow(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    source: Name | None = None
-    group: Name | None = None
-    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    source: Name = None
+    group: Name = None
+    weight: Weight = 1.0
+    tools: Annotated[list[Tool] | None, BeforeValidator(_decoded)] = None
+    chat_template_kwargs: Annotated[dict[str, Any] | None, BeforeValidator(_decoded)] = None
+
+    @model_validator(mode="after")
+    def _requests_can_say_so_too(self) -> "LabelledRow":
+        for key in self.chat_template_kwargs or ():
+            if key in SERVER_ONLY:
+                raise ValueError(f"chat_template_kwargs.{key} is the server's own: leave it out")
+        return self
 
 
 class Row(LabelledRow):
-    """One row of a completion: `messages`, or `prompt` and `completion`, as text or as messages.
+    """One row of completions: `messages`, or `prompt` and `completion`, as text or as messages.
 
     Text is used as it is, without the chat template, and matches `/v1/completions`; messages match
-    `/v1/chat/completions`. Only the last assistant turn is supervised, which keeps the prompt length well
-    defined.
+    `/v1/chat/completions`. A text `prompt` beside `messages` is a copy of what they begin with, as in the best-known
+    data sets.
     """
 
     messages: list[Message] | None = None
@@ -54,43 +172,102 @@ class Row(LabelledRow):
 
     @model_validator(mode="after")
     def _one_complete_form(self) -> "Row":
-        has_pair = self.prompt is not None or self.completion is not None
-        if (self.messages is None) != has_pair:
+        if self.messages is not None and self.completion is not None:
+            raise ValueError("found 'messages' beside 'completion': expected one of the two")
+        if self.messages is None and (self.prompt is None) and (self.completion is None):
             raise ValueError("expected either 'messages' or 'prompt' with 'completion'")
-        if has_pair and (self.prompt is None or self.completion is None):
+        if self.messages is None and (self.prompt is None or self.completion is None):
             raise ValueError("expected both 'prompt' and 'completion'")
-        if isinstance(self.prompt, str) != isinstance(self.completion, str):
+        if self.messages is None and isinstance(self.prompt, str) != isinstance(self.completion, str):
             raise ValueError("'prompt' and 'completion' must both be text or both be messages")
-        if not isinstance(self.completion, str):
+        if self.is_text:
+            self._check_text()
+        else:
             self._check_turns()
-        if not self._completion_text().strip():
-            raise ValueError("empty completion: the assistant must say something")
         return self
 
+    @property
+    def is_text(self) -> bool:
+        """Whether it is used as it is, without the chat template."""
+        return isinstance(self.completion, str)
+
     def turns(self) -> list[Message]:
-        """The whole conversation with its answer; empty for text."""
+        """The whole conversation with its answers; empty for text."""
         if self.messages is not None:
             return self.messages
         if isinstance(self.prompt, list) and isinstance(self.completion, list):
             return self.prompt + self.completion
         return []
 
+    def answers(self, train_on: str) -> list[int]:
+        """Which turns are supervised: the last one, or all of the assistant's that answer something.
+
+        Raises:
+            DataError: none is, or `completion` has several turns though only the last one would be learnt.
+        """
+        turns = self.turns()
+        first = len(self.prompt) if isinstance(self.prompt, list) and self.messages is None else 1
+        if train_on == "last":
+            if first < len(turns) - 1 and self.messages is None:
+                raise DataError(
+                    "'completion' has several messages: expected one assistant message, or train_on: all"
+                )
+            first = len(turns) - 1
+        # OpenAI's fine-tuning format has a weight of 0 on turns that are not to be learnt.
+        answers = [
+            number
+            for number in range(first, len(turns))
+            if turns[number].role == "assistant" and turns[number].extra("weight") != 0
+        ]
+        if not answers:
+            raise DataError("no turn is left to learn: every answer has the weight 0")
+        return answers
+
+    def _check_text(self) -> None:
+        if self.tools or self.chat_template_kwargs:
+            raise ValueError(
+                "'tools' and 'chat_template_kwargs' need messages: text goes through no template"
+            )
+        for key, text in (("prompt", self.prompt), ("completion", self.completion)):
+            if isinstance(text, str) and is_messages_as_text(text):
+                raise ValueError(
+                    f"'{key}' is messages written as JSON text: expected the list of messages itself"
+                )
+        if not str(self.completion).strip():
+            raise ValueError("empty completion: the assistant must say something")
+
     def _check_turns(self) -> None:
         turns = self.turns()
         if len(turns) < 2 or turns[-1].role != "assistant":
             raise ValueError("expected at least one message and then the assistant's answer as the last one")
-        if isinstance(self.completion, list) and len(self.completion) != 1:
-            raise ValueError("'completion' must be exactly one assistant message")
+        if self.messages is None and not self.prompt:
+            raise ValueError("expected at least one message as 'prompt'")
+        for turn in turns:
+            if turn.extra("weight") not in (None, 0, 1):
+                raise ValueError("the weight of a turn must be 0 or 1; that of a row can be any")
+        if not (any(text.strip() for text in turns[-1].texts) or turns[-1].tool_calls):
+            raise ValueError("empty completion: the assistant must say something")
 
-    def _completion_text(self) -> str:
-        return self.completion if isinstance(self.completion, str) else self.turns()[-1].content
+
+def is_messages_as_text(text: str) -> bool:
+    """Whether a text is a message or a list of them, as JSON or as Python writes it."""
+    if PYTHON_MESSAGES.match(text):
+        return True
+    if not text.lstrip().startswith(("[", "{")):
+        return False
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    turns = content if isinstance(content, list) else [content]
+    return bool(turns) and all(isinstance(turn, dict) and turn.get("role") in ROLES for turn in turns)
 
 
 class VotesRow(LabelledRow):
     """One row of soft labels: how many votes each completion of a `prompt` has."""
 
     prompt: str | list[Message]
-    votes: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
+    votes: Votes
     completion: Any = None
     messages: Any = None
 
@@ -98,38 +275,18 @@ class VotesRow(LabelledRow):
     def _somebody_voted(self) -> "VotesRow":
         if self.completion is not None or self.messages is not None:
             raise ValueError("expected 'votes' with 'prompt' alone: the options are the completions")
-        if not 0 < sum(self.votes.values()) < math.inf:
+        if not any(self.votes.values()):
             raise ValueError("expected at least one option in 'votes' with more than 0 votes")
         return self
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """A row to supervise for each option that has votes, weighing its share of them."""
         total = sum(self.votes.values())
-        shared = self.model_dump(include={"prompt", "source", "group"})
+        shared = self.model_dump(include={"prompt", "source", "group", "tools", "chat_template_kwargs"})
         for option, count in self.votes.items():
             answer = option if isinstance(self.prompt, str) else [{"role": "assistant", "content": option}]
             if count:
-                yield {**shared, "completion": answer, "weight": self.weight * count / total}
-
-
-def read_examples(
-    rows: PlacedRows, tokenizer: PreTrainedTokenizerBase, max_length: int, eos_ids: Collection[int]
-) -> Iterator[Example]:
-    """Examples of rows with their places, checked and tokenised; a row of votes gives one for each option.
-
-    Raises:
-        DataError: a row is malformed, has an empty completion or is longer than `max_length` tokens; the message has
-            its place.
-    """
-    for place, content in rows:
-        for row in _supervised_rows(content, place):
-            yield checked_length(tokenise(row, tokenizer, eos_ids, place), max_length, place)
-
-
-def _supervised_rows(content: Mapping[str, Any], place: str) -> list[Row]:
-    if content.get("votes") is None:
-        return [parse_row(content, Row, place)]
-    return [parse_row(row, Row, f"{place}: votes") for row in parse_row(content, VotesRow, place).rows()]
+                yield {**shared, "completion": answer, "weight": self.weight * (count / total)}
 
 
 def parse_row(content: Mapping[str, Any], kind: type[AnyRow], place: str) -> AnyRow:
@@ -142,65 +299,3 @@ def parse_row(content: Mapping[str, Any], kind: type[AnyRow], place: str) -> Any
         return kind.model_validate(content)
     except ValidationError as error:
         raise DataError(f"{place}: {first_problem(error, content)}") from error
-
-
-def tokenise(row: Row, tokenizer: PreTrainedTokenizerBase, eos_ids: Collection[int], place: str) -> Example:
-    """One row as token ids; `place` names it in messages."""
-    if isinstance(row.prompt, str):
-        prompt_ids = tokenizer(row.prompt)["input_ids"]
-        completion_ids = tokenizer(row.completion, add_special_tokens=False)["input_ids"]
-        completion_ids = [*completion_ids, tokenizer.eos_token_id]
-    else:
-        prompt_ids, completion_ids = _chat_ids(row.turns(), tokenizer, place)
-        completion_ids = _up_to_end_of_turn(completion_ids, eos_ids)
-    if not prompt_ids:
-        raise DataError(f"{place}: empty prompt; expected at least one token before the completion")
-    return Example(tuple(prompt_ids), tuple(completion_ids), row.source, row.group, row.weight)
-
-
-def _chat_ids(
-    turns: Sequence[Message], tokenizer: PreTrainedTokenizerBase, place: str
-) -> tuple[list[int], list[int]]:
-    """Prompt ids as the server makes them, and the ids of everything the template adds after them."""
-    if not tokenizer.chat_template:
-        raise DataError(f"{place}: the base model has no chat template; use text 'prompt' and 'completion'")
-    messages = [turn.model_dump() for turn in turns]
-    prompt = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, tokenize=False)
-    whole = tokenizer.apply_chat_template(messages, tokenize=False)
-    if not whole.startswith(prompt):
-        raise DataError(
-            f"{place}: the chat template renders the prompt differently once the answer follows; "
-            "expected the prompt to stay a prefix, so use text 'prompt' and 'completion'"
-        )
-    prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    whole_ids = tokenizer(whole, add_special_tokens=False)["input_ids"]
-    if whole_ids[: len(prompt_ids)] == prompt_ids:
-        return prompt_ids, whole_ids[len(prompt_ids) :]
-    # A merge across the edge: at serving time the prompt is tokenised by itself, so it must be here too.
-    return prompt_ids, tokenizer(whole[len(prompt) :], add_special_tokens=False)["input_ids"]
-
-
-def _up_to_end_of_turn(ids: list[int], eos_ids: Collection[int]) -> list[int]:
-    """Drop what the template adds after the last end-of-turn token, such as ChatML's newline."""
-    last = max((index for index, token in enumerate(ids) if token in eos_ids), default=len(ids) - 1)
-    return ids[: last + 1]
-
-
-def checked_length(example: Example, max_length: int, place: str) -> Example:
-    """The example itself, if it is short enough; `place` names it in messages.
-
-    Raises:
-        DataError: it has more tokens than `max_length`.
-    """
-    prompt, completion = len(example.prompt_ids), len(example.completion_ids)
-    if prompt >= max_length:
-        raise DataError(
-            f"{place}: the prompt has {prompt} tokens, expected fewer than max_length "
-            f"{max_length}; shorten it or raise max_length"
-        )
-    if prompt + completion > max_length:
-        raise DataError(
-            f"{place}: prompt and completion have {prompt} + {completion} tokens, expected at most "
-            f"max_length {max_length}; shorten the example or raise max_length"
-        )
-    return example

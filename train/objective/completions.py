@@ -4,14 +4,13 @@ In: `Members` and `Example`s. Out: log-likelihoods in nats, differentiable in th
 responsibilities or the optimizer.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from softspec.train.config import TrainConfig
-from softspec.train.data.rows import PlacedRows, read_examples
+from softspec.train.data.reading import PlacedRows, Reading, read_examples
 from softspec.train.data.units import Example
 from softspec.train.members.likelihood import Batch, collate, pair_loglik, token_loglik, with_trunk
 from softspec.train.members.members import Members
@@ -47,11 +46,9 @@ class Completions:
 
     config: TrainConfig
 
-    def read(
-        self, rows: PlacedRows, tokenizer: PreTrainedTokenizerBase, eos_ids: Collection[int]
-    ) -> Iterator[Example]:
+    def read(self, rows: PlacedRows, reading: Reading) -> Iterator[Example]:
         """Examples of rows, tokenised, one at a time; errors as `read_examples`."""
-        return read_examples(rows, tokenizer, self.config.max_length, eos_ids)
+        return read_examples(rows, reading)
 
     def with_reference(
         self, members: Members, units: Sequence[Example], processes: Processes

@@ -4,14 +4,13 @@ In: a `TrainConfig`. Out: the `Objective` that it names: how units are read, and
 training loop treats both alike.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol, cast
 
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from softspec.train.config import TrainConfig
-from softspec.train.data.rows import PlacedRows
+from softspec.train.data.reading import PlacedRows, Reading
 from softspec.train.data.units import Example, Preference, Unit, UnitT
 from softspec.train.members.members import Members
 from softspec.train.members.pairs import Pairs
@@ -34,9 +33,7 @@ class UnitBatch(Protocol):
 class Objective(Protocol[UnitT]):
     """What a kind of unit has to offer: how it is read, and how K members are asked about it."""
 
-    def read(
-        self, rows: PlacedRows, tokenizer: PreTrainedTokenizerBase, eos_ids: Collection[int]
-    ) -> Iterator[UnitT]:
+    def read(self, rows: PlacedRows, reading: Reading) -> Iterator[UnitT]:
         """Units of rows with their places, tokenised, one at a time.
 
         Raises:

@@ -6,19 +6,18 @@ reference is the base with all adapters off. Knows nothing of responsibilities o
 Source: Rafailov et al. 2023 (arXiv:2305.18290); its use in the alpha-Renyi loss is this project's.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
 
 from softspec.artefact.activation import Activation
 from softspec.maths.renyi import dpo_loglik, weighted_mean
 from softspec.train.config import TrainConfig
 from softspec.train.data.preferences import read_preferences
-from softspec.train.data.rows import PlacedRows
+from softspec.train.data.reading import PlacedRows, Reading
 from softspec.train.data.units import Preference, WithReference, in_batches
 from softspec.train.members.likelihood import Batch, base_loglik, collate, pair_loglik, with_trunk
 from softspec.train.members.members import Members
@@ -76,11 +75,9 @@ class Preferences:
 
     config: TrainConfig
 
-    def read(
-        self, rows: PlacedRows, tokenizer: PreTrainedTokenizerBase, eos_ids: Collection[int]
-    ) -> Iterator[Preference]:
+    def read(self, rows: PlacedRows, reading: Reading) -> Iterator[Preference]:
         """Preferences of rows, tokenised, one at a time; errors as `read_preferences`."""
-        return read_preferences(rows, tokenizer, self.config.max_length, eos_ids)
+        return read_preferences(rows, reading)
 
     def with_reference(
         self, members: Members, units: Sequence[Preference], processes: Processes

@@ -1,7 +1,20 @@
-"""`python -m softspec.app.cli`, for launchers that want a module."""
+"""The command line as a process: `softspec`, and `python -m softspec.app.cli` for launchers that want a module."""
 
+import signal
 import sys
 
-from softspec.app.cli.main import main
 
-sys.exit(main())
+def start() -> int:
+    """Run the command that the process was started with; returns its exit code."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        )  # or Ctrl-C would be a traceback until the imports are done
+
+    from softspec.app.cli.main import main
+
+    return main()
+
+
+if __name__ == "__main__":
+    sys.exit(start())

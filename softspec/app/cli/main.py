@@ -7,6 +7,7 @@ clear line), 1 for what they cannot, 128 + signal number when interrupted. Impor
 
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -104,7 +105,9 @@ def _run(tokens: Sequence[str]) -> int:
 def _noting_interrupts() -> Iterator[list[int]]:
     """The Ctrl-C that arrived here so far; each is a `KeyboardInterrupt`, as ever."""
     received: list[int] = []
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    before = signal.getsignal(signal.SIGINT)
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    if not is_main_thread or before not in (signal.default_int_handler, signal.SIG_DFL):
         yield received
         return
 
@@ -116,7 +119,7 @@ def _noting_interrupts() -> Iterator[list[int]]:
     try:
         yield received
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, before)
 
 
 def _end(message: str, exit_code: int) -> int:

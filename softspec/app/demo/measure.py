@@ -18,7 +18,8 @@ from softspec.artefact.manifest import load_manifest, save_manifest
 from softspec.maths.mixture import sequence_loglik
 from softspec.maths.scoring import auroc
 from softspec.maths.uncertainty import mutual_information
-from softspec.train.data.rows import Message, Row, read_examples, tokenise
+from softspec.train.data.reading import Reading, read_examples
+from softspec.train.data.rows import Message, Row
 from softspec.train.data.sources import read_rows
 from softspec.train.data.units import Example
 from softspec.train.loop.facts import as_json
@@ -60,9 +61,9 @@ def measure(ensemble_dir: Path, base: str, held_out: Path, things: Sequence[Thin
     """Score held-out examples and one question per thing; the scores also go into the ensemble's manifest."""
     manifest = load_manifest(ensemble_dir)
     tokenizer = load_tokenizer(base)
-    eos_ids = sorted(end_of_turn_ids(tokenizer, base, None))
-    examples = list(read_examples(read_rows(str(held_out)), tokenizer, MAX_LENGTH, eos_ids))
-    questions = [tokenise(_question(thing), tokenizer, eos_ids, thing.name) for thing in things]
+    reading = Reading(tokenizer, end_of_turn_ids(tokenizer, base, None), MAX_LENGTH)
+    examples = list(read_examples(read_rows(str(held_out)), reading))
+    questions = [reading.examples(_question(thing), thing.name)[0] for thing in things]
     members = load_members(ensemble_dir, load_base(base, dtype="float32"))
     log_weights = torch.tensor(manifest.log_weights, dtype=torch.float64)
 

@@ -7,14 +7,17 @@ vLLM 0.32 place: `vllm.engine.arg_utils.AsyncEngineArgs`.
 """
 
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.exceptions import VLLMError
 from vllm.usage.usage_lib import UsageContext
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from softspec.engine.options import require_tested, untested_options
-from softspec.errors import ConfigError
+from softspec.errors import ConfigError, SoftspecError
 
 # Chooses the defaults (tokens per step) of vLLM's server.
 USAGE = UsageContext.OPENAI_API_SERVER
@@ -48,7 +51,20 @@ def configure(args: AsyncEngineArgs) -> VllmConfig:
     Raises:
         ConfigError: vLLM refuses the arguments.
     """
-    try:
+    with refusals_in_one_line():
         return args.create_engine_config(USAGE)
-    except (ValueError, TypeError, NotImplementedError, OSError) as error:
+
+
+@contextmanager
+def refusals_in_one_line() -> Iterator[None]:
+    """What vLLM has against the user's settings becomes one line of ours.
+
+    Raises:
+        ConfigError: vLLM refused something.
+    """
+    try:
+        yield
+    except SoftspecError:
+        raise
+    except (ValueError, TypeError, KeyError, NotImplementedError, ImportError, OSError, VLLMError) as error:
         raise ConfigError(f"vLLM refuses these settings: {' '.join(str(error).split())}") from error

@@ -10,8 +10,9 @@ are taken here.
 """
 
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import closing
+from socket import socket
 
 import uvloop
 import vllm
@@ -28,7 +29,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from softspec.engine.front.ending import ending_of
 from softspec.engine.requirements import LoadedEnsemble, require_engine
-from softspec.engine.start.arguments import USAGE, accepted_arguments, configure
+from softspec.engine.start.arguments import USAGE, accepted_arguments, configure, refusals_in_one_line
 from softspec.engine.start.interruption import interruptible_start
 from softspec.engine.start.log import share_log
 from softspec.errors import ConfigError, EngineError
@@ -68,15 +69,14 @@ def _parse(arguments: Sequence[str]) -> Namespace:
         raise ConfigError(
             "--grpc, --headless and --api-server-count are set: expected one HTTP server; remove them"
         )
-    with _refusals_in_one_line():
+    with refusals_in_one_line():
         command.validate(args)
     return args
 
 
 async def _serve(args: Namespace, engine_args: AsyncEngineArgs, ensembles: Sequence[LoadedEnsemble]) -> bool:
     """Serve until told to stop; returns whether the engine died before that."""
-    with _refusals_in_one_line():
-        address, sock = setup_server(args, reuse_port=False)
+    address, sock = _listen(args)
     with closing(sock):
         config = configure(engine_args)
         require_engine(vllm.__version__, config, ensembles)
@@ -91,6 +91,18 @@ async def _serve(args: Namespace, engine_args: AsyncEngineArgs, ensembles: Seque
     return ending.engine_died
 
 
+def _listen(args: Namespace) -> tuple[str, socket]:
+    """The address, in words, and the socket, which is bound before the engine takes its minutes."""
+    with refusals_in_one_line():
+        try:
+            address, bound = setup_server(args, reuse_port=False)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot listen: {error.strerror or error}; give another --port or --host"
+            ) from error
+    return address, bound
+
+
 def _start_engine(config: VllmConfig, args: AsyncEngineArgs) -> AsyncLLM:
     try:
         return AsyncLLM.from_vllm_config(
@@ -103,15 +115,3 @@ def _start_engine(config: VllmConfig, args: AsyncEngineArgs) -> AsyncLLM:
     except Exception as error:
         reason = " ".join(str(error).split())
         raise EngineError(f"vLLM's engine did not start ({reason}): its own log above says why") from error
-
-
-@contextmanager
-def _refusals_in_one_line() -> Iterator[None]:
-    try:
-        yield
-    except (ValueError, TypeError, KeyError, ImportError) as error:
-        raise ConfigError(f"vLLM refuses these settings: {' '.join(str(error).split())}") from error
-    except OSError as error:
-        raise ConfigError(
-            f"cannot listen: {error.strerror or error}; give another --port or --host"
-        ) from error

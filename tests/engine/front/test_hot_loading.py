@@ -102,6 +102,32 @@ def settled_loras(engine: "EngineHarness") -> tuple[set[int], set[int]]:
     return engine.run(both())
 
 
+EDGES: tuple[dict[str, Any], ...] = (
+    {"n": 2, "seed": 2**63 - 1},
+    {"n": 3, "seed": -(2**63)},
+    {"top_k": 2**63},
+    {"top_k": 10**30, "top_p": 1e-300, "min_p": 5e-324},
+    {"repetition_penalty": 1e308},
+    {"repetition_penalty": 1e-320, "logit_bias": {5: 1e300}},
+    {"min_tokens": 2**40, "max_tokens": 2**40, "stream_interval": 2**70, "stop_token_ids": [7]},
+)
+
+
+@pytest.mark.parametrize("model", [NAME, f"{NAME}/member-0", None])
+def test_numbers_at_every_edge_leave_the_engine_alive(engine: "EngineHarness", model: str | None) -> None:
+    """A worker that raises is the end of the engine, for everybody; the base's seed is refused on a CPU."""
+    from tests.support.engine_harness import Question, SamplingParams
+
+    edges = [edge for edge in EDGES if model is not None or "seed" not in edge]
+    params = [SamplingParams(**{"temperature": 1.0, "max_tokens": 3, **edge}) for edge in edges]
+
+    replies = engine.ask(*(Question(model, prompt(20), each) for each in params))
+
+    assert [[bool(tokens) for tokens in reply.token_ids] for reply in replies] == [
+        [True] * each.n for each in params
+    ]
+
+
 @pytest.mark.parametrize("turn", [1, 2])
 def test_running_answers_stay_on_the_old_members_and_new_ones_have_the_new(
     engine: "EngineHarness",

@@ -117,7 +117,7 @@ def test_request_policy_replaces_the_server_policy() -> None:
 def test_request_policy_without_an_action_keeps_the_servers(policy: dict[str, Any] | None) -> None:
     client = client_of(make_app(FakeEngine([TORN]), Policy("abstain", "max_epistemic", 0.5)))
 
-    answer = client.chat.completions.create(
+    answer: Any = client.chat.completions.create(
         model=ENSEMBLE, messages=QUESTION, extra_body={"uncertainty": {"policy": policy}}
     )
 
@@ -128,7 +128,7 @@ def test_request_policy_without_an_action_keeps_the_servers(policy: dict[str, An
 def test_pinned_policy_may_be_tightened(policy: dict[str, Any]) -> None:
     app = make_app(FakeEngine([TORN]), Policy("abstain", "max_epistemic", 0.5, 2), pinned=True)
 
-    answer = client_of(app).chat.completions.create(
+    answer: Any = client_of(app).chat.completions.create(
         model=ENSEMBLE, messages=QUESTION, extra_body={"uncertainty": {"policy": policy}}
     )
 

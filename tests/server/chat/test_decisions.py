@@ -54,7 +54,8 @@ POLICIES = [
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     base = tiny_llama(tmp_path_factory.mktemp("models") / "tiny-base")
     folder = tmp_path_factory.mktemp("ensemble")
-    with serving(random_adapters(base, folder, num_members=2), engine_of=ScriptedAsyncLLM) as server:
+    tools = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
+    with serving(random_adapters(base, folder, num_members=2), *tools, engine_of=ScriptedAsyncLLM) as server:
         server.engine.play(CALM)
         server.wait_until_ready()
         yield server
@@ -233,6 +234,40 @@ def test_answer_shorter_than_min_tokens_is_not_judged(server: Server) -> None:
     ).choices[0]
 
     assert choice.uncertainty["decision"] == "answer"
+
+
+CALL = '{"name": "paint", "arguments": {"c": "red"}}'
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize(
+    ("tool_choice", "text"),
+    [
+        ("auto", f"<tool_call>{CALL}</tool_call>"),
+        ("required", f"[{CALL}]"),
+        ({"type": "function", "function": {"name": "paint"}}, '{"c": "red"}'),
+    ],
+    ids=["auto", "required", "named"],
+)
+def test_tool_call_that_is_cut_off_is_a_refusal_and_no_error(
+    server: Server, tool_choice: Any, text: str, stream: bool
+) -> None:
+    """The parser of tool calls sees half a call, ended as if by a stop token."""
+    at = len(text) - 3
+    server.engine.play([Said(letter, 0.9 if number == at else 0.1) for number, letter in enumerate(text)])
+    tool = {"type": "function", "function": {"name": "paint", "parameters": {"type": "object"}}}
+    fields = judged({"metric": "max_epistemic", "threshold": 0.5}, max_tokens=99, tools=[tool])
+
+    if stream:
+        last = server.stream(**fields, tool_choice=tool_choice)[-1].choices[0]
+        message = last.delta
+    else:
+        last = server.chat(**fields, tool_choice=tool_choice).choices[0]
+        message = last.message
+
+    assert (last.finish_reason, last.uncertainty["decided_at"]) == ("stop", at + 1)
+    assert f"at token {at + 1}" in message.refusal
+    assert not message.tool_calls
 
 
 def test_requests_of_one_id_at_the_same_time_keep_their_own_judges(server: Server) -> None:

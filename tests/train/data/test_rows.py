@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from softspec.errors import DataError
-from softspec.train.data.rows import read_examples
+from softspec.train.data.reading import Reading, read_examples
 from softspec.train.data.sources import read_rows
 from softspec.train.data.units import Example
 from tests.support.tiny import tiny_tokenizer
@@ -27,7 +27,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def load_one(folder: Path, tokenizer: PreTrainedTokenizerFast, row: dict[str, Any]) -> Example:
     """The only example of a file with one row."""
     path = write_rows(folder / "rows.jsonl", [row])
-    return next(read_examples(read_rows(str(path)), tokenizer, 200, {tokenizer.eos_token_id}))
+    return next(read_examples(read_rows(str(path)), Reading(tokenizer, {tokenizer.eos_token_id}, 200)))
 
 
 def test_prompt_ids_are_those_of_the_chat_template_at_serving_time(
@@ -103,7 +103,7 @@ def test_votes_give_an_example_for_each_option_that_has_some(
         [{"prompt": [QUESTION], "votes": votes, "source": "A", "group": 7, "weight": 2}],
     )
 
-    yes, no = read_examples(read_rows(str(path)), tokenizer, 200, {tokenizer.eos_token_id})
+    yes, no = read_examples(read_rows(str(path)), Reading(tokenizer, {tokenizer.eos_token_id}, 200))
 
     assert tokenizer.decode(yes.completion_ids) == "yes<|im_end|>"
     assert tokenizer.decode(no.completion_ids) == "no<|im_end|>"
@@ -122,14 +122,14 @@ def test_blank_lines_are_skipped(tmp_path: Path, tokenizer: PreTrainedTokenizerF
     path = tmp_path / "rows.jsonl"
     path.write_text("\n" + json.dumps({"prompt": "a", "completion": "b"}) + "\n\n", encoding="utf-8")
 
-    assert len(list(read_examples(read_rows(str(path)), tokenizer, 10, {2}))) == 1
+    assert len(list(read_examples(read_rows(str(path)), Reading(tokenizer, {2}, 10)))) == 1
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         ('{"messages": [', "not JSON"),
-        ("[1, 2]", "found list, expected an object"),
+        ("[1, 2]", "found a list, expected an object"),
         ("{}", "expected either 'messages' or 'prompt' with 'completion'"),
         ('{"prompt": "a"}', "expected both 'prompt' and 'completion'"),
         ('{"prompt": "a", "completion": " "}', "empty completion"),
@@ -144,7 +144,10 @@ def test_blank_lines_are_skipped(tmp_path: Path, tokenizer: PreTrainedTokenizerF
             '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}]}',
             "empty completion",
         ),
-        ('{"messages": [{"role": "user"}, {"role": "assistant", "content": "b"}]}', "messages.0.content"),
+        (
+            '{"messages": [{"role": "user"}, {"role": "assistant", "content": "b"}]}',
+            "expected text as 'content'",
+        ),
         ('{"prompt": "a", "votes": {}}', "at least one option in 'votes' with more than 0 votes"),
         ('{"prompt": "a", "votes": {"b": 0}}', "at least one option in 'votes' with more than 0 votes"),
         ('{"prompt": "a", "votes": {"b": -1}}', "votes.b: expected a number of at least 0"),
@@ -156,9 +159,9 @@ def test_blank_lines_are_skipped(tmp_path: Path, tokenizer: PreTrainedTokenizerF
         ('{"prompt": "a", "completion": "b", "votes": {"b": 1}}', "expected 'votes' with 'prompt' alone"),
         (
             json.dumps({"prompt": "a" * 50, "completion": "b"}),
-            "the prompt has 50 tokens, expected fewer than",
+            "1 of 2 rows is longer than max_length 50, the longest has 52 tokens",
         ),
-        (json.dumps({"prompt": "a", "completion": "b" * 50}), "prompt and completion have 1 + 51 tokens"),
+        (json.dumps({"prompt": "a", "completion": "b" * 50}), "is longer than max_length 50"),
     ],
 )
 def test_a_bad_line_is_refused_with_its_file_and_number(
@@ -168,9 +171,9 @@ def test_a_bad_line_is_refused_with_its_file_and_number(
     path.write_text('{"prompt": "a", "completion": "b"}\n' + line + "\n", encoding="utf-8")
 
     with pytest.raises(DataError) as error:
-        list(read_examples(read_rows(str(path)), tokenizer, 50, {tokenizer.eos_token_id}))
+        list(read_examples(read_rows(str(path)), Reading(tokenizer, {tokenizer.eos_token_id}, 50)))
 
-    assert str(error.value).startswith(f"{path}:2: ")
+    assert f"{path}:2" in str(error.value)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -179,15 +182,17 @@ def test_a_missing_or_empty_file_is_refused(tmp_path: Path, tokenizer: PreTraine
     (tmp_path / "empty.jsonl").touch()
 
     with pytest.raises(DataError, match="No such file"):
-        list(read_examples(read_rows(str(tmp_path / "missing.jsonl")), tokenizer, 50, {2}))
+        list(read_examples(read_rows(str(tmp_path / "missing.jsonl")), Reading(tokenizer, {2}, 50)))
     with pytest.raises(DataError, match="no examples found"):
-        list(read_examples(read_rows(str(tmp_path / "empty.jsonl")), tokenizer, 50, {2}))
+        list(read_examples(read_rows(str(tmp_path / "empty.jsonl")), Reading(tokenizer, {2}, 50)))
 
 
 def test_a_template_that_rewrites_the_prompt_is_refused(tmp_path: Path) -> None:
     """Training on a prompt that the server never sends would go unnoticed."""
     tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    tokenizer.chat_template = (
+        "{{ messages | length }}{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}"
+    )
 
     with pytest.raises(DataError, match="renders the prompt differently"):
         load_one(tmp_path, tokenizer, {"messages": [QUESTION, ANSWER]})

@@ -1,6 +1,8 @@
 """Preferences: which rows are read, margins equal to stock PEFT's, and runs that learn what was preferred."""
 
+import json
 import math
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,9 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from softspec.artefact.activation import Activation, AlwaysActivation, BlockActivation
 from softspec.artefact.manifest import load_manifest
 from softspec.errors import DataError
-from softspec.maths.renyi import renyi_loss, responsibilities
-from softspec.train.data.preferences import read_preferences
+from softspec.maths.renyi import dpo_loglik, renyi_loss, responsibilities
+from softspec.train.data.preferences import PreferenceRow, read_preferences
+from softspec.train.data.reading import Reading
 from softspec.train.data.sources import read_rows
 from softspec.train.data.units import Preference, WithReference
 from softspec.train.members.load import load_members
@@ -34,6 +37,7 @@ from tests.support.tiny_training import (
 )
 from tests.support.training_runs import logged
 
+SYSTEM = {"role": "system", "content": "Be brief."}
 QUESTION = {"role": "user", "content": "Where is it?"}
 ROME = {"role": "assistant", "content": "In Rome."}
 PARIS = {"role": "assistant", "content": "In Paris."}
@@ -48,7 +52,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def load_one(folder: Path, tokenizer: PreTrainedTokenizerFast, row: dict[str, Any]) -> Preference:
     """The only preference of a file with one row."""
     path = write_rows(folder / "rows.jsonl", [row])
-    return next(read_preferences(read_rows(str(path)), tokenizer, 200, {tokenizer.eos_token_id}))
+    return next(read_preferences(read_rows(str(path)), Reading(tokenizer, {tokenizer.eos_token_id}, 200)))
 
 
 def random_pairs() -> list[Preference]:
@@ -106,6 +110,98 @@ def test_text_is_used_without_the_chat_template(tmp_path: Path, tokenizer: PreTr
     assert pair.chosen.source == "7"
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"chosen": [SYSTEM, QUESTION, ROME], "rejected": [SYSTEM, QUESTION, PARIS]},
+        {"prompt": "Where is it?", "chosen": [SYSTEM, QUESTION, ROME], "rejected": [SYSTEM, QUESTION, PARIS]},
+        {
+            "prompt": None,
+            "chosen": [SYSTEM, QUESTION, ROME],
+            "rejected": [SYSTEM, {**QUESTION, "name": None}, PARIS],
+        },
+        {
+            "prompt": "Where is it?",
+            "prompt_id": "x",
+            "messages": [SYSTEM, QUESTION, ROME],
+            "chosen": [SYSTEM, QUESTION, ROME],
+            "rejected": [SYSTEM, QUESTION, PARIS],
+            "score_chosen": 7,
+        },
+    ],
+)
+def test_the_columns_of_well_known_data_sets_are_one_preference(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, row: dict[str, Any]
+) -> None:
+    explicit = {"prompt": [SYSTEM, QUESTION], "chosen": [ROME], "rejected": [PARIS]}
+
+    assert load_one(tmp_path, tokenizer, row) == load_one(tmp_path, tokenizer, explicit)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "prompt"),
+    [
+        ("The sky is blue.", "The sky is green.", "The sky is"),
+        ("Q: a\nA: Yes", "Q: a\nA: No", "Q: a\nA:"),
+        ("Q: a\nA:Yes", "Q: a\nA:No", "Q: a\nA:"),
+        ("The sky is black.", "The sky is blue.", "The sky is bl"),
+        ("The sky is", "The sky is blue.", "The sky i"),
+    ],
+)
+def test_the_prompt_of_two_texts_is_what_they_begin_with_as_in_trl(
+    chosen: str, rejected: str, prompt: str
+) -> None:
+    row = PreferenceRow(chosen=chosen, rejected=rejected)
+
+    assert row.parts() == (prompt, chosen[len(prompt) :], rejected[len(prompt) :])
+
+
+def test_random_pairs_are_parted_as_trl_parts_them() -> None:
+    """Where TRL is installed; where it is not, the cases above say what it does."""
+    trl = pytest.importorskip("trl.data_utils")
+    generator = random.Random(0)
+    for _ in range(2_000):
+        common = "".join(generator.choices("ab ", k=generator.randint(1, 6)))
+        chosen, rejected = (common + "".join(generator.choices("ab ", k=3)) for _ in range(2))
+        if chosen == rejected or not chosen.strip() or chosen[0] == " ":
+            continue
+
+        prompt, *pair = PreferenceRow(chosen=chosen, rejected=rejected).parts()
+
+        theirs = trl.extract_prompt({"chosen": chosen, "rejected": rejected})
+        assert [prompt, *pair] == [theirs["prompt"], theirs["chosen"], theirs["rejected"]]
+    for turns in ([QUESTION], [SYSTEM, QUESTION], [QUESTION, ROME, QUESTION]):
+        for beside in ({}, {"prompt": "Where is it?"}):
+            content = {**beside, "chosen": [*turns, ROME], "rejected": [*turns, PARIS]}
+            theirs = trl.maybe_extract_prompt(content)
+
+            parts = PreferenceRow.model_validate(content).parts()
+
+            assert [
+                [turn.model_dump(exclude_none=True) for turn in part]
+                for part in parts
+                if not isinstance(part, str)
+            ] == [
+                theirs["prompt"],
+                theirs["chosen"],
+                theirs["rejected"],
+            ]
+
+
+def test_the_likelihood_of_labels_that_may_be_wrong_is_not_trls_smoothing() -> None:
+    """A margin of 2 nats, wrong with probability 0.2: a mixture of likelihoods here, a mean of losses in TRL."""
+    margin, wrong = torch.tensor([2.0], dtype=torch.float64), 0.2
+
+    ours = -dpo_loglik(margin, 1.0, wrong)
+
+    def loss(sign: int) -> float:
+        return math.log1p(math.exp(-sign * 2.0))
+
+    trl = (1 - wrong) * loss(1) + wrong * loss(-1)
+    assert ours.item() == pytest.approx(0.317, abs=5e-4)
+    assert trl == pytest.approx(0.527, abs=5e-4)
+
+
 def test_a_group_and_a_weight_are_the_pairs(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     row = {"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5", "group": "sum", "weight": 0.5}
 
@@ -117,18 +213,48 @@ def test_a_group_and_a_weight_are_the_pairs(tmp_path: Path, tokenizer: PreTraine
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"chosen": "a", "rejected": "b"}, "expected a 'prompt' beside 'chosen' and 'rejected'"),
+        (
+            {"chosen": "a", "rejected": "b"},
+            "expected a 'prompt', or a 'chosen' and a 'rejected' that begin alike",
+        ),
+        ({"chosen": "a", "rejected": "ab"}, "expected a 'prompt', or"),
         ({"prompt": "a", "chosen": "b"}, "rejected: missing"),
         ({"prompt": "a", "chosen": "b", "rejected": "b"}, "'chosen' and 'rejected' are equal"),
         ({"prompt": "a", "chosen": "b", "rejected": [PARIS]}, "must both be text or both be messages"),
         ({"prompt": "a", "chosen": "b", "rejected": " "}, "rejected: empty completion"),
+        ({"prompt": [QUESTION], "chosen": "b", "rejected": "c"}, "'prompt' is messages but 'chosen' is text"),
+        ({"chosen": [ROME], "rejected": [PARIS]}, "'chosen' and 'rejected' share no first message"),
+        ({"prompt": "a", "chosen": [ROME], "rejected": [PARIS]}, "share no first message"),
+        ({"chosen": [QUESTION, ROME], "rejected": [QUESTION]}, "share no first message"),
         (
-            {"prompt": [QUESTION], "chosen": "b", "rejected": "c"},
-            "chosen: 'prompt' and 'completion' must both",
+            {"chosen": [QUESTION, ROME, QUESTION, ROME], "rejected": [QUESTION, PARIS]},
+            "'chosen' has messages of assistant, user, assistant behind the 1 that both begin with: expected one",
         ),
-        ({"chosen": [ROME], "rejected": [PARIS]}, "chosen: expected at least one message and then"),
-        ({"chosen": [QUESTION, ROME], "rejected": [QUESTION]}, "rejected: expected at least one message"),
-        ({"prompt": "a" * 900, "chosen": "b", "rejected": "c"}, "fewer than max_length 200"),
+        (
+            {"prompt": [QUESTION], "chosen": [QUESTION, ROME], "rejected": [QUESTION, PARIS]},
+            "'chosen' has messages of user, assistant behind 'prompt': expected one message of the assistant",
+        ),
+        ({"prompt": [QUESTION], "chosen": [], "rejected": [ROME]}, "'chosen' has messages of nobody behind"),
+        (
+            {"prompt": "a", "chosen": json.dumps([ROME]), "rejected": json.dumps([PARIS])},
+            "'chosen' is messages written as text",
+        ),
+        ({"chosen": json.dumps([QUESTION, ROME]), "rejected": "a"}, "'chosen' is messages written as text"),
+        ({"prompt": "a", "chosen": "b", "rejected": str([PARIS])}, "'rejected' is messages written as text"),
+        ({"prompt": "a", "chosen": ROME, "rejected": PARIS}, "chosen: expected text or a list (found"),
+        (
+            {"prompt": "a", "chosen": "b", "rejected": "c", "weight": True},
+            "weight: expected a number (found true)",
+        ),
+        (
+            {"prompt": [QUESTION], "chosen": [ROME], "rejected": [{"role": "assistant", "content": 5}]},
+            "rejected.0.content: expected text or a list (found 5)",
+        ),
+        (
+            {"prompt": [QUESTION], "chosen": [ROME], "rejected": [{**ROME, "score": 1}]},
+            "'chosen' and 'rejected' are the same tokens once rendered",
+        ),
+        ({"prompt": "a" * 900, "chosen": "b", "rejected": "c"}, "1 of 1 rows is longer than max_length 200"),
     ],
 )
 def test_a_bad_row_is_refused_with_its_file_and_number(
@@ -138,7 +264,7 @@ def test_a_bad_row_is_refused_with_its_file_and_number(
         load_one(tmp_path, tokenizer, row)
 
     assert message in str(error.value)
-    assert "rows.jsonl:1: " in str(error.value)
+    assert "rows.jsonl:1" in str(error.value)
     assert "\n" not in str(error.value)
 
 

@@ -1,0 +1,158 @@
+"""How vLLM's server is started: what is wrong is said before an engine is started, and a start can be ended.
+
+The server itself, from its first request to its end, is in `tests/server/test_end_of_server.py`.
+"""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+import pytest
+
+from softspec.artefact.activation import BlockActivation
+from softspec.artefact.manifest import load_manifest
+from softspec.errors import ConfigError, SoftspecError
+from softspec.server.ops.launch import server_arguments
+from tests.support.tiny import random_adapters
+
+pytestmark = pytest.mark.vllm
+
+# Waits for ever, whatever it is told, with a child that does so too.
+STUBBORN = """
+import subprocess, sys, time
+from softspec.engine.start import interruption
+
+interruption.PATIENCE_S = 0.5
+with interruption.interruptible_start():
+    child = subprocess.Popen([sys.executable, "-c", "import signal; signal.signal(15, signal.SIG_IGN); signal.pause()"])
+    told = [child.pid]
+    while True:
+        try:
+            while told:
+                print(told.pop(), flush=True)
+            time.sleep(60)
+        except KeyboardInterrupt:
+            pass
+"""
+OBEDIENT = """
+import time
+from softspec.engine.start.interruption import interruptible_start
+from softspec.errors import Interrupted
+
+try:
+    with interruptible_start():
+        print("begun", flush=True)
+        time.sleep(60)
+except Interrupted as error:
+    print(error)
+    raise SystemExit(error.exit_code)
+"""
+
+
+@pytest.fixture(scope="module")
+def ensemble(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ensemble") / "law"
+    return random_adapters(tiny_base, folder, num_members=2, activation=BlockActivation(block_size=48))
+
+
+def started(ensemble: Path, monkeypatch: pytest.MonkeyPatch, *flags: str) -> str:
+    """The line with which a start ends for which no engine is needed."""
+    from softspec.engine.front.ensemble import load_ensembles
+    from softspec.engine.start import serve
+
+    def start_engine(*_: object) -> None:
+        raise AssertionError("an engine was started")
+
+    monkeypatch.setattr(serve.AsyncLLM, "from_vllm_config", start_engine)
+    arguments = server_arguments({ensemble: load_manifest(ensemble)}, None, flags)
+    with pytest.raises(SoftspecError) as told:
+        serve.run(arguments, load_ensembles([ensemble]), allow_untested=False)
+    assert "\n" not in str(told.value)
+    assert told.value.exit_code == 2
+    return str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--stream-interval", "4"], "--stream-interval: not tested with ensembles"),
+        (["--data-parallel-size", "2"], "--data-parallel-size: not tested"),
+        (["--max-num-seqs", "2"], "has 3 rows but the engine allows 2"),
+        (["--max-num-active-seqs", "2", "--max-num-seqs", "8"], "--max-num-active-seqs 3"),
+        ([], "multiples of 48 tokens but KV blocks have multiples of"),
+        (["--max-model-len", "99999"], "vLLM refuses these settings: .*99999"),
+        (["--enable-auto-tool-choice"], "vLLM refuses these settings: .*--tool-call-parser"),
+        (["--enable-auto-tool-choice", "--tool-call-parser", "nobody's"], "vLLM refuses .*nobody's"),
+        (["--chat-template", "/no/such/file.jinja"], "vLLM refuses these settings"),
+        (["--port", "{taken}"], "cannot listen: Address already in use; give another --port"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_is_wrong_is_said_before_an_engine_is_started(
+    ensemble: Path, monkeypatch: pytest.MonkeyPatch, flags: Sequence[str], complaint: str
+) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        where = ["--host", "127.0.0.1", *(flag.format(taken=other.getsockname()[1]) for flag in flags)]
+        if "--port" not in flags:
+            where += ["--port", "0"]
+
+        line = started(ensemble, monkeypatch, *where)
+
+    assert re.search(complaint, line), line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_start_that_does_not_end_by_itself_is_ended_with_all_that_it_started(number: signal.Signals) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", STUBBORN], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    child = psutil.Process(int(process.stdout.readline()))
+
+    process.send_signal(number)
+    _, told = process.communicate(timeout=10)
+
+    assert process.returncode == 128 + number
+    assert told.strip() == f"softspec: stopped by {number.name} while the server started"
+    deadline = time.monotonic() + 5
+    while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_start_that_is_told_to_stop_says_so() -> None:
+    process = subprocess.Popen([sys.executable, "-c", OBEDIENT], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.readline()
+
+    os.kill(process.pid, signal.SIGTERM)
+    told, _ = process.communicate(timeout=10)
+
+    assert (process.returncode, told.strip()) == (143, "stopped by SIGTERM while the server started")
+
+
+def test_several_http_servers_are_refused_also_from_a_file_of_flags(
+    ensemble: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "flags.yaml").write_text("api-server-count: 2\n")
+
+    line = started(ensemble, monkeypatch, "--config", str(tmp_path / "flags.yaml"))
+
+    assert "expected one HTTP server" in line
+
+
+@pytest.mark.parametrize("flag", ["--headless", "--api-server-count"])
+def test_several_http_servers_are_refused_at_once(ensemble: Path, flag: str) -> None:
+    with pytest.raises(ConfigError, match=f"'{flag}' cannot be given"):
+        server_arguments({ensemble: load_manifest(ensemble)}, None, [flag])
