@@ -46,6 +46,7 @@ TESTED_OPTIONS = {
     "worker_extension_cls": "set by softspec",
     "generation_config": "defaults of requests",
     "override_generation_config": "defaults of requests",
+    "reasoning_parser": "takes thoughts out of the text of an answer",
     "shutdown_timeout": "how long accepted requests may go on after SIGTERM",
     "disable_log_stats": "logs",
     "enable_log_requests": "logs",
