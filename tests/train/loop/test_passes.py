@@ -382,15 +382,6 @@ def test_learnt_weights_reach_the_best_mixture_of_fixed_members() -> None:
     assert (shares.mean(1) - log_weights.exp()).abs().max() > 0.005, "a plain mean would do as well"
 
 
-@pytest.mark.parametrize("goal", [[0.2, 0.3, 0.5], [1 / 3, 1 / 3, 1 / 3]])
-def test_a_floor_of_one_keeps_mixture_weights_equal(goal: list[float]) -> None:
-    config = config_of_no_files(num_members=3, weights_learning_rate=0.5, weights_floor=1.0)
-
-    moved = moved_log_weights(uniform_log_weights(3).double(), torch.tensor(goal), config)
-
-    assert moved.exp().tolist() == pytest.approx([1 / 3] * 3)
-
-
 def test_weights_move_with_the_steps_and_never_below_their_floor(tmp_path: Path) -> None:
     training = prepared(
         tmp_path, b_init_std=0.3, weights_learning_rate=0.5, weights_floor=0.4, renyi_alpha=1.0
