@@ -1,5 +1,6 @@
 """Ways from examples to gradients: one pass, two passes, parts of a step, and units of every granularity, all alike."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -383,8 +384,8 @@ def test_learnt_weights_reach_the_best_mixture_of_fixed_members() -> None:
 
 
 @pytest.mark.parametrize("goal", [[0.2, 0.3, 0.5], [1 / 3, 1 / 3, 1 / 3]])
-def test_a_floor_of_one_keeps_mixture_weights_equal(goal: list[float]) -> None:
-    config = config_of_no_files(num_members=3, weights_learning_rate=0.5, weights_floor=1.0)
+def test_a_floor_next_to_one_keeps_mixture_weights_equal(goal: list[float]) -> None:
+    config = config_of_no_files(num_members=3, weights_learning_rate=0.5, weights_floor=math.nextafter(1, 0))
 
     moved = moved_log_weights(uniform_log_weights(3).double(), torch.tensor(goal), config)
 
