@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from softspec.errors import DivergedError
@@ -123,4 +124,6 @@ def moved_log_weights(log_weights: Tensor, goal: Tensor, config: TrainConfig) ->
     rate, least = config.weights_learning_rate, config.weights_floor / len(log_weights)
     moved = (1 - rate) * log_weights.exp() + rate * goal.to(log_weights)
     room = (moved - least).clamp_min(0)
-    return (least + (1 - config.weights_floor) * room / room.sum()).log()
+    # A floor next to 1 may leave no room: all weights are equal.
+    above = room / room.sum().clamp_min(torch.finfo(room.dtype).tiny)
+    return (least + (1 - config.weights_floor) * above).log()

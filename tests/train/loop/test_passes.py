@@ -1,5 +1,6 @@
 """Ways from examples to gradients: one pass, two passes, parts of a step, and units of every granularity, all alike."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -380,6 +381,15 @@ def test_learnt_weights_reach_the_best_mixture_of_fixed_members() -> None:
     minimiser.step(loss)
     torch.testing.assert_close(log_weights.exp(), free.detach().softmax(0), atol=1e-4, rtol=0)
     assert (shares.mean(1) - log_weights.exp()).abs().max() > 0.005, "a plain mean would do as well"
+
+
+@pytest.mark.parametrize("goal", [[0.2, 0.3, 0.5], [1 / 3, 1 / 3, 1 / 3]])
+def test_a_floor_next_to_one_keeps_mixture_weights_equal(goal: list[float]) -> None:
+    config = config_of_no_files(num_members=3, weights_learning_rate=0.5, weights_floor=math.nextafter(1, 0))
+
+    moved = moved_log_weights(uniform_log_weights(3).double(), torch.tensor(goal), config)
+
+    assert moved.exp().tolist() == pytest.approx([1 / 3] * 3)
 
 
 def test_weights_move_with_the_steps_and_never_below_their_floor(tmp_path: Path) -> None:
