@@ -33,6 +33,7 @@ TESTED_OPTIONS = {
     "max_num_batched_tokens": "prompts in chunks of any size",
     "max_logprobs": "checked: the columns of the telemetry",
     "block_size": "checked: must divide the ensemble's blocks",
+    "disable_hybrid_kv_cache_manager": "one cache for windows and full attention",
     "enable_prefix_caching": "checked: needed by block activation",
     "gpu_memory_utilization": "size of the KV cache",
     "kv_cache_memory_bytes": "size of the KV cache",
