@@ -10,7 +10,7 @@ import pytest
 
 from softspec.artefact.activation import Activation, AlwaysActivation, BlockActivation
 from softspec.artefact.manifest import member_dir
-from softspec.errors import ConfigError
+from softspec.errors import UserError
 from softspec.maths.sampling import SamplingSpec
 from softspec.reference import ReferenceEnsemble
 from tests.support.parity import TOLERANCE, base_greedy, largest_difference, prompt
@@ -199,7 +199,7 @@ def test_unreadable_member_leaves_the_engine_as_it_was(
     weights = member_dir(output_dir, 1) / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
 
-    with pytest.raises(ConfigError, match=f"ensemble '{NAME}' was not loaded: "):
+    with pytest.raises(UserError, match=f"ensemble '{NAME}' was not loaded: "):
         engine.run(engine.client.registry.load(output_dir, replace=True))
 
     assert settled_loras(engine)[0] == before
