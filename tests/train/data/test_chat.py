@@ -240,6 +240,7 @@ def test_named_templates_without_a_default_are_refused() -> None:
             {"messages": [HI, YES], "tools": [{"name": "f", "parameters": {}}]},
             "tools.0.function: missing",
         ),
+        ({"messages": [HI, {**YES, "reasoning": 5}]}, "expected text as 'reasoning_content'"),
         ({"messages": [HI, YES], "tools": "weather"}, "tools: expected a list or an object"),
         ({"messages": [HI, YES], "chat_template_kwargs": {"tokenize": True}}, "tokenize is the server's own"),
         (

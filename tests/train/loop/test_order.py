@@ -45,7 +45,9 @@ def test_any_step_can_be_the_first_that_is_asked_for() -> None:
 
 def test_examples_of_a_group_come_in_pieces() -> None:
     """Three annotators of eight examples each, two at a time."""
-    order = ExampleOrder(settings(group_rows=2), 24, [range(annotator, 24, 3) for annotator in range(3)])
+    order = ExampleOrder(
+        settings(granularity="group", group_rows=2), 24, [range(annotator, 24, 3) for annotator in range(3)]
+    )
 
     first, second = epochs(order, 2)
 
