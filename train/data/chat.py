@@ -20,6 +20,7 @@ from softspec.train.data.served import dumped, for_template, served_tool, with_a
 MARKER = "softspec0answer0here"
 """Stands for an answer where the template is asked what it puts before and behind one."""
 OPEN_TAG = re.compile(r"([<\[])(\w+)([>\]])\s*$")
+CLOSED_TAG = re.compile(r"[<\[]/\w+[>\]]")
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Chat:
         marked = self._render([*before, _marked(answer)], row)
         if MARKER not in marked:
             what = "tool calls" if answer.tool_calls else "answer"
-            raise DataError(f"the chat template does not show the {what} of the assistant")
+            raise DataError(f"the chat template does not show the {what} of the assistant as given")
         closing, dropped = self._end(marked.rpartition(MARKER)[2])
         whole = self._render([*before, dumped(answer)], row)
         hidden = sorted(
@@ -74,7 +75,7 @@ class Chat:
         completion = whole[len(prompt) : len(whole) - len(dropped)]
         if whole.startswith(prompt) and whole.endswith(closing + dropped) and _shows(completion, answer):
             return Rendered(prompt, completion)
-        return Rendered(prompt, _verbatim(answer, prompt, marked.partition(MARKER)[0]) + closing)
+        return Rendered(prompt, _verbatim(answer, prompt, marked.partition(MARKER)[0], whole) + closing)
 
     def _end(self, behind: str) -> tuple[str, str]:
         """What a template puts behind an answer, cut after the first token at which the server stops."""
@@ -153,17 +154,20 @@ def _squeezed(text: str) -> str:
     return "".join(text.split())
 
 
-def _verbatim(answer: Message, prompt: str, before: str) -> str:
+def _verbatim(answer: Message, prompt: str, before: str, whole: str) -> str:
     """The answer as it was given, where the template would show another one than the model is to write.
 
     Templates of reasoning models cut the thinking off, or open it in the prompt.
 
     Args:
         before: what the template shows before an answer.
+        whole: what it shows of this one, with all before it.
     """
     if answer.tool_calls:
         raise DataError("the chat template does not show all of the assistant's text and tool calls")
     text = "\n".join(answer.texts)
+    if _squeezed(CLOSED_TAG.split(text)[-1]) not in _squeezed(whole):
+        raise DataError("the chat template does not show the answer of the assistant as given")
     if before.startswith(prompt):
         if answer.reasoning:
             raise DataError("the chat template does not show the reasoning of the answer; leave it out")
