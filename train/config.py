@@ -26,6 +26,16 @@ PLACES: dict[str, Callable[[Path, str], str | Path]] = {
     "output_dir": place_of_output,
 }
 """Setting -> where its text leads, from the folder to which it is relative."""
+IDLE: dict[str, tuple[str, Callable[["TrainConfig"], bool]]] = {
+    "beta": ("objective dpo", lambda config: config.objective == "dpo"),
+    "label_smoothing": ("objective dpo", lambda config: config.objective == "dpo"),
+    "group_rows": ("granularity group", lambda config: config.granularity == "group"),
+    "reference_length": ("length_exponent", lambda config: config.length_exponent > 0),
+    "weights_floor": ("weights_learning_rate", lambda config: config.weights_learning_rate > 0),
+    "prior_std": ("prior_strength", lambda config: config.prior_strength > 0),
+    "prior_mean": ("prior_strength", lambda config: config.prior_strength > 0),
+}
+"""Setting -> what it needs to have an effect, and whether that is there."""
 
 
 class TrainConfig(BaseModel):
@@ -232,6 +242,9 @@ class TrainConfig(BaseModel):
             raise ValueError("early_stopping_patience needs an eval_file and eval_steps")
         if self.early_stopping_threshold and not self.early_stopping_patience:
             raise ValueError("early_stopping_threshold needs early_stopping_patience")
+        for key, (need, is_met) in IDLE.items():
+            if getattr(self, key) != type(self).model_fields[key].default and not is_met(self):
+                raise ValueError(f"{key} has no effect without {need}: leave it out")
         if self.routes_by_length and (self.granularity == "token" or self.objective == "dpo"):
             raise ValueError(
                 "length_exponent and length_weighting are about whole completions: expected granularity sequence or "

@@ -303,6 +303,13 @@ def test_two_ways_to_pull_weights_back_are_refused(tmp_path: Path) -> None:
         ),
         (["objective=dpo", "length_weighting=own_length"], "length_exponent and length_weighting are about"),
         (["objective=dpo", "granularity=token"], "granularity token has no meaning for preferences"),
+        (["beta=0.5"], "beta has no effect without objective dpo: leave it out"),
+        (["label_smoothing=0.1"], "label_smoothing has no effect without objective dpo"),
+        (["group_rows=8"], "group_rows has no effect without granularity group"),
+        (["reference_length=64"], "reference_length has no effect without length_exponent"),
+        (["weights_floor=0.2"], "weights_floor has no effect without weights_learning_rate"),
+        (["prior_std=2"], "prior_std has no effect without prior_strength"),
+        (["prior_mean=zero", "weight_decay=0.1"], "prior_mean has no effect without prior_strength"),
         (["num_members=4", "skip_responsibility=0.25"], "skip_responsibility must be below 1 / num_members"),
     ],
     ids=str,
@@ -312,6 +319,15 @@ def test_settings_without_a_meaning_together_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(config_file(tmp_path), overrides)
+
+
+def test_a_setting_may_stand_beside_what_it_needs(tmp_path: Path) -> None:
+    path = config_file(tmp_path)
+
+    assert load_config(path, ["objective=dpo", "beta=0.5", "label_smoothing=0.1"]).beta == 0.5
+    assert load_config(path, ["granularity=group", "group_rows=8"]).group_rows == 8
+    assert load_config(path, ["length_exponent=0.5", "reference_length=64"]).reference_length == 64
+    assert load_config(path, ["prior_strength=1", "prior_std=2", "prior_mean=zero"]).prior_std == 2
 
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)

@@ -120,6 +120,7 @@ def test_any_bytes_are_a_configuration_or_one_line(content: bytes) -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.slow
 @settings(max_examples=10_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(CONTENTS, st.booleans())
 def test_many_values_are_a_configuration_or_one_line(content: dict[str, Any], as_overrides: bool) -> None:
@@ -127,6 +128,7 @@ def test_many_values_are_a_configuration_or_one_line(content: dict[str, Any], as
 
 
 @pytest.mark.soak
+@pytest.mark.slow
 @settings(max_examples=10_000, deadline=None)
 @given(BYTES)
 def test_many_bytes_are_a_configuration_or_one_line(content: bytes) -> None:

@@ -148,6 +148,7 @@ def test_any_bytes_are_units_or_one_line(content: bytes) -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.slow
 @settings(max_examples=20_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(ROWS)
 def test_many_rows_are_units_or_one_line_with_a_place(rows: list[Any]) -> None:
@@ -155,6 +156,7 @@ def test_many_rows_are_units_or_one_line_with_a_place(rows: list[Any]) -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.slow
 @settings(max_examples=10_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(BYTES)
 def test_many_bytes_are_units_or_one_line(content: bytes) -> None:
