@@ -164,9 +164,7 @@ def read_data(config: TrainConfig, started_on: date | None = None) -> tuple[Sequ
         return examples, []
     held_out = read(config.eval_file, config.dataset_test_split, overlap.evaluation)
     if overlap.shared:
-        reading.tell(
-            f"softspec: {overlap.shared} of {overlap.held_out} held-out examples are in train_file too"
-        )
+        reading.tell(f"{overlap.shared} of {overlap.held_out} held-out examples are in train_file too")
     return examples, held_out
 
 
