@@ -36,7 +36,7 @@ from softspec.engine.requirements import require_base, require_engine
 from softspec.engine.start.arguments import accepted_arguments
 from softspec.engine.start.log import share_log
 from softspec.errors import SoftspecError
-from softspec.server.chat.gate import Gate
+from softspec.server.chat.door import Door
 from softspec.server.chat.guard import policy_guard
 from softspec.server.chat.routes import UpstreamRoute, add_chat_routes
 from softspec.server.chat.service import Service
@@ -74,7 +74,7 @@ class SoftspecEndpoints:
         if envs.VLLM_ALLOW_RUNTIME_LORA_UPDATING:
             add_ensemble_routes(app, is_json)
         app.add_exception_handler(SoftspecError, respond_to_error)
-        app.add_middleware(Gate, followers=frozenset(_COMPLETIONS))
+        app.add_middleware(Door, followers=frozenset(_COMPLETIONS))
         app.add_middleware(RefuseWhileStopping)
 
     async def init_state(self, engine_client: EngineClient, state: State, args: Namespace) -> None:

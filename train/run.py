@@ -32,6 +32,7 @@ from softspec.train.loop.facts import HeldOut
 from softspec.train.loop.folder import RunFolder, open_run
 from softspec.train.loop.health import Starvation, patience_of
 from softspec.train.loop.margins import Margins, digest_of, keep_margins, read_margins, with_reference
+from softspec.train.loop.memory import advice_on_memory
 from softspec.train.loop.optimizer import MembersAdamW
 from softspec.train.loop.saving import save, saved_on_error
 from softspec.train.loop.schedule import ExampleOrder, total_steps
@@ -65,7 +66,7 @@ def train_ensemble(
         TrainingError: memory ran out, the loss is no longer finite, or the written adapters do not reload to the same
             numbers.
     """
-    with unbroken_output(), _own_folder(config, resume, overwrite) as run:
+    with unbroken_output(), advice_on_memory(config), _own_folder(config, resume, overwrite) as run:
         try:
             return _train(config, run, resume, overrides)
         except KeyboardInterrupt as error:
@@ -291,7 +292,8 @@ def held_out_scores(training: Training) -> HeldOut | None:
     if not training.held_out:
         return None
     config, members, processes = training.config, training.members, training.processes
-    return score_held_out(config, members, training.held_out, training.log_weights, processes)
+    with advice_on_memory(config, "evaluation"):
+        return score_held_out(config, members, training.held_out, training.log_weights, processes)
 
 
 def _is_due(every: int | None, done: int) -> bool:

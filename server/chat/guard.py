@@ -1,6 +1,6 @@
 """No ensemble's answer leaves by a route that ignores the server's policy.
 
-In: the server's policy. Out: refusals, at the gate before vLLM's routes, and behind it at the engine's client, through
+In: the server's policy. Out: refusals, at the door before vLLM's routes, and behind it at the engine's client, through
 which every route asks. A route follows the policy when it reads the trace of its request; the others have none.
 """
 

@@ -91,15 +91,16 @@ async def complete(request: OpenAIRequest, raw_request: Request, route: Route, s
     if isinstance(response, StreamingResponse):
         _annotate_stream(response, request, trace, terms, hide_usage, started, service)
     elif isinstance(response, JSONResponse) and response.status_code == 200:
-        _annotate_json(response, trace, terms, service)
+        _annotate_json(response, request, trace, terms, service)
     response.headers.setdefault("x-request-id", raw_request.headers.get("x-request-id", request.request_id))
     return response
 
 
-def _annotate_json(response: JSONResponse, trace: RequestTrace, terms: Terms, service: Service) -> None:
-    body = annotate_body(
-        json.loads(bytes(response.body)), trace, terms, service.decode, service.metrics.answered
-    )
+def _annotate_json(
+    response: JSONResponse, request: OpenAIRequest, trace: RequestTrace, terms: Terms, service: Service
+) -> None:
+    observe = service.metrics.of_request((request.n or 1) * _num_prompts(request))
+    body = annotate_body(json.loads(bytes(response.body)), trace, terms, service.decode, observe)
     response.body = response.render(body)
     response.headers["content-length"] = str(len(response.body))
     # Headers tell of the first choice only; with n > 1 read the body.
@@ -119,14 +120,15 @@ def _annotate_stream(
     service: Service,
 ) -> None:
     num_samples = request.n or 1
+    num_choices = num_samples * _num_prompts(request)
     stream = AnswerStream(
         trace,
         terms,
-        num_choices=num_samples * _num_prompts(request),
+        num_choices=num_choices,
         num_samples=num_samples,
         hide_usage=hide_usage,
         decode=service.decode,
-        observe=service.metrics.answered,
+        observe=service.metrics.of_request(num_choices),
         observe_first_token=partial(_first_token, service.metrics, started),
     )
     response.body_iterator = stream.events(cast(AsyncGenerator[str, None], response.body_iterator))

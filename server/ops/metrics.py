@@ -3,6 +3,7 @@
 In: decisions and summaries. Out: Prometheus series. Labels never hold text of a user.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
@@ -27,6 +28,11 @@ class Metric:
 
 
 METRICS = (
+    Metric(
+        "softspec_requests_total",
+        "Requests that ensembles answered, by what the policy decided: an action if it was taken on any choice.",
+        labels=("decision",),
+    ),
     Metric(
         "softspec_choices_total",
         "Choices of ensembles' answers by what the policy decided.",
@@ -77,8 +83,20 @@ class Metrics:
             if metric.buckets
         }
 
-    def answered(self, decision: Decision, summary: AnswerUncertainty) -> None:
-        """Count a choice that was sent or withheld."""
+    def of_request(self, num_choices: int) -> Callable[[Decision, AnswerUncertainty], None]:
+        """What counts the choices of one request, and with the last of them the request."""
+        actions: list[str] = []
+
+        def answered(decision: Decision, summary: AnswerUncertainty) -> None:
+            self._count_choice(decision, summary)
+            actions.append(decision.action)
+            if len(actions) == num_choices:
+                taken = next((action for action in actions if action != "answer"), "answer")
+                self._counters["softspec_requests_total"].labels(decision=taken).inc()
+
+        return answered
+
+    def _count_choice(self, decision: Decision, summary: AnswerUncertainty) -> None:
         self._counters["softspec_choices_total"].labels(decision=decision.action).inc()
         self._histograms["softspec_mutual_information_nats"].observe(summary.mutual_information)
         self._histograms["softspec_epistemic_nats"].observe(summary.epistemic)

@@ -69,7 +69,9 @@ def _wait_until_ready(
     with tqdm(unit="s", bar_format="{desc}: {elapsed}", file=sys.stderr, disable=None) as bar:
         while not _is_ready(url):
             if server.poll() is not None:
-                raise EngineError(f"the server ended early, with exit code {server.returncode}: see '{log}'")
+                raise EngineError(
+                    f"the server ended early, with exit code {server.returncode}{_last_words(log)}: see '{log}'"
+                )
             if time.monotonic() > deadline:
                 raise EngineError(f"the server was not ready after {timeout_s:.0f} s: see '{log}'")
             if (stage := _stage(log, stages)) != told:
@@ -79,6 +81,12 @@ def _wait_until_ready(
                     print(f"softspec: {stage}", file=sys.stderr)
             bar.update()
             time.sleep(1)
+
+
+def _last_words(log: Path) -> str:
+    """What softspec said last, which is why it ended; nothing if it said nothing."""
+    said = [line for line in log.read_text("utf-8", "replace").splitlines() if line.startswith("softspec: ")]
+    return f" ({said[-1].removeprefix('softspec: ')})" if said else ""
 
 
 def _stage(log: Path, stages: Mapping[str, str]) -> str:

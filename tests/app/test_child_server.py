@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from softspec.app.child_server import child_server, free_port
+from softspec.errors import EngineError
 
 # Answers 503 twice, and tells its log of a new stage in between.
 SERVER = """
@@ -39,3 +40,16 @@ def test_the_stage_of_the_start_is_told_in_a_line_each_where_there_is_no_termina
         told = capsys.readouterr().err.splitlines()
 
     assert told == ["softspec: starting the server (imports)", "softspec: starting the server (weights)"]
+
+
+def test_server_that_ends_early_is_quoted(tmp_path: Path) -> None:
+    program = "print('much'); print('softspec: the base is another'); print('more'); raise SystemExit(2)"
+
+    complaint = r"with exit code 2 \(the base is another\): see '.*/log'"
+    with (
+        pytest.raises(EngineError, match=complaint),
+        child_server(
+            [sys.executable, "-c", program], "http://127.0.0.1:1/", tmp_path / "log", os.environ, 60
+        ),
+    ):
+        pass

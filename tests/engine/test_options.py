@@ -44,6 +44,7 @@ BENIGN = (
     "--override-generation-config {}",
     "--chat-template template.jinja",
     "--enable-auto-tool-choice --tool-call-parser hermes",
+    "--reasoning-parser qwen3",
     "--ssl-keyfile key --ssl-certfile cert",
     '--root-path /v --allowed-origins ["*"]',
 )
@@ -76,7 +77,6 @@ UNTESTED = {
     "--kv-offloading-size": "1",
     "--cpu-offload-gb": "1",
     "--enable-sleep-mode": None,
-    "--reasoning-parser": "qwen3",
     "--speculative-config": '{"method": "ngram", "num_speculative_tokens": 2}',
     "--enable-prompt-embeds": None,
     "--additional-config": '{"x": 1}',

@@ -189,8 +189,9 @@ class Oracle:
 
 
 def _check_structure(ask: Ask, answer: Answer) -> None:
-    if answer.finish_reason != "stop":
-        return
+    cut = answer.finish_reason != "stop" or isinstance(answer.stop_reason, str)
+    if cut or ask.settings["ignore_eos"] or ask.settings.get("min_tokens"):
+        return  # the grammar's end was not reached, or was not the end of the answer
     if ask.regex is not None:
         assert re.fullmatch(ask.regex, answer.text), answer.text
     if ask.schema is not None:

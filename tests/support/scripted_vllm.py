@@ -59,7 +59,7 @@ class FakeAsyncLLM:
         self.resident: dict[int, str] = {}
         self.unreadable = ""
         self.stuck = False
-        self.output_processor = self
+        self.output_processor: Any = self
         self.stopped_after: float | None = None
         self.told: list[Exception] = []
         self.began, self.loading, self.tried = (asyncio.Event() for _ in range(3))

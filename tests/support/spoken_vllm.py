@@ -21,6 +21,8 @@ class SpokenAsyncLLM(FakeAsyncLLM):
     `broken` is the `stop_reason` with which it ends every request in an error, if any; "" stands for none.
     """
 
+    output_processor: Any
+
     def __init__(self, config: Any, text: str = "yes") -> None:
         from vllm.v1.engine.output_processor import OutputProcessor
 

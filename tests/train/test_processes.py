@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from softspec.artefact.manifest import load_manifest
+from softspec.train.loop.passes import add_gradients
 from softspec.train.run import train_ensemble
-from tests.support.tiny_training import chat_rows, preference_rows, write_config, write_rows
+from tests.support.tiny_training import chat_rows, preference_rows, prepared, write_config, write_rows
 from tests.support.training_runs import adapters, logged_losses
 
 pytestmark = pytest.mark.slow
@@ -77,3 +78,37 @@ def test_two_processes_equal_one(
         assert scores[1][name] == pytest.approx(value, abs=1e-4), name
     losses = [logged_losses(run) for run in (alone, together)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+ONE_STEP = """
+import os, sys
+from pathlib import Path
+from tests.support.tiny_training import prepared
+from softspec.train.loop.passes import add_gradients
+
+folder, first, second = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+training = prepared(folder, **eval(sys.argv[4]))
+done = add_gradients(training, [training.examples[first], training.examples[second]], 1.0)
+(folder / f"rank-{os.environ['RANK']}").write_text(str(done.active_members))
+"""
+
+
+def test_all_processes_go_on_from_the_same_number_of_active_members(tmp_path: Path) -> None:
+    """It decides about the passes of the next step, and a checkpoint has one number for all processes."""
+    settings = {"b_init_std": 0.3, "skip_responsibility": 0.2, "micro_batch_size": 2}
+    training = prepared(tmp_path, **settings)
+    active = [add_gradients(training, [unit], 1.0).active_members for unit in training.examples]
+    shared, alone = active.index(2), active.index(1)
+    script = tmp_path / "one_step.py"
+    script.write_text(ONE_STEP)
+
+    finished = subprocess.run(
+        [*TORCHRUN, str(script), str(tmp_path), str(shared), str(alone), repr(settings)],
+        env={**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+    assert finished.returncode == 0, finished.stderr
+    assert [(tmp_path / f"rank-{rank}").read_text() for rank in (0, 1)] == ["1.5", "1.5"]

@@ -5,7 +5,7 @@ does it, so the prompt is the one that a request for it becomes. Knows no token 
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Any, cast
@@ -13,12 +13,14 @@ from typing import Any, cast
 from transformers import PreTrainedTokenizerBase
 
 from softspec.errors import DataError
-from softspec.train.data.content_format import takes_parts
-from softspec.train.data.rows import TEXT_PARTS, LabelledRow, Message, Tool, ToolCall
+from softspec.train.data.messages import Message
+from softspec.train.data.rows import LabelledRow
+from softspec.train.data.served import dumped, for_template, served_tool, with_all_keys
 
 MARKER = "softspec0answer0here"
 """Stands for an answer where the template is asked what it puts before and behind one."""
 OPEN_TAG = re.compile(r"([<\[])(\w+)([>\]])\s*$")
+CLOSED_TAG = re.compile(r"[<\[]/\w+[>\]]")
 
 
 @dataclass(frozen=True)
@@ -51,21 +53,21 @@ class Chat:
             DataError: the template refuses the conversation, does not show all of the answer, or ends it in no token
                 at which the server stops.
         """
-        before = [_dumped(turn) for turn in turns[:-1]]
+        before = [dumped(turn) for turn in turns[:-1]]
         answer = turns[-1]
         prompt = self._render(before, row, add_generation_prompt=True)
         marked = self._render([*before, _marked(answer)], row)
         if MARKER not in marked:
             what = "tool calls" if answer.tool_calls else "answer"
-            raise DataError(f"the chat template does not show the {what} of the assistant")
+            raise DataError(f"the chat template does not show the {what} of the assistant as given")
         closing, dropped = self._end(marked.rpartition(MARKER)[2])
-        whole = self._render([*before, _dumped(answer)], row)
+        whole = self._render([*before, dumped(answer)], row)
         hidden = sorted(
             key
-            for key, value in _all_keys(answer).items()
-            if value is not None and key not in _dumped(answer)
+            for key, value in with_all_keys(answer).items()
+            if value is not None and key not in dumped(answer)
         )
-        if hidden and self._render([*before, _all_keys(answer)], row) != whole:
+        if hidden and self._render([*before, with_all_keys(answer)], row) != whole:
             raise DataError(
                 f"the chat template shows {' or '.join(hidden)} of an answer, which no request brings to it; leave it "
                 "out"
@@ -73,7 +75,7 @@ class Chat:
         completion = whole[len(prompt) : len(whole) - len(dropped)]
         if whole.startswith(prompt) and whole.endswith(closing + dropped) and _shows(completion, answer):
             return Rendered(prompt, completion)
-        return Rendered(prompt, _verbatim(answer, prompt, marked.partition(MARKER)[0]) + closing)
+        return Rendered(prompt, _verbatim(answer, prompt, marked.partition(MARKER)[0], whole) + closing)
 
     def _end(self, behind: str) -> tuple[str, str]:
         """What a template puts behind an answer, cut after the first token at which the server stops."""
@@ -101,7 +103,7 @@ class Chat:
     ) -> str:
         if not self._tokenizer.chat_template:
             raise DataError("the base model has no chat template; use text 'prompt' and 'completion'")
-        tools = [_tool(each) for each in row.tools] if row.tools else None
+        tools = [served_tool(each) for each in row.tools] if row.tools else None
         arguments = {
             key: value
             for key, value in (row.chat_template_kwargs or {}).items()
@@ -109,7 +111,7 @@ class Chat:
         }
         try:
             template = self._tokenizer.get_chat_template(None, tools=tools)
-            shown = _for_template(messages, template)
+            shown = for_template(messages, template)
             text = self._tokenizer.apply_chat_template(
                 shown,
                 tools=tools,
@@ -130,98 +132,9 @@ def _reason(error: Exception) -> str:
     return f"{name}{text}" if len(text) <= 300 else f"{name}{text[:297]}..."
 
 
-def _dumped(turn: Message) -> dict[str, Any]:
-    """A turn with the keys that the server shows, in its order; the content still as the row has it."""
-    shown: dict[str, Any] = {"role": turn.role, "content": turn.content}
-    if turn.role == "assistant":
-        if turn.tool_calls:
-            shown["tool_calls"] = [_call(call) for call in turn.tool_calls]
-        if turn.reasoning is not None:
-            shown |= {"reasoning": turn.reasoning, "reasoning_content": turn.reasoning}
-    if turn.role == "tool" and turn.extra("tool_call_id") is not None:
-        shown["tool_call_id"] = turn.extra("tool_call_id")
-    shown |= {key: turn.extra(key) for key in ("name", "task") if isinstance(turn.extra(key), str)}
-    if turn.role == "developer":
-        shown["tools"] = turn.extra("tools")
-    return shown
-
-
-def _call(call: ToolCall) -> dict[str, Any]:
-    """A tool call with its keys in the order that the API's types give them."""
-    function = {"arguments": call.function.arguments, "name": call.function.name}
-    named = {} if call.id is None else {"id": call.id}
-    extra = call.function.model_extra or {}
-    return named | {"function": function | extra, "type": call.type} | (call.model_extra or {})
-
-
-def _all_keys(turn: Message) -> dict[str, Any]:
-    """A turn with all keys of its row, also those that no request brings to a template."""
-    return (turn.model_extra or {}) | _dumped(turn)
-
-
-def _tool(tool: Tool) -> dict[str, Any]:
-    function = tool.function.model_dump()
-    if function["strict"] is None:
-        del function["strict"]
-    return {"type": tool.type, "function": function}
-
-
-def _for_template(messages: list[dict[str, Any]], template: str) -> list[dict[str, Any]]:
-    """Content as text or as parts, and the developer's turns as the system's where the template knows no developer."""
-    as_parts = takes_parts(template)
-    shown = [{**each, "content": _content(each, as_parts)} for each in messages]
-    knows_developer = '"developer"' in template or "'developer'" in template
-    if any(each["role"] == "developer" for each in shown) and not knows_developer:
-        shown = _one_system_turn(shown)
-    return shown
-
-
-def _content(message: Mapping[str, Any], as_parts: bool) -> str | list[dict[str, Any]]:
-    content = message["content"]
-    given = [content] if isinstance(content, str) else content or []
-    parts = [
-        _part(part)
-        for part in given
-        if isinstance(part, str) or part.get(TEXT_PARTS[part["type"]]) is not None
-    ]
-    if as_parts and message["role"] != "tool":
-        return parts
-    texts = [part["text"] for part in parts]
-    return "\n".join(texts if as_parts else filter(None, texts))
-
-
-def _part(part: str | dict[str, Any]) -> dict[str, Any]:
-    if isinstance(part, str):
-        return {"type": "text", "text": part}
-    others = {key: value for key, value in part.items() if key not in ("type", *TEXT_PARTS.values())}
-    return {"type": "text", "text": part[TEXT_PARTS[part["type"]]], **others}
-
-
-def _one_system_turn(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The turns of system and developer together as one at the beginning."""
-    renamed = [
-        {key: value for key, value in {**each, "role": "system"}.items() if key != "tools"}
-        if each["role"] == "developer"
-        else each
-        for each in messages
-    ]
-    places = [number for number, each in enumerate(renamed) if each["role"] == "system"]
-    if places == [0]:
-        return renamed
-    texts = [
-        "\n".join(part["text"] for part in each["content"])
-        if isinstance(each["content"], list)
-        else each["content"]
-        for each in renamed
-        if each["role"] == "system"
-    ]
-    others = [each for each in renamed if each["role"] != "system"]
-    return [{"role": "system", "content": "\n\n".join(filter(None, texts))}, *others]
-
-
 def _marked(answer: Message) -> dict[str, Any]:
     """The answer with the marker where its last words are."""
-    marked = _dumped(answer)
+    marked = dumped(answer)
     if "tool_calls" in marked:
         *others, last = marked["tool_calls"]
         function = {**last["function"], "arguments": {MARKER: MARKER}}
@@ -241,17 +154,20 @@ def _squeezed(text: str) -> str:
     return "".join(text.split())
 
 
-def _verbatim(answer: Message, prompt: str, before: str) -> str:
+def _verbatim(answer: Message, prompt: str, before: str, whole: str) -> str:
     """The answer as it was given, where the template would show another one than the model is to write.
 
     Templates of reasoning models cut the thinking off, or open it in the prompt.
 
     Args:
         before: what the template shows before an answer.
+        whole: what it shows of this one, with all before it.
     """
     if answer.tool_calls:
         raise DataError("the chat template does not show all of the assistant's text and tool calls")
     text = "\n".join(answer.texts)
+    if _squeezed(CLOSED_TAG.split(text)[-1]) not in _squeezed(whole):
+        raise DataError("the chat template does not show the answer of the assistant as given")
     if before.startswith(prompt):
         if answer.reasoning:
             raise DataError("the chat template does not show the reasoning of the answer; leave it out")

@@ -9,8 +9,9 @@ from typing import Any
 from pydantic import model_validator
 
 from softspec.errors import DataError
+from softspec.train.data.messages import Message
 from softspec.train.data.reading import PlacedRows, Reading
-from softspec.train.data.rows import LabelledRow, Message, Row, is_messages_as_text, parse_row
+from softspec.train.data.rows import LabelledRow, Row, is_messages_as_text, parse_row
 from softspec.train.data.units import Preference
 
 Completion = str | list[Message]

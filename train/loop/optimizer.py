@@ -37,6 +37,7 @@ class MembersAdamW:
                 part.grad = weight.grad[member] if moving[member] and weight.grad is not None else None
         for group in self._adamw.param_groups:
             group["lr"] = learning_rate
+        torch.autograd.graph.increment_version(self._weights)  # the parts have a count of their own
         self._adamw.step()
 
     def moments(self, member: int) -> list[dict[str, Any]]:

@@ -57,6 +57,14 @@ class ExampleOrder:
         """How many optimizer steps see every example once; the last one may be smaller."""
         return math.ceil(self.num_examples / self.config.examples_per_step)
 
+    @property
+    def examples_per_piece(self) -> float:
+        """How many examples are dealt together, the mean; 1 without bundles."""
+        if self._bundles is None:
+            return 1.0
+        pieces = sum(math.ceil(len(bundle) / self.config.group_rows) for bundle in self._bundles)
+        return self.num_examples / pieces
+
     def indices(self, step: int) -> list[int]:
         """The numbers of the examples of one step."""
         epoch, position = divmod(step, self.steps_per_epoch)

@@ -10,10 +10,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from softspec.errors import DivergedError, TrainingError
+from softspec.errors import DivergedError
 from softspec.train.config import TrainConfig
 from softspec.train.data.units import Unit
 from softspec.train.loop.facts import StepFacts
+from softspec.train.loop.memory import advice_on_memory
 from softspec.train.loop.passes import Pass, add_gradients
 from softspec.train.loop.reseed import reseed
 from softspec.train.loop.schedule import learning_rate, renyi_alpha
@@ -29,11 +30,16 @@ def optimizer_step(training: Training, step: int) -> StepFacts:
     Raises:
         TrainingError: memory ran out, or the loss or its gradient is no longer finite.
     """
+    with advice_on_memory(training.config, f"step {step + 1}"):
+        return _step(training, step)
+
+
+def _step(training: Training, step: int) -> StepFacts:
     started, config = time.monotonic(), training.config
     rate = learning_rate(config, step, training.total_steps)
     alpha = renyi_alpha(config, step, training.total_steps)
     units = [training.examples[index] for index in training.order.indices(step)]
-    done, penalty = _gradients(training, units, alpha, step)
+    done, penalty = _gradients(training, units, alpha)
     norms = _move_members(training, done, rate, step)
     shares = done.routing.responsibilities(done.loglik)
     member_load = done.routing.load(shares).tolist()
@@ -66,17 +72,11 @@ def optimizer_step(training: Training, step: int) -> StepFacts:
     )
 
 
-def _gradients(training: Training, units: Sequence[Unit], alpha: float, step: int) -> tuple[Pass, float]:
+def _gradients(training: Training, units: Sequence[Unit], alpha: float) -> tuple[Pass, float]:
     """Give the members the gradients of these units and of the prior; returns the penalty too, nats per example."""
-    config, prior = training.config, training.prior
+    prior = training.prior
     training.optimizer.zero_grad()
-    try:
-        done = add_gradients(training, units, alpha)
-    except torch.OutOfMemoryError as error:
-        raise TrainingError(
-            f"step {step + 1}: out of memory; lower micro_batch_size, which is {config.micro_batch_size} (and raise "
-            f"gradient_accumulation_steps as much), or max_length, which is {config.max_length}"
-        ) from error
+    done = add_gradients(training, units, alpha)
     return done, prior.add_gradients(training.members, training.log_weights) if prior else 0.0
 
 
@@ -124,6 +124,6 @@ def moved_log_weights(log_weights: Tensor, goal: Tensor, config: TrainConfig) ->
     rate, least = config.weights_learning_rate, config.weights_floor / len(log_weights)
     moved = (1 - rate) * log_weights.exp() + rate * goal.to(log_weights)
     room = (moved - least).clamp_min(0)
-    # A floor of 1 leaves no room: all weights are equal.
+    # A floor next to 1 may leave no room: all weights are equal.
     above = room / room.sum().clamp_min(torch.finfo(room.dtype).tiny)
     return (least + (1 - config.weights_floor) * above).log()

@@ -8,17 +8,16 @@ and their keys and values are shared by all members: the rule the serving engine
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
-from torch.utils.hooks import RemovableHandle
+from torch import Tensor
 from transformers import Cache
 
 from softspec.artefact.activation import Activation, shared_tokens
 from softspec.train.data.units import Example
+from softspec.train.members.head import AT_ONCE, Head
 from softspec.train.members.members import Members
 from softspec.train.members.pairs import Pairs
 
@@ -105,11 +104,26 @@ def completion_logprobs(members: Members, batch: Batch) -> Tensor:
     """Every member's full predictive at each of the batch's N completion tokens, example after example.
 
     Returns:
-        (K, N, V), nats, float32, normalised over V.
+        (K, N, V), nats, float32, normalised over V. All at once: for few tokens.
+    """
+    return torch.cat(list(completion_logprobs_in_parts(members, batch)), 1)
+
+
+@torch.no_grad()
+def completion_logprobs_in_parts(
+    members: Members, batch: Batch, at_once: int = AT_ONCE // 2
+) -> Iterator[Tensor]:
+    """The same, a few tokens after the other, (K, n, V) each: all K predictives of a batch need much memory.
+
+    Args:
+        at_once: the most numbers in one part; half of what a step may have, for whoever reads them needs as many.
     """
     pairs = Pairs.all_pairs(members.num_members, batch.size, batch.tail_ids.device)
-    logits = _supervised_logits(members, batch, pairs)
-    return logits.float().log_softmax(-1).view(members.num_members, -1, logits.shape[-1])
+    states, head = _supervised_states(members, batch, pairs)
+    by_member = states.view(members.num_members, -1, states.shape[-1])
+    size = max(1, replace(head, at_once=at_once).positions_at_once // members.num_members)
+    for part in by_member.split(size, 1):
+        yield head.logits(part.flatten(0, 1)).log_softmax(-1).view(*part.shape[:2], -1)
 
 
 def pair_loglik(members: Members, batch: Batch, pairs: Pairs | None) -> Tensor:
@@ -120,30 +134,34 @@ def pair_loglik(members: Members, batch: Batch, pairs: Pairs | None) -> Tensor:
     return sums.index_add(0, supervised.nonzero()[:, 0], tokens.double())
 
 
-def token_loglik(members: Members, batch: Batch, pairs: Pairs | None) -> Tensor:
-    """Log-probabilities of the completion tokens of each pair, pair after pair, (M,), nats, float32."""
-    logits = _supervised_logits(members, batch, pairs)
+def token_loglik(members: Members, batch: Batch, pairs: Pairs | None, at_once: int = AT_ONCE) -> Tensor:
+    """Log-probabilities of the completion tokens of each pair, pair after pair, (M,), nats, float32 or wider.
+
+    Args:
+        at_once: the most logits in memory.
+    """
+    states, head = _supervised_states(members, batch, pairs)
     targets = _of_pairs(batch.targets, pairs)[_of_pairs(batch.supervised, pairs)]
-    return -cross_entropy(logits.float(), targets, reduction="none")
+    return replace(head, at_once=at_once).target_logprobs(states, targets)
 
 
-def _supervised_logits(members: Members, batch: Batch, pairs: Pairs | None) -> Tensor:
-    """The logits of all supervised positions, pair after pair, (M, V)."""
+def _supervised_states(members: Members, batch: Batch, pairs: Pairs | None) -> tuple[Tensor, Head]:
+    """The decoder's states at all supervised positions, pair after pair, (M, hidden), and what makes logits of them."""
     batch = with_trunk(members, batch)
     trunk_mask = batch.trunk_mask[batch.trunk_of]
     positions = trunk_mask.sum(1, keepdim=True) + torch.arange(
         batch.tail_ids.shape[1], device=trunk_mask.device
     )
-    head = members.model.get_output_embeddings()
-    with members.running(pairs), _only_at(_of_pairs(batch.supervised, pairs), head):
-        output = members.model(
+    with members.running(pairs):
+        output = members.model.get_decoder()(
             input_ids=batch.tail_ids,
             attention_mask=torch.cat([trunk_mask, batch.tail_mask], 1),
             position_ids=positions,
             past_key_values=_extendable(batch.trunk, batch.trunk_of),
             use_cache=batch.trunk is not None,
         )
-    return output.logits[0]
+    states = output.last_hidden_state[_of_pairs(batch.supervised, pairs)]
+    return states, Head(members.model, type(output))
 
 
 def _extendable(trunk: Cache | None, trunk_of: Tensor) -> Cache | None:
@@ -154,11 +172,6 @@ def _extendable(trunk: Cache | None, trunk_of: Tensor) -> Cache | None:
     extendable.layers = [copy.copy(layer) for layer in trunk.layers]
     extendable.batch_select_indices(trunk_of)
     return extendable
-
-
-def _only_at(positions: Tensor, head: nn.Module) -> RemovableHandle:
-    """Compute the output head only where a logit is needed: (R, S, hidden) becomes (1, M, hidden)."""
-    return head.register_forward_pre_hook(lambda _, args: (args[0][positions][None],))
 
 
 def _of_pairs(per_example: Tensor, pairs: Pairs | None) -> Tensor:

@@ -98,7 +98,7 @@ class _AdaptedLinear(torch.autograd.Function):
         down, up = run.pairs.of_members(lora_a), run.pairs.of_members(lora_b)
         outputs = linear(inputs, weight, bias)
         low = (_parts(inputs, down) @ down.mT).mul_(scaling)
-        _parts(outputs, up).baddbmm_(low, up.mT)
+        _own_parts(outputs, up).baddbmm_(low, up.mT)
         ctx.save_for_backward(inputs, low.view(*inputs.shape[:-1], -1), lora_a, lora_b, weight)
         ctx.scaling, ctx.run = scaling, run
         return outputs
@@ -119,7 +119,7 @@ class _AdaptedLinear(torch.autograd.Function):
         grad_inputs = None
         if ctx.needs_input_grad[0]:
             grad_inputs = gradient @ weight
-            _parts(grad_inputs, down).baddbmm_(low_pull, down)
+            _own_parts(grad_inputs, down).baddbmm_(low_pull, down)
             if pulling is not None:
                 grad_inputs = grad_inputs.new_zeros(shape).index_copy_(0, pulling, grad_inputs)
         return grad_inputs, grad_a, grad_b, None, None, None, None
@@ -128,3 +128,8 @@ class _AdaptedLinear(torch.autograd.Function):
 def _parts(states: Tensor, adapters: Tensor) -> Tensor:
     """States (R, ..., size) as (M, N, size): as many of them for each of M adapters."""
     return states.reshape(len(adapters), -1, states.shape[-1])
+
+
+def _own_parts(states: Tensor, adapters: Tensor) -> Tensor:
+    """The same, to be written to: never a copy, in which an adapter's part would be lost without a word."""
+    return states.view(len(adapters), -1, states.shape[-1])

@@ -106,7 +106,8 @@ def routing_of(
     Args:
         log_weights: (K,), those of the mixture.
         renyi_alpha: the order of this step.
-        mean_length: completion tokens of a unit, the mean over the data.
+        mean_length: completion tokens of what is routed as one, a unit or the units of a group that are dealt
+        together; the mean over the data.
     """
     device, floor = log_weights.device, config.responsibility_floor
     unit_weights = torch.tensor([unit.weight for unit in units], dtype=torch.float64, device=device)

@@ -27,7 +27,13 @@ from softspec.maths.uncertainty import mutual_information, posterior_information
 from softspec.train.config import TrainConfig
 from softspec.train.data.units import Example, Preference, Unit, in_batches
 from softspec.train.loop.facts import HeldOut, HeldOutCompletions
-from softspec.train.members.likelihood import base_loglik, collate, completion_logprobs
+from softspec.train.members.likelihood import (
+    Batch,
+    base_loglik,
+    collate,
+    completion_logprobs_in_parts,
+    with_trunk,
+)
 from softspec.train.members.members import Members
 from softspec.train.processes import Processes
 from softspec.train.result.margins import score_margins, summarise_margins
@@ -94,14 +100,10 @@ def score_examples(
     columns = [torch.zeros(members.num_members + 3, 0, dtype=torch.float64)]
     device = next(members.model.parameters()).device
     for part in in_batches(examples, batch_size):
-        batch = collate(part, activation, device)
-        logprobs = completion_logprobs(members, batch)
-        targets = batch.targets[batch.supervised]
-        base = base_loglik(members, batch)[0].cpu()
-        lengths = batch.supervised.sum(1).tolist()
-        pieces = zip(logprobs.split(lengths, 1), targets.split(lengths), base, strict=True)
-        for piece, target, based in pieces:
-            columns.append(torch.cat([_score_one(piece, target, log_weights), based[None]])[:, None])
+        batch = with_trunk(members, collate(part, activation, device))
+        columns.append(
+            torch.cat([_score_batch(members, batch, log_weights), base_loglik(members, batch)]).cpu()
+        )
     *loglik, fixed, information, base = torch.cat(columns, 1)
     return Scores(
         loglik=torch.stack(loglik),
@@ -159,15 +161,33 @@ def _lengths(examples: Sequence[Example]) -> Tensor:
     return torch.tensor([len(example.completion_ids) for example in examples])
 
 
-def _score_one(logprobs: Tensor, targets: Tensor, log_weights: Tensor) -> Tensor:
-    """One example's members' log-likelihoods, its fixed-weights one and its path information, (K + 2,).
+def _score_batch(members: Members, batch: Batch, log_weights: Tensor) -> Tensor:
+    """The members' log-likelihoods, the fixed-weights one and the path information of B examples, (K + 2, B)."""
+    targets, owners = batch.targets[batch.supervised], batch.supervised.nonzero()[:, 0]
+    log_weights = log_weights.to(targets.device, torch.float64)
+    sums = log_weights.new_zeros(members.num_members + 2, batch.size)
+    done = 0
+    for part in completion_logprobs_in_parts(members, batch):
+        here = slice(done, done + part.shape[1])
+        done = here.stop
+        examples, lengths = owners[here].unique_consecutive(return_counts=True)
+        pieces = zip(part.split(lengths.tolist(), 1), targets[here].split(lengths.tolist()), strict=True)
+        for example, (logprobs, tokens) in zip(examples.tolist(), pieces, strict=True):
+            sums[:, example] += _score_piece(logprobs, tokens, log_weights, sums[:-2, example])
+    return sums
+
+
+def _score_piece(logprobs: Tensor, targets: Tensor, log_weights: Tensor, before: Tensor) -> Tensor:
+    """What some tokens of an example add to its members' log-likelihoods, its fixed-weights one, its information.
 
     Args:
-        logprobs, targets: (K, T, V) and (T,), of its completion tokens.
+        logprobs, targets: (K, T, V) and (T,), of these tokens. before: (K,), the log-likelihood of those before them.
+    Returns:
+        (K + 2,), nats, float64.
     """
     index = targets.expand(len(logprobs), -1)[..., None]
     token_loglik = logprobs.gather(-1, index)[..., 0].double()
-    before = prefix_log_weights(log_weights.to(token_loglik), token_loglik)
-    information = mutual_information(logprobs.transpose(0, 1), before.T.to(logprobs)).double().sum()
-    fixed = mixture_logprobs(token_loglik, log_weights.to(token_loglik)).sum()
-    return torch.cat([token_loglik.sum(1), fixed[None], information[None]]).cpu()
+    weights = prefix_log_weights(log_weights + before, token_loglik)
+    information = mutual_information(logprobs.transpose(0, 1), weights.T.to(logprobs)).double().sum()
+    fixed = mixture_logprobs(token_loglik, log_weights).sum()
+    return torch.cat([token_loglik.sum(1), fixed[None], information[None]])

@@ -18,8 +18,9 @@ from softspec.artefact.manifest import load_manifest, save_manifest
 from softspec.maths.mixture import sequence_loglik
 from softspec.maths.scoring import auroc
 from softspec.maths.uncertainty import mutual_information
+from softspec.train.data.messages import Message
 from softspec.train.data.reading import Reading, read_examples
-from softspec.train.data.rows import Message, Row
+from softspec.train.data.rows import Row
 from softspec.train.data.sources import read_rows
 from softspec.train.data.units import Example
 from softspec.train.loop.facts import as_json

@@ -51,7 +51,8 @@ class LockstepScheduler(AsyncScheduler):
         if len(self.kv_cache_config.kv_cache_groups) != 1:
             raise UnsupportedEngineError(
                 f"the model has {len(self.kv_cache_config.kv_cache_groups)} kinds of attention cache: ensembles were "
-                "tested with one kind only (full attention in every layer)"
+                "tested with one kind only; windows beside full attention become one kind with "
+                "--disable-hybrid-kv-cache-manager"
             )
         self.groups: dict[str, Group] = {}
         self.group_of: dict[str, Group] = {}

@@ -419,7 +419,7 @@ def test_missing_telemetry_in_a_stream_is_an_error_event() -> None:
     assert events[-1] == "[DONE]"
 
 
-def test_every_choice_of_a_request_is_counted() -> None:
+def test_every_choice_of_a_request_is_counted_and_the_request_once() -> None:
     registry = CollectorRegistry()
     client = client_of(make_app(FakeEngine([TORN, AGREED, AGREED]), registry=registry))
 
@@ -430,6 +430,8 @@ def test_every_choice_of_a_request_is_counted() -> None:
     page = generate_latest(registry).decode()
     assert 'softspec_choices_total{decision="answer"} 2.0' in page
     assert 'softspec_choices_total{decision="abstain"} 1.0' in page
+    assert 'softspec_requests_total{decision="abstain"} 1.0' in page
+    assert 'softspec_requests_total{decision="answer"}' not in page
 
 
 def test_answers_are_counted_by_decision() -> None:
@@ -444,6 +446,7 @@ def test_answers_are_counted_by_decision() -> None:
         )
 
     page = generate_latest(registry).decode()
-    assert 'softspec_choices_total{decision="answer"} 1.0' in page
-    assert 'softspec_choices_total{decision="abstain"} 1.0' in page
+    for kind in ("requests", "choices"):
+        assert f'softspec_{kind}_total{{decision="answer"}} 1.0' in page
+        assert f'softspec_{kind}_total{{decision="abstain"}} 1.0' in page
     assert "softspec_time_to_first_token_seconds_count 2.0" in page

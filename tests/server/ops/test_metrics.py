@@ -13,7 +13,7 @@ def test_every_metric_of_the_table_is_exposed_and_nothing_else() -> None:
     registry = CollectorRegistry()
     metrics = Metrics(registry)
 
-    metrics.answered(Decision("abstain", "why", 3), summarise(TORN, UNIFORM))
+    metrics.of_request(1)(Decision("abstain", "why", 3), summarise(TORN, UNIFORM))
     metrics.first_token(0.2)
     metrics.failed(LockstepError("members drew different tokens"))
     metrics.failed(MixingError("no token is left"))
@@ -22,6 +22,7 @@ def test_every_metric_of_the_table_is_exposed_and_nothing_else() -> None:
     families = {line.split()[2] for line in page.splitlines() if line.startswith("# TYPE")}
     exposed = {family for family in families if not family.endswith("_created")}
     assert exposed == {metric.name for metric in METRICS}
+    assert 'softspec_requests_total{decision="abstain"} 1.0' in page
     assert 'softspec_choices_total{decision="abstain"} 1.0' in page
     assert "softspec_lockstep_errors_total 1.0" in page
     assert "softspec_mixing_errors_total 1.0" in page

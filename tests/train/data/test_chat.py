@@ -142,6 +142,16 @@ def test_keys_of_an_answer_that_no_request_brings_to_the_template_are_refused() 
         read(tokenizer, {"messages": [HI, {**YES, "thinking": "hm"}]})
 
 
+@pytest.mark.parametrize("change", ["upper", "tojson", "replace('s', 'z')"])
+def test_a_template_that_changes_the_answer_is_refused(change: str) -> None:
+    tokenizer = with_template(CHATML.replace("message['content']", f"message['content'] | {change}"))
+
+    with pytest.raises(
+        DataError, match="f:7: the chat template does not show the answer of the assistant as given"
+    ):
+        read(tokenizer, {"messages": [HI, {"role": "assistant", "content": 'He says "yes"'}]})
+
+
 def test_thinking_that_the_template_cuts_off_is_learnt_as_it_was_given() -> None:
     row = {"messages": [HI, {"role": "assistant", "content": "<think>\nhm</think>\n\nYes"}]}
 
@@ -240,6 +250,7 @@ def test_named_templates_without_a_default_are_refused() -> None:
             {"messages": [HI, YES], "tools": [{"name": "f", "parameters": {}}]},
             "tools.0.function: missing",
         ),
+        ({"messages": [HI, {**YES, "reasoning": 5}]}, "expected text as 'reasoning_content'"),
         ({"messages": [HI, YES], "tools": "weather"}, "tools: expected a list or an object"),
         ({"messages": [HI, YES], "chat_template_kwargs": {"tokenize": True}}, "tokenize is the server's own"),
         (

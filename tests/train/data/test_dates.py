@@ -52,8 +52,13 @@ def test_a_run_that_goes_on_another_day_sees_the_same_prompts(
         return run
 
     monkeypatch.setattr(story, "open_run", open_run)
-    days: list[Any] = []
-    monkeypatch.setattr(story, "read_data", lambda config, day: days.append(day) or read_data(config, day))
+    days: list[date] = []
+
+    def read_and_note(config: TrainConfig, day: date) -> Any:
+        days.append(day)
+        return read_data(config, day)
+
+    monkeypatch.setattr(story, "read_data", read_and_note)
 
     train_ensemble(interrupted(tmp_path, signal.SIGINT), resume=True)
 

@@ -120,6 +120,22 @@ def part_of(training: Training, member: int) -> list[Tensor]:
     return weights + [value.clone() for kept in moments for value in kept.values()]
 
 
+def test_a_step_counts_as_a_change_of_the_weights_in_any_precision() -> None:
+    """PyTorch's own count, by which a run knows whether its weights are those of a finished step."""
+    model = nn.ParameterList(stacked())
+    optimizer = MembersAdamW(list(model), 0.01, 0.1)
+    for dtype in (torch.float32, torch.float64):
+        model.to(dtype)
+        before = [weight._version for weight in model]
+        for weight in model:
+            weight.grad = torch.ones_like(weight)
+
+        optimizer.step(0.01)
+
+        assert all(weight._version > version for weight, version in zip(model, before, strict=True))
+        optimizer = MembersAdamW(list(model), 0.01, 0.1)
+
+
 @pytest.mark.parametrize(("build", "steps"), [(completions, 50), (groups, 4), (preferences, 4), (tokens, 4)])
 def test_a_member_with_no_responsibility_for_50_steps_is_bitwise_unchanged(
     tmp_path: Path, build: Callable[..., Training], steps: int

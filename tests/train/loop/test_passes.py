@@ -1,5 +1,6 @@
 """Ways from examples to gradients: one pass, two passes, parts of a step, and units of every granularity, all alike."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -260,6 +261,20 @@ def test_longer_completions_are_routed_more_softly_and_never_beyond_the_mixture(
     torch.testing.assert_close(done.routing.loss_weights, (1 / lengths.mean()).expand(12))
 
 
+def test_the_length_of_a_group_is_compared_with_the_mean_of_what_is_dealt_together(tmp_path: Path) -> None:
+    """Twelve examples of three annotators, two at a time: six pieces, but one step has all rows of an annotator."""
+    training = grouped(
+        tmp_path, micro_batch_size=12, group_rows=2, length_exponent=1.0, length_weighting="mean_length"
+    )
+
+    _, done = gradients(training)
+
+    lengths = torch.tensor([len(example.completion_ids) for example in examples_of(training)]).double()
+    routed = torch.stack([lengths[group::3].sum() for group in range(3)])
+    torch.testing.assert_close(done.routing.renyi_alpha, (ALPHA * (lengths.sum() / 6) / routed).clamp_max(1))
+    torch.testing.assert_close(done.routing.loss_weights, (6 / lengths.sum()).expand(3))
+
+
 def test_an_example_counts_as_much_as_its_weight(tmp_path: Path) -> None:
     write_config(tmp_path)
     rows = chat_rows()
@@ -369,8 +384,8 @@ def test_learnt_weights_reach_the_best_mixture_of_fixed_members() -> None:
 
 
 @pytest.mark.parametrize("goal", [[0.2, 0.3, 0.5], [1 / 3, 1 / 3, 1 / 3]])
-def test_a_floor_of_one_keeps_mixture_weights_equal(goal: list[float]) -> None:
-    config = config_of_no_files(num_members=3, weights_learning_rate=0.5, weights_floor=1.0)
+def test_a_floor_next_to_one_keeps_mixture_weights_equal(goal: list[float]) -> None:
+    config = config_of_no_files(num_members=3, weights_learning_rate=0.5, weights_floor=math.nextafter(1, 0))
 
     moved = moved_log_weights(uniform_log_weights(3).double(), torch.tensor(goal), config)
 

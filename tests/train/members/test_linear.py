@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from softspec.train.members.linear import MemberLinear, Run, Selection
+from softspec.train.members.linear import MemberLinear, Run, Selection, _own_parts
 from softspec.train.members.pairs import Pairs
 
 CPU = torch.device("cpu")
@@ -88,3 +88,24 @@ def test_no_selected_rows_are_the_base() -> None:
     inputs = torch.randn(2, 3, 5, dtype=torch.float64)
 
     assert torch.equal(layer(inputs), layer.base(inputs))
+
+
+def test_states_that_do_not_lie_in_a_row_get_their_adapters_too() -> None:
+    """As a slice or a transposed tensor does; whatever is written to must not be a copy."""
+    layer, selection = layer_and_selection()
+    pairs = PAIRS["every pair"]
+    inputs = torch.randn(5, 3, 6, dtype=torch.float64).permute(2, 1, 0).requires_grad_()
+    pull = torch.randn(4, 3, 6, dtype=torch.float64).permute(2, 1, 0)
+
+    with selection.of(Run(pairs)):
+        outputs = layer(inputs)
+
+    expected = by_autograd(layer, inputs, pairs)
+    torch.testing.assert_close(outputs, expected)
+    found = gradients(outputs, pull, layer, inputs)
+    torch.testing.assert_close(found, gradients(expected, pull, layer, inputs))
+
+
+def test_writing_to_a_copy_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match="view size is not compatible"):
+        _own_parts(torch.zeros(4, 3, 6).permute(2, 1, 0), torch.zeros(3, 1, 1))

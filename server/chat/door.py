@@ -1,4 +1,4 @@
-"""The gate before vLLM's own routes: what they would ignore is refused, and what they would guess is settled.
+"""The door before vLLM's own routes: what they would ignore is refused, and what they would guess is settled.
 
 In: a request to any route but those that answer with the `uncertainty` field. Out: the same request, or a 400. It names
 the model where the caller named none, refuses the field, and refuses an ensemble where the server's policy would not be
@@ -26,7 +26,7 @@ _READ_ONLY = ("/tokenize", "/detokenize", "/count_tokens", "/render", "/derender
 """Ends of paths that take a model's name and let it say nothing."""
 
 
-class Gate:
+class Door:
     """Middleware; `followers` are the paths whose routes read the field and follow the policy themselves."""
 
     def __init__(self, app: ASGIApp, followers: Collection[str]) -> None:
