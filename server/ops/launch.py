@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from softspec.artefact.manifest import BaseModelRef, Manifest, load_manifest, member_rank
+from softspec.artefact.fit import require_fit
+from softspec.artefact.manifest import BaseModelRef, Manifest, load_manifest, member_dir, member_rank
 from softspec.engine.requirements import require_base
 from softspec.engine.start.flags import cpu_environment, cpu_flags, engine_flags, refuse_reserved_flags
 from softspec.engine.wire import MAX_TOP_LOGPROBS
@@ -42,14 +43,23 @@ def serve(settings: Settings, base: str | None, vllm_args: Sequence[str]) -> Non
     """
     manifests = {path: load_manifest(path) for path in settings.ensembles}
     arguments = server_arguments(manifests, base, vllm_args, settings.base_unchecked)
+    served = Path(arguments[0])
+    if served.is_dir():  # the files of others may not be here yet; the plugin checks all
+        _require_base_of(manifests, served, settings.base_unchecked)
     os.environ.update(server_environment(settings, os.environ))
-    if Path(arguments[0]).is_dir():  # the files of others may not be here yet; the plugin checks all
-        require_base(served_fingerprint(arguments[0], None, settings.base_unchecked), manifests.values())
     # Imported here: takes many seconds, and must see the environment.
     from softspec.engine.front.ensemble import load_ensembles
     from softspec.engine.start.serve import run
 
     run(arguments, load_ensembles(settings.ensembles), settings.allow_untested)
+
+
+def _require_base_of(manifests: Mapping[Path, Manifest], served: Path, unchecked: bool) -> None:
+    """Raise unless the ensembles were trained on this base, and their adapters fit it."""
+    require_base(served_fingerprint(str(served), None, unchecked), manifests.values())
+    for path, manifest in manifests.items():
+        for member in range(manifest.num_members):
+            require_fit(member_dir(path, member), served)
 
 
 def server_environment(settings: Settings, environment: Mapping[str, str]) -> dict[str, str]:

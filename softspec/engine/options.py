@@ -42,6 +42,7 @@ TESTED_OPTIONS = {
     "max_loras": "checked: the members of one request",
     "max_cpu_loras": "checked: the members of all ensembles",
     "max_lora_rank": "checked: the members' rank",
+    "tokenizer_mode": "set by softspec",
     "scheduler_cls": "set by softspec",
     "worker_extension_cls": "set by softspec",
     "generation_config": "defaults of requests",
@@ -87,9 +88,11 @@ def flag_of(name: str) -> str:
     return "--" + name.strip("_").replace("_", "-")
 
 
-def require_tested(flags: list[str], allow_untested: bool) -> None:
-    """Raise if there are options that were not tested with ensembles; with `allow_untested` only warn.
+def require_tested(flags: list[str], allow_untested: bool | None) -> None:
+    """Raise if there are options that were not tested with ensembles.
 
+    Args:
+        allow_untested: true to warn only; None where there is no flag for it.
     Raises:
         UnsupportedEngineError: the message names the flags.
     """
@@ -97,7 +100,8 @@ def require_tested(flags: list[str], allow_untested: bool) -> None:
         return
     told = f"{', '.join(flags)}: not tested with ensembles, whose answers may be wrong without a sign of it"
     if not allow_untested:
-        raise UnsupportedEngineError(f"{told}; remove {_it(flags)}, or take the risk with --allow-untested")
+        risk = "" if allow_untested is None else ", or take the risk with --allow-untested"
+        raise UnsupportedEngineError(f"{told}; remove {_it(flags)}{risk}")
     _log.warning("%s (--allow-untested)", told)
 
 

@@ -411,3 +411,28 @@ def test_a_command_waits_only_for_what_it_needs(arguments: list[str], unneeded: 
     loaded = set(done.stderr.split())
     assert "cyclopts" in loaded
     assert loaded & unneeded == set()
+
+
+@pytest.mark.parametrize(
+    ("flags", "variables", "expected"),
+    [
+        ([], {}, (False, False)),
+        (["--base-unchecked", "--allow-untested"], {}, (True, True)),
+        ([], {"SOFTSPEC_BASE_UNCHECKED": "1", "SOFTSPEC_ALLOW_UNTESTED": "0"}, (True, False)),
+    ],
+    ids=["neither", "flags", "variables"],
+)
+def test_risks_are_taken_by_flag_or_variable(
+    monkeypatch: pytest.MonkeyPatch,
+    flags: list[str],
+    variables: dict[str, str],
+    expected: tuple[bool, bool],
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+    taken = understood(["serve", "my", *flags, "--port", "1"])
+
+    found = taken.arguments
+    assert (found.get("base_unchecked", False), found.get("allow_untested", False)) == expected
+    assert found["arguments"] == ("my", "--port", "1")

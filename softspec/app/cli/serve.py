@@ -29,8 +29,8 @@ def serve(
     policy_threshold: float | None = None,
     policy_min_tokens: int | None = None,
     policy_pinned: Annotated[bool, Parameter(negative="")] = False,
-    base_unchecked: Annotated[bool, Parameter(negative="")] = False,
-    allow_untested: Annotated[bool, Parameter(negative="")] = False,
+    base_unchecked: Annotated[bool, Parameter(negative="", env_var="SOFTSPEC_BASE_UNCHECKED")] = False,
+    allow_untested: Annotated[bool, Parameter(negative="", env_var="SOFTSPEC_ALLOW_UNTESTED")] = False,
 ) -> None:
     """Serve ensembles until stopped.
 

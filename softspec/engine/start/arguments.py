@@ -29,7 +29,7 @@ def engine_parser() -> FlexibleArgumentParser:
 
 
 def accepted_arguments(
-    given: Namespace, allow_untested: bool = False, in_use: bool = False
+    given: Namespace, allow_untested: bool | None = None, in_use: bool = False
 ) -> AsyncEngineArgs:
     """The engine arguments that were given, all of them tested with ensembles or left at vLLM's defaults.
 

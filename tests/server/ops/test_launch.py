@@ -157,6 +157,15 @@ def test_another_base_is_refused_before_vllm_is_loaded(ensemble: Path, tmp_path:
         serve(Settings((copied,)), base, [])
 
 
+def test_cut_off_adapter_is_told_before_vllm_is_loaded(ensemble: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(ensemble, tmp_path / "copy"))
+    weights = copied / "member-2" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+
+    with pytest.raises(ManifestError, match=r"member-2/adapter_model.safetensors' cannot be read .* cut off"):
+        serve(Settings((copied,)), None, [])
+
+
 def test_base_that_is_no_checkpoint_can_only_be_served_unchecked(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
