@@ -151,7 +151,7 @@ class TrainConfig(BaseModel):
     weights_floor: float = Field(
         0.1,
         gt=0,
-        lt=1,
+        le=1,
         description="Smallest mixture weight that can be learnt, as a part of 1 / num_members.",
     )
     b_init_std: float = Field(

@@ -38,7 +38,6 @@ ROOMS: dict[str, list[set[str]]] = {
     "tests": [{"serve-cpu", "test"}],
 }
 UNDECLARED = {
-    "pydantic_core": "a part of pydantic",
     "trl": "`bench train` measures it where it is installed",
     "triton": "lies beside the environment, see the Makefile",
 }
