@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Timer
 
 import psutil
@@ -17,6 +17,7 @@ from softspec.errors import Interrupted
 
 PATIENCE_S = 8
 """How long a start may take to end by itself; vLLM waits 5 s for a process to end before it kills it."""
+_LAST_WAIT_S = 3
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -55,7 +56,10 @@ def told(number: int) -> Interrupted:
 
 
 def _end_everything(reason: Interrupted) -> None:
-    for child in psutil.Process().children(recursive=True):
-        child.kill()
-    print(f"softspec: {reason}", file=sys.stderr, flush=True)
+    children = psutil.Process().children(recursive=True)
+    for child in children:
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
+    psutil.wait_procs(children, timeout=_LAST_WAIT_S)
+    print(f"softspec: {reason}, and what did not end by itself was killed", file=sys.stderr, flush=True)
     os._exit(reason.exit_code)
