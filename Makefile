@@ -45,7 +45,7 @@ test: setup lint $(TRITON)/.installed
 	$(BIN)/python -m pytest --durations=20
 
 test-fast: setup
-	$(BIN)/python -m pytest -m "not vllm and not model and not slow and not gpu and not pilot"
+	$(BIN)/python -m pytest -m "not vllm and not model and not slow and not gpu and not pilot and not soak"
 
 lint: setup
 	$(BIN)/ruff check $(CODE)

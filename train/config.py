@@ -131,7 +131,7 @@ class TrainConfig(BaseModel):
     reference_length: float | None = Field(
         None,
         gt=0,
-        description="Completion length at which the order is renyi_alpha, in tokens; the data's mean when empty.",
+        description="Length of what is routed together that has renyi_alpha, in tokens; the data's mean when empty.",
     )
     length_weighting: Literal["sum", "own_length", "mean_length"] = Field(
         "sum", description="What an example's loss is divided by: 1, its own or the mean number of tokens."
@@ -151,7 +151,7 @@ class TrainConfig(BaseModel):
     weights_floor: float = Field(
         0.1,
         gt=0,
-        lt=1,
+        le=1,
         description="Smallest mixture weight that can be learnt, as a part of 1 / num_members.",
     )
     b_init_std: float = Field(

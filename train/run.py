@@ -14,7 +14,8 @@ from pathlib import Path
 from torch import nn
 from tqdm import tqdm
 
-from softspec.artefact.base import context_length, end_of_turn_ids, fingerprint
+from softspec.artefact.base import context_length, end_of_turn_ids
+from softspec.artefact.fingerprint import fingerprint
 from softspec.console import tell, tell_at_once, unbroken_output
 from softspec.errors import ConfigError, Interrupted
 from softspec.maths.mixture import uniform_log_weights

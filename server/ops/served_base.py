@@ -20,7 +20,7 @@ def served_fingerprint(base: str, revision: str | None, unchecked: bool) -> str 
         _log.warning("the base '%s' is not compared with that of the ensembles (--base-unchecked)", base)
         return None
     # Imported here: takes a second or two, and what is wrong with the arguments is said before.
-    from softspec.artefact.base import fingerprint
+    from softspec.artefact.fingerprint import fingerprint
 
     try:
         return fingerprint(base, revision)

@@ -1,6 +1,6 @@
-"""Whether an adapter's weights are whole and fit a base, from the headers of their files.
+"""Whether an adapter's weights are whole, finite, and fit a base.
 
-In: an adapter's folder and a base's. Out: nothing, or an error that names the tensor. Reads no weights.
+In: an adapter's folder and a base's. Out: nothing, or an error that names the tensor. Reads no weights of the base.
 
 An engine copies a smaller matrix into a corner of the larger one and passes over layers that it does not have, so a
 stranger's adapter would be served without a word.
@@ -23,15 +23,16 @@ Shape = tuple[int, ...]
 
 
 def require_fit(adapter: Path, base: Path) -> None:
-    """Raise unless a member's adapter is a whole file whose matrices have the shapes of the base's layers.
+    """Raise unless a member's adapter is a whole file of numbers whose matrices have the shapes of the base's layers.
 
     A base without plain safetensors, or whose layers have other names in its files, is not compared.
 
     Raises:
-        ManifestError: the file is cut off, or belongs to another base.
+        ManifestError: the file is cut off, has a NaN or an infinity in it, or belongs to another base.
     """
     path = adapter / "adapter_model.safetensors"
     found, layers = _products(path), _layers(base)
+    _require_finite(path)
     complaints = (
         *(
             f"'{module}' is {_told(shape)}, expected {_told(layers[module])}"
@@ -73,6 +74,14 @@ def _products(path: Path) -> dict[str, Shape]:
         if set(pair) != {"A", "B"} or pair["A"][0] != pair["B"][1]:
             raise ManifestError(f"'{path}': '{module}' has no pair of LoRA matrices; train it again")
     return {module: (pair["B"][0], pair["A"][1]) for module, pair in sides.items()}
+
+
+def _require_finite(path: Path) -> None:
+    """Raise if a weight is no number: what it makes of a prompt would stay in the engine's cache."""
+    with safe_open(path, "pt") as file:
+        for name in file.keys():  # noqa: SIM118  not a mapping
+            if not file.get_tensor(name).isfinite().all():
+                raise ManifestError(f"'{path}': '{name}' has NaN or infinite weights; train it again")
 
 
 def _layers(base: Path) -> dict[str, Shape]:

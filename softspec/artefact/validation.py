@@ -5,12 +5,11 @@ models.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 
 EXPECTED = {
     "string_type": "text",
@@ -75,7 +74,7 @@ def as_key(part: object) -> str:
     return text if text.isprintable() and len(text) <= MOST_SHOWN // 2 else shown(text, MOST_SHOWN // 2)
 
 
-def _path(problem: ErrorDetails, content: Any) -> tuple[int | str, ...]:
+def _path(problem: Mapping[str, Any], content: Any) -> tuple[int | str, ...]:
     """The parts of a complaint's place that lead through the content, and the key that it lacks."""
     location = problem["loc"]
     if content is None:
@@ -90,7 +89,7 @@ def _path(problem: ErrorDetails, content: Any) -> tuple[int | str, ...]:
     return (*found, *missing)
 
 
-def _wish(alternatives: list[ErrorDetails]) -> str:
+def _wish(alternatives: Sequence[Mapping[str, Any]]) -> str:
     """What one alternative complains of, or what all of them expected."""
     wishes = []
     for problem in alternatives:

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
-from softspec.artefact.base import deciding_files
+from softspec.artefact.fingerprint import deciding_files
 from softspec.errors import ConfigError
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec"

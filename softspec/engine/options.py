@@ -42,6 +42,7 @@ TESTED_OPTIONS = {
     "max_loras": "checked: the members of one request",
     "max_cpu_loras": "checked: the members of all ensembles",
     "max_lora_rank": "checked: the members' rank",
+    "tokenizer_mode": "set by softspec",
     "scheduler_cls": "set by softspec",
     "worker_extension_cls": "set by softspec",
     "generation_config": "defaults of requests",

@@ -28,6 +28,7 @@ ROOMS: dict[str, list[set[str]]] = {
     "softspec/app/demo": [{"demo"}],
     "softspec/app/smollm2.py": [{"bench"}, {"demo"}],
     "softspec/artefact/base.py": [{"serve-cpu"}, {"serve-gpu"}, {"train"}],
+    "softspec/artefact/fingerprint.py": [{"serve-cpu"}, {"serve-gpu"}, {"train"}],
     "softspec/artefact/fit.py": [{"serve-cpu"}, {"serve-gpu"}],
     "softspec/artefact/weights.py": [{"train"}],
     "softspec/engine": [{"serve-cpu"}, {"serve-gpu"}],
@@ -37,7 +38,6 @@ ROOMS: dict[str, list[set[str]]] = {
     "tests": [{"serve-cpu", "test"}],
 }
 UNDECLARED = {
-    "pydantic_core": "a part of pydantic",
     "trl": "`bench train` measures it where it is installed",
     "triton": "lies beside the environment, see the Makefile",
 }

@@ -49,6 +49,16 @@ def test_cut_off_file_is_told(adapter: Path, base: Path, bytes_left: int) -> Non
         require_fit(adapter, base)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_no_numbers_are_told(adapter: Path, base: Path, value: float) -> None:
+    tensors = load_file(adapter / WEIGHTS)
+    next(reversed(tensors.values())).view(-1)[-1] = value
+    save_file(tensors, adapter / WEIGHTS)
+
+    with pytest.raises(ManifestError, match=r"member-0.*': 'base_model.*' has NaN or infinite weights"):
+        require_fit(adapter, base)
+
+
 @pytest.mark.parametrize(
     ("others", "complaint"),
     [

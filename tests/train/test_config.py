@@ -106,7 +106,7 @@ def without(key: str) -> str:
         ("learning_rate: 1e999", "learning_rate: expected a finite number"),
         ("learning_rate: 1" + "0" * 5000, "line 4: a number of more than 300 digits"),
         ("learning_rate:", "learning_rate: expected a number (found null)"),
-        ("weights_floor: 1", "weights_floor: expected a number less than 1"),
+        ("weights_floor: 1.5", "weights_floor: expected a number of at most 1"),
         ("alpha: 0.8", "unknown key 'alpha'; expected 'renyi_alpha'"),
         ("learning_rte: 0.1", "unknown key 'learning_rte'; did you mean 'learning_rate'?"),
         ('"seed\\n": 1', "not YAML as expected: the character \\n"),

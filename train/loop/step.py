@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from softspec.errors import DivergedError
@@ -124,6 +123,6 @@ def moved_log_weights(log_weights: Tensor, goal: Tensor, config: TrainConfig) ->
     rate, least = config.weights_learning_rate, config.weights_floor / len(log_weights)
     moved = (1 - rate) * log_weights.exp() + rate * goal.to(log_weights)
     room = (moved - least).clamp_min(0)
-    # A floor next to 1 may leave no room: all weights are equal.
-    above = room / room.sum().clamp_min(torch.finfo(room.dtype).tiny)
+    # A floor of 1, or next to it, leaves no room: all weights are equal.
+    above = room / room.sum().clamp_min(1e-300)
     return (least + (1 - config.weights_floor) * above).log()

@@ -14,7 +14,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from softspec.artefact.base import has_tokenizer
+from softspec.artefact.fingerprint import has_tokenizer
 from softspec.artefact.weights import cannot_load, load_whole
 from softspec.errors import ConfigError
 

@@ -55,6 +55,8 @@ def engine_flags(manifests: Collection[Manifest], rank: int, num_top: int) -> li
         "--max-loras": sum(manifest.num_members for manifest in manifests),
         "--max-lora-rank": engine_rank(rank),
         "--max-logprobs": num_top + num_columns(most_members),
+        # Training tokenises with transformers; where a base brings Mistral's own tokenizer too, vLLM would take that.
+        "--tokenizer-mode": "hf",
         "--scheduler-cls": SCHEDULER,
         "--worker-extension-cls": WORKER_EXTENSION,
     }

@@ -324,7 +324,9 @@ def test_server_that_ends_early_points_to_its_log(settings: DemoSettings, tmp_pa
     log = tmp_path / "serve.log"
 
     with (
-        pytest.raises(EngineError, match=r"ended early, with exit code 2: see '.*serve\.log'"),
+        pytest.raises(
+            EngineError, match=r"exit code 2 \(base model .* does not exist.*\): see '.*serve\.log'"
+        ),
         serving(ensemble, str(tmp_path / "nowhere"), ServingSettings(), log),
     ):
         pass

@@ -20,7 +20,7 @@ from softspec.app.demo.settings import DemoSettings
 from softspec.app.demo.ship import score, write_16_bit
 from softspec.app.demo.shipped import SHIPPED, named_ensemble
 from softspec.app.smollm2 import DEFAULT_BASE, base_of, local_base
-from softspec.artefact.base import fingerprint
+from softspec.artefact.fingerprint import fingerprint
 from softspec.artefact.manifest import load_manifest, member_dir
 from softspec.maths.sampling import SamplingSpec
 from softspec.reference import ReferenceEnsemble

@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 import pytest
 
-from softspec.artefact.base import fingerprint
+from softspec.artefact.fingerprint import fingerprint
 from softspec.artefact.manifest import load_manifest, member_dir, save_manifest
 from softspec.engine.front.client import EnsembleClient
 from softspec.engine.front.registry import Registry

@@ -70,6 +70,7 @@ def test_preferences_priors_and_schedules_resume_to_the_same_numbers(tmp_path: P
     assert_same_adapters(whole, config)
 
 
+@pytest.mark.slow
 def test_the_base_is_asked_about_preferences_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A resumed run has what it said, to the last bit."""
     write_rows(tmp_path / "pairs.jsonl", preference_rows())
@@ -87,6 +88,7 @@ def test_the_base_is_asked_about_preferences_once(tmp_path: Path, monkeypatch: p
     assert_same_adapters(whole, config)
 
 
+@pytest.mark.slow
 def test_margins_that_were_lost_are_computed_again(tmp_path: Path) -> None:
     write_rows(tmp_path / "pairs.jsonl", preference_rows())
     config = interrupted(tmp_path, objective="dpo", train_file="pairs.jsonl")

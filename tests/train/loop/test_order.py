@@ -53,7 +53,9 @@ def test_examples_of_a_group_come_in_pieces() -> None:
 
     assert sorted(first) == list(range(24))
     assert order.examples_per_piece == 2
-    assert ExampleOrder(settings(group_rows=5), 24, [range(8)] * 3).examples_per_piece == 4
+    assert (
+        ExampleOrder(settings(granularity="group", group_rows=5), 24, [range(8)] * 3).examples_per_piece == 4
+    )
     assert ExampleOrder(settings(), 24).examples_per_piece == 1
     pieces = [(first[at] % 3, first[at + 1] % 3) for at in range(0, 24, 2)]
     assert all(one == other for one, other in pieces)

@@ -383,9 +383,10 @@ def test_learnt_weights_reach_the_best_mixture_of_fixed_members() -> None:
     assert (shares.mean(1) - log_weights.exp()).abs().max() > 0.005, "a plain mean would do as well"
 
 
+@pytest.mark.parametrize("floor", [1.0, math.nextafter(1, 0)])
 @pytest.mark.parametrize("goal", [[0.2, 0.3, 0.5], [1 / 3, 1 / 3, 1 / 3]])
-def test_a_floor_next_to_one_keeps_mixture_weights_equal(goal: list[float]) -> None:
-    config = config_of_no_files(num_members=3, weights_learning_rate=0.5, weights_floor=math.nextafter(1, 0))
+def test_a_floor_of_one_or_next_to_it_keeps_mixture_weights_equal(goal: list[float], floor: float) -> None:
+    config = config_of_no_files(num_members=3, weights_learning_rate=0.5, weights_floor=floor)
 
     moved = moved_log_weights(uniform_log_weights(3).double(), torch.tensor(goal), config)
 

@@ -90,6 +90,7 @@ def test_tensorboard_shows_what_the_log_says(tmp_path: Path) -> None:
     assert len(evaluations) == 2
 
 
+@pytest.mark.slow
 def test_a_resumed_run_shows_every_step_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also those that came after the checkpoint, whose curves were already written."""
     config = interrupted(tmp_path)

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-import softspec.artefact.base
-from softspec.artefact.base import fingerprint
+import softspec.artefact.fingerprint
+from softspec.artefact.fingerprint import fingerprint
 from softspec.errors import ConfigError
 from tests.support.tiny import tiny_llama
 
@@ -160,10 +160,10 @@ def test_training_of_one_matrix_is_noticed_in_weights_too_large_to_read_whole(
     base: Path, monkeypatch: pytest.MonkeyPatch, store: Callable[[Path], Path] | None
 ) -> None:
     """Each tensor in turn, as an optimizer changes it: all of its numbers a little."""
-    monkeypatch.setattr(softspec.artefact.base, "WHOLE_BYTES", 1 << 10)
-    monkeypatch.setattr(softspec.artefact.base, "BLOCK_BYTES", 1 << 6)
-    monkeypatch.setattr(softspec.artefact.base, "STRIDE_BYTES", 1 << 11)
-    monkeypatch.setattr(softspec.artefact.base, "TENSOR_BYTES", 1 << 4)
+    monkeypatch.setattr(softspec.artefact.fingerprint, "WHOLE_BYTES", 1 << 10)
+    monkeypatch.setattr(softspec.artefact.fingerprint, "BLOCK_BYTES", 1 << 6)
+    monkeypatch.setattr(softspec.artefact.fingerprint, "STRIDE_BYTES", 1 << 11)
+    monkeypatch.setattr(softspec.artefact.fingerprint, "TENSOR_BYTES", 1 << 4)
     weights = load_file(base / "model.safetensors")
     large = [name for name, weight in weights.items() if weight.numel() > 1024 or store is None]
     file = store(base) if store else base / "model.safetensors"
@@ -179,7 +179,7 @@ def test_training_of_one_matrix_is_noticed_in_weights_too_large_to_read_whole(
 
 def test_a_large_file_is_read_in_parts(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = fingerprint(str(base))
-    monkeypatch.setattr(softspec.artefact.base, "WHOLE_BYTES", 1 << 10)
+    monkeypatch.setattr(softspec.artefact.fingerprint, "WHOLE_BYTES", 1 << 10)
 
     assert fingerprint(str(base)) != whole
 
