@@ -3,6 +3,7 @@
 The server itself, from its first request to its end, is in `tests/server/test_end_of_server.py`.
 """
 
+import asyncio
 import gc
 import os
 import re
@@ -13,14 +14,18 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
 
 from softspec.artefact.activation import BlockActivation
 from softspec.artefact.manifest import load_manifest
-from softspec.errors import ConfigError, SoftspecError
+from softspec.errors import ConfigError, EngineError, SoftspecError
 from softspec.server.ops.launch import server_arguments
 from tests.support.tiny import random_adapters
 
@@ -66,7 +71,6 @@ def ensemble(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def started(ensemble: Path, monkeypatch: pytest.MonkeyPatch, *flags: str) -> str:
     """The line with which a start ends for which no engine is needed."""
-    from softspec.engine.front.ensemble import load_ensembles
     from softspec.engine.start import serve
 
     def start_engine(*_: object) -> None:
@@ -75,7 +79,7 @@ def started(ensemble: Path, monkeypatch: pytest.MonkeyPatch, *flags: str) -> str
     monkeypatch.setattr(serve.AsyncLLM, "from_vllm_config", start_engine)
     arguments = server_arguments({ensemble: load_manifest(ensemble)}, None, flags)
     with pytest.raises(SoftspecError) as told:
-        serve.run(arguments, load_ensembles([ensemble]), allow_untested=False)
+        serve.run(arguments, loaded(ensemble), allow_untested=False)
     line, code = str(told.value), told.value.exit_code
     del told
     with warnings.catch_warnings():
@@ -118,6 +122,56 @@ def test_what_is_wrong_is_said_before_an_engine_is_started(
         gc.collect()  # vLLM leaves a socket open that cannot listen
 
     assert re.search(complaint, line), line
+
+
+@dataclass
+class Engine:
+    """What the launcher asks of an engine."""
+
+    errored: bool = False
+    stopped: int = 0
+    output_processor: Any = None
+
+    async def reset_mm_cache(self) -> None:
+        """Nothing to forget."""
+
+    def shutdown(self, timeout: float | None = None) -> None:
+        self.stopped += 1
+        self.errored = True  # as vLLM's is from then on
+
+
+@pytest.mark.parametrize("dies", [True, False], ids=["died", "told to stop"])
+def test_only_an_engine_that_died_by_itself_ends_the_server_with_an_error(
+    tiny_base: Path, tiny_ensembles: dict[str, Path], monkeypatch: pytest.MonkeyPatch, dies: bool
+) -> None:
+    from softspec.engine.start import serve
+
+    ensemble = tiny_ensembles["block-2"]
+    engine = Engine(output_processor=SimpleNamespace(propagate_error=lambda _error: None))
+
+    async def serve_until_the_end(*_: object) -> Any:
+        if dies:
+            engine.errored = True
+        else:
+            await asyncio.to_thread(engine.shutdown, timeout=0)
+        return asyncio.sleep(0)
+
+    monkeypatch.setattr(serve.AsyncLLM, "from_vllm_config", lambda *_, **__: engine)
+    monkeypatch.setattr(serve, "build_and_serve", serve_until_the_end)
+    arguments = server_arguments(
+        {ensemble: load_manifest(ensemble)}, None, ["--host", "127.0.0.1", "--port", "0"]
+    )
+
+    with pytest.raises(EngineError, match="the engine died while serving") if dies else nullcontext():
+        serve.run(arguments, loaded(ensemble), allow_untested=False)
+
+    assert engine.stopped > 0
+
+
+def loaded(ensemble: Path) -> Any:
+    from softspec.engine.front.ensemble import load_ensembles
+
+    return load_ensembles([ensemble])
 
 
 @pytest.mark.slow
