@@ -26,7 +26,7 @@ TESTED_OPTIONS = {
     "dtype": "float32 and bfloat16",
     "seed": "of the base's requests; ensembles draw with their own",
     "enforce_eager": "compiled and not",
-    "tensor_parallel_size": "every worker mixes the same logits",
+    "tensor_parallel_size": "by reading, not by running: every worker mixes the same logits",
     "max_model_len": "checked: the longest request must fit with all its rows",
     "max_num_seqs": "checked: at least the rows of one request",
     "max_num_active_seqs": "checked: at least the rows of one request",
