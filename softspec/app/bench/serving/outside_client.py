@@ -21,7 +21,7 @@ from softspec.errors import EngineError
 TOP = 20
 _OURS = ("--scheduler-cls", "--worker-extension-cls")
 # The `vllm` command of the CPU wheel does not start; this is what it would run.
-_VLLM_SERVE = "import sys; from softspec.engine.start.serve import run; run(sys.argv[1:])"
+_VLLM_SERVE = "import sys; from softspec.engine.start.stock import run_stock; run_stock(sys.argv[1:])"
 
 
 @contextmanager
