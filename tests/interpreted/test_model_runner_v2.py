@@ -21,8 +21,13 @@ def test_sampler_adapter_agrees_with_the_reference_inside_vllms_classes() -> Non
 
 
 def test_engine_agrees_with_the_reference() -> None:
-    """The tests that V1 passes, without the long one about prompts, which no sampler sees."""
-    run_interpreted("tests/engine/test_parity.py", "-k", "not around_block_borders")
+    """The tests that V1 passes, without those whose many steps take minutes under the interpreter."""
+    run_interpreted("tests/engine/test_parity.py", "-k", "not block_borders and not preempted and not leave")
+
+
+@pytest.mark.soak
+def test_engine_agrees_with_the_reference_however_long_that_takes() -> None:
+    run_interpreted("tests/engine/test_parity.py")
 
 
 def run_interpreted(*arguments: str) -> None:
