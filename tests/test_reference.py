@@ -19,6 +19,8 @@ from softspec.reference import ReferenceEnsemble
 from tests.support import oracle
 from tests.support.tiny import random_adapters, tiny_llama
 
+pytestmark = pytest.mark.slow
+
 PROMPT = [1, 40, 41, 42, 43, 44, 45, 46, 47, 48, 49]
 ACTIVATIONS: dict[str, Activation] = {"always": AlwaysActivation(), "block": BlockActivation(block_size=4)}
 GREEDY = SamplingSpec(temperature=0.0)

@@ -28,6 +28,8 @@ from softspec.train.run import train_ensemble
 from tests.support.tiny_training import chat_rows, prepared, write_config, write_rows
 from tests.support.training_runs import logged
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:

@@ -34,8 +34,9 @@ from tests.support.training_runs import (
     signal_in_step,
 )
 
+pytestmark = pytest.mark.slow
 
-@pytest.mark.slow
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, number: int) -> None:
     whole = write_config(tmp_path, max_steps=STEPS, output_dir="whole")
@@ -50,7 +51,6 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, n
     assert len(losses[0]) == STEPS
 
 
-@pytest.mark.slow
 def test_preferences_priors_and_schedules_resume_to_the_same_numbers(tmp_path: Path) -> None:
     write_rows(tmp_path / "pairs.jsonl", preference_rows())
     settings: dict[str, Any] = {
@@ -70,7 +70,6 @@ def test_preferences_priors_and_schedules_resume_to_the_same_numbers(tmp_path: P
     assert_same_adapters(whole, config)
 
 
-@pytest.mark.slow
 def test_the_base_is_asked_about_preferences_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A resumed run has what it said, to the last bit."""
     write_rows(tmp_path / "pairs.jsonl", preference_rows())
@@ -88,7 +87,6 @@ def test_the_base_is_asked_about_preferences_once(tmp_path: Path, monkeypatch: p
     assert_same_adapters(whole, config)
 
 
-@pytest.mark.slow
 def test_margins_that_were_lost_are_computed_again(tmp_path: Path) -> None:
     write_rows(tmp_path / "pairs.jsonl", preference_rows())
     config = interrupted(tmp_path, objective="dpo", train_file="pairs.jsonl")
@@ -200,7 +198,6 @@ def test_resuming_with_another_template_or_tokenizer_is_refused(tmp_path: Path, 
         train_ensemble(config, resume=True)
 
 
-@pytest.mark.slow
 def test_base_and_data_may_be_called_otherwise_when_resuming(tmp_path: Path) -> None:
     whole = write_config(tmp_path, max_steps=STEPS, output_dir="whole")
     train_ensemble(whole)

@@ -21,6 +21,8 @@ from softspec.train.run import train_ensemble
 from tests.support.tiny_training import config_of_no_files, write_config
 from tests.support.training_runs import Killed, dying_at, interrupted
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 
 

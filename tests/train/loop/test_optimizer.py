@@ -14,6 +14,8 @@ from softspec.train.loop.state import Training
 from softspec.train.loop.step import optimizer_step
 from tests.support.tiny_training import chat_rows, preference_rows, prepared, write_config, write_rows
 
+pytestmark = pytest.mark.slow
+
 STARVING = 2
 """The member that gets nothing for a while."""
 LOG_WEIGHTS = torch.tensor([0.5, 0.5, 1e-30], dtype=torch.float64).log()

@@ -15,6 +15,8 @@ from softspec.train.run import train_ensemble
 from tests.support.tiny_training import chat_rows, write_config, write_rows
 from tests.support.training_runs import Killed, assert_same_adapters, dying_at, interrupted, logged
 
+pytestmark = pytest.mark.slow
+
 SETTINGS: dict[str, Any] = {
     "eval_file": "held_out.jsonl",
     "eval_steps": 2,
@@ -106,7 +108,6 @@ def test_the_last_step_is_evaluated_too(tmp_path: Path) -> None:
     assert load_manifest(config.output_dir).training["best_step"] == 4
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("verb", "call"), [("optimizer_step", 12), ("export", 1)], ids=["while it waits", "when it is over"]
 )

@@ -15,6 +15,8 @@ from softspec.train.loop.step import optimizer_step
 from softspec.train.members.likelihood import collate, member_loglik
 from tests.support.tiny_training import examples_of, prepared, random_examples, tiny_members
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 
