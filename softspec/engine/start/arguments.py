@@ -1,17 +1,18 @@
 """vLLM's engine arguments, from a command line, and the check that they were tested with ensembles.
 
-In: the namespace that vLLM's own parser makes. Out: its arguments, or an error that names a flag; then its
-configuration, or what vLLM has against it.
+In: words of a command line, or the namespace that vLLM's own parser makes of them. Out: its arguments, or an error that
+names a flag; then its configuration, or what vLLM has against it.
 
-vLLM 0.32 place: `vllm.engine.arg_utils.AsyncEngineArgs`.
+vLLM 0.32 places: `vllm.engine.arg_utils.AsyncEngineArgs`, `vllm.entrypoints.cli.serve.ServeSubcommand`.
 """
 
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.entrypoints.cli.serve import ServeSubcommand
 from vllm.exceptions import VLLMError
 from vllm.usage.usage_lib import UsageContext
 from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -21,6 +22,14 @@ from softspec.errors import ConfigError, SoftspecError
 
 # Chooses the defaults (tokens per step) of vLLM's server.
 USAGE = UsageContext.OPENAI_API_SERVER
+
+
+def serve_command(arguments: Sequence[str]) -> tuple[ServeSubcommand, Namespace]:
+    """vLLM's own command `serve`, and what its parser makes of its arguments; nothing is checked yet."""
+    command = ServeSubcommand()
+    parser = FlexibleArgumentParser(prog="softspec")
+    command.subparser_init(parser.add_subparsers())
+    return command, parser.parse_args([command.name, *arguments])
 
 
 def engine_parser() -> FlexibleArgumentParser:

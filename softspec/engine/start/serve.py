@@ -18,18 +18,22 @@ import uvloop
 import vllm
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
-from vllm.entrypoints.cli.serve import ServeSubcommand
 from vllm.entrypoints.launchers.api_server.entry import build_and_serve
 from vllm.entrypoints.launchers.launcher import setup_server
 from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
 from vllm.logger import configure_logging_from_args
-from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.utils.system_utils import decorate_logs
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from softspec.engine.front.ending import ending_of
 from softspec.engine.requirements import LoadedEnsemble, require_engine
-from softspec.engine.start.arguments import USAGE, accepted_arguments, configure, refusals_in_one_line
+from softspec.engine.start.arguments import (
+    USAGE,
+    accepted_arguments,
+    configure,
+    refusals_in_one_line,
+    serve_command,
+)
 from softspec.engine.start.interruption import interruptible_start
 from softspec.engine.start.log import share_log
 from softspec.errors import ConfigError, EngineError
@@ -59,10 +63,7 @@ def run(arguments: Sequence[str], ensembles: Sequence[LoadedEnsemble], allow_unt
 
 
 def _parse(arguments: Sequence[str]) -> Namespace:
-    command = ServeSubcommand()
-    parser = FlexibleArgumentParser(prog="softspec")
-    command.subparser_init(parser.add_subparsers())
-    args = parser.parse_args([command.name, *arguments])
+    command, args = serve_command(arguments)
     # As the command does: the model may stand before the flags.
     args.model = getattr(args, "model_tag", None) or args.model
     if args.grpc or args.headless or args.api_server_count not in (None, 1):

