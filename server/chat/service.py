@@ -98,7 +98,7 @@ async def complete(request: OpenAIRequest, raw_request: Request, route: Route, s
 def _annotate_json(
     response: JSONResponse, request: OpenAIRequest, trace: RequestTrace, terms: Terms, service: Service
 ) -> None:
-    observe = service.metrics.of_request((request.n or 1) * _num_prompts(request))
+    observe = service.metrics.of_request(str(request.model), (request.n or 1) * _num_prompts(request))
     body = annotate_body(json.loads(bytes(response.body)), trace, terms, service.decode, observe)
     response.body = response.render(body)
     response.headers["content-length"] = str(len(response.body))
@@ -127,14 +127,14 @@ def _annotate_stream(
         num_samples=num_samples,
         hide_usage=hide_usage,
         decode=service.decode,
-        observe=service.metrics.of_request(num_choices),
-        observe_first_token=partial(_first_token, service.metrics, started),
+        observe=service.metrics.of_request(str(request.model), num_choices),
+        observe_first_token=partial(_first_token, service.metrics, str(request.model), started),
     )
     response.body_iterator = stream.events(cast(AsyncGenerator[str, None], response.body_iterator))
 
 
-def _first_token(metrics: Metrics, started: float) -> None:
-    metrics.first_token(time.monotonic() - started)
+def _first_token(metrics: Metrics, model: str, started: float) -> None:
+    metrics.first_token(model, time.monotonic() - started)
 
 
 def _ask_for_continuous_usage(request: OpenAIRequest, terms: Terms) -> bool:
