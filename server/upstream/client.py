@@ -74,7 +74,8 @@ class Upstream:
         """
         request = self._request(path, body, headers, stream=False)
         with self._observed() as clock:
-            answer, _ = await self._retried(clock, lambda: self._whole(request, path))
+            answer, permit = await self._retried(clock, lambda: self._whole(request, path))
+            self._breaker.succeeded(permit)
             return answer
 
     async def stream(
@@ -95,6 +96,7 @@ class Upstream:
                         async with clock.running():
                             chunk = await anext(chunks)
                     except StopAsyncIteration:
+                        self._breaker.succeeded(permit)
                         return
                     except Fault as fault:
                         if fault.is_failure:
@@ -164,7 +166,7 @@ class Upstream:
         except BaseException:
             self._breaker.withdrawn(permit)
             raise
-        self._breaker.succeeded(permit)
+        self._breaker.answered(permit)
         return result, permit
 
     async def _whole(self, request: httpx2.Request, path: str) -> Json:
