@@ -12,14 +12,14 @@ KEY = "sk-very-secret"
 
 
 def settings(**place: str) -> dict[str, UpstreamSettings]:
-    return {"big": UpstreamSettings(url="https://example.com", model="big-1", **place)}
+    return {"big": UpstreamSettings.model_validate({"url": "https://example.com", "model": "big-1", **place})}
 
 
 def from_file(path: Path, content: bytes, mode: int = 0o600) -> str | None:
     path.write_bytes(content)
     path.chmod(mode)
     key = read_keys(settings(api_key_file=str(path)), {})["big"]
-    return key and key.get_secret_value()
+    return key.get_secret_value() if key else None
 
 
 def test_a_key_is_read_from_a_variable() -> None:

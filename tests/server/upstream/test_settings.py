@@ -56,6 +56,8 @@ def test_an_address_may_be_written_with_and_without_its_end(given: str, whole: s
         ("https://exa mple.com/v1", "spaces"),
         ("https://exa%20mple.com/v1", "cannot be"),
         ("https://[::1/v1", "cannot be read"),
+        ("https://user:secret/v1", "cannot be read"),
+        ("https://example..com/v1", "cannot be read"),
         ("https://example.com/v1/chat/completions", "names a route"),
         ("https://example.com/v1/responses/", "names a route"),
     ],
