@@ -54,6 +54,7 @@ class GroupSpec:
     log_weights: K normalised natural logs. block_size: tokens; that of the activation, None where the adapters act on
     every token. num_top: how many of the mixture's likeliest tokens the caller wants beside each drawn token.
     has_readers: whether the caller reads any log-probability, be it the drawn token's alone; their tokens need text.
+    model: the name under which the group is served, for whoever counts.
     """
 
     adapters: tuple[Adapter, ...]
@@ -62,6 +63,7 @@ class GroupSpec:
     block_size: int | None
     num_top: int
     has_readers: bool = False
+    model: str = ""
 
     def to_wire(self) -> dict[str, Any]:
         """The group as plain lists and numbers, which vLLM's processes can send."""
@@ -72,6 +74,7 @@ class GroupSpec:
             "block_size": self.block_size,
             "num_top": self.num_top,
             "has_readers": self.has_readers,
+            "model": self.model,
         }
 
     @classmethod
@@ -84,6 +87,7 @@ class GroupSpec:
             block_size=wire["block_size"],
             num_top=wire["num_top"],
             has_readers=wire["has_readers"],
+            model=wire["model"],
         )
 
     @property

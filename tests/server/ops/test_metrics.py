@@ -5,7 +5,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from softspec.errors import LockstepError, MixingError
 from softspec.maths.answer import summarise
 from softspec.server.ops.metrics import METRICS, Metrics
-from softspec.server.policy.policy import Decision
+from softspec.server.policy.policy import ANSWER, Decision
 from tests.support.fake_engine import TORN, UNIFORM
 
 
@@ -13,22 +13,54 @@ def test_every_metric_of_the_table_is_exposed_and_nothing_else() -> None:
     registry = CollectorRegistry()
     metrics = Metrics(registry)
 
-    metrics.of_request(1)(Decision("abstain", "why", 3), summarise(TORN, UNIFORM))
-    metrics.first_token(0.2)
-    metrics.failed(LockstepError("members drew different tokens"))
-    metrics.failed(MixingError("no token is left"))
+    metrics.of_request("jurists", 1)(Decision("abstain", "why", 3), summarise(TORN, UNIFORM))
+    metrics.group_preemption("jurists")
+    metrics.first_token("jurists", 0.2)
+    metrics.failed("jurists", LockstepError("members drew different tokens"))
+    metrics.failed("jurists/member-0", MixingError("no token is left"))
 
     page = generate_latest(registry).decode()
     families = {line.split()[2] for line in page.splitlines() if line.startswith("# TYPE")}
     exposed = {family for family in families if not family.endswith("_created")}
     assert exposed == {metric.name for metric in METRICS}
-    assert 'softspec_requests_total{decision="abstain"} 1.0' in page
-    assert 'softspec_choices_total{decision="abstain"} 1.0' in page
-    assert "softspec_lockstep_errors_total 1.0" in page
-    assert "softspec_mixing_errors_total 1.0" in page
+    assert 'softspec_requests_total{decision="abstain",model="jurists"} 1.0' in page
+    assert 'softspec_choices_total{decision="abstain",model="jurists"} 1.0' in page
+    assert 'softspec_lockstep_errors_total{model="jurists"} 1.0' in page
+    assert 'softspec_mixing_errors_total{model="jurists/member-0"} 1.0' in page
 
 
 def test_metric_names_end_in_their_unit() -> None:
     units = ("_total", "_nats", "_ratio", "_seconds")
 
     assert all(metric.name.startswith("softspec_") and metric.name.endswith(units) for metric in METRICS)
+
+
+def test_every_metric_tells_the_model() -> None:
+    assert all(metric.labels[0] == "model" for metric in METRICS)
+
+
+def test_what_must_stay_at_zero_is_shown_before_it_happens() -> None:
+    registry = CollectorRegistry()
+    Metrics(registry).expect(["jurists", "jurists/member-0"])
+
+    page = generate_latest(registry).decode()
+
+    for model in ("jurists", "jurists/member-0"):
+        assert f'softspec_lockstep_errors_total{{model="{model}"}} 0.0' in page
+        assert f'softspec_mixing_errors_total{{model="{model}"}} 0.0' in page
+        assert f'softspec_group_preemptions_total{{model="{model}"}} 0.0' in page
+    assert "softspec_requests_total{" not in page
+
+
+def test_models_are_counted_apart() -> None:
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+
+    for model in ("jurists", "doctors", "doctors"):
+        metrics.of_request(model, 1)(ANSWER, summarise(TORN, UNIFORM))
+
+    counted = {
+        model: registry.get_sample_value("softspec_epistemic_nats_count", {"model": model})
+        for model in ("jurists", "doctors")
+    }
+    assert counted == {"jurists": 1.0, "doctors": 2.0}
