@@ -26,7 +26,7 @@ from softspec.server.chat.unsupported import (
 )
 from softspec.server.chat.wire import EXTENSION, DecodeToken, Terms, read_terms
 from softspec.server.ops.metrics import Metrics
-from softspec.server.policy.policy import Policy
+from softspec.server.policy.rules import PolicyRules
 from softspec.server.policy.running import judge_of
 
 # vLLM's route; None when the client went away.
@@ -43,8 +43,7 @@ class Service:
 
     ensembles: Collection[str]
     models: Callable[[], Sequence[str]]
-    default_policy: Policy
-    pinned: bool
+    rules: PolicyRules
     decode: DecodeToken
     metrics: Metrics
 
@@ -84,7 +83,7 @@ async def complete(request: OpenAIRequest, raw_request: Request, route: Route, s
         return await route(request, raw_request) or Response(status_code=_CLIENT_WENT_AWAY)
     refuse_unsupported(request)
     extension = (request.model_extra or {}).pop(EXTENSION, None)
-    terms = read_terms(extension, service.default_policy, service.pinned)
+    terms = read_terms(extension, service.rules)
     hide_usage = _ask_for_continuous_usage(request, terms)
     with tracing(judge_of(terms.policy)) as trace:
         response = await route(request, raw_request) or Response(status_code=_CLIENT_WENT_AWAY)
