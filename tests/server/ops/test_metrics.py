@@ -17,6 +17,9 @@ def test_every_metric_of_the_table_is_exposed_and_nothing_else() -> None:
     metrics.first_token(0.2)
     metrics.failed(LockstepError("members drew different tokens"))
     metrics.failed(MixingError("no token is left"))
+    metrics.upstream_answered("big", "timeout", 1.5)
+    metrics.upstream_answered("big", "open_circuit", None)
+    metrics.upstream_circuit("big", True)
 
     page = generate_latest(registry).decode()
     families = {line.split()[2] for line in page.splitlines() if line.startswith("# TYPE")}
@@ -26,9 +29,13 @@ def test_every_metric_of_the_table_is_exposed_and_nothing_else() -> None:
     assert 'softspec_choices_total{decision="abstain"} 1.0' in page
     assert "softspec_lockstep_errors_total 1.0" in page
     assert "softspec_mixing_errors_total 1.0" in page
+    assert 'softspec_upstream_requests_total{outcome="open_circuit",upstream="big"} 1.0' in page
+    assert 'softspec_upstream_seconds_count{upstream="big"} 1.0' in page
+    assert 'softspec_upstream_circuit_open{upstream="big"} 1.0' in page
 
 
 def test_metric_names_end_in_their_unit() -> None:
-    units = ("_total", "_nats", "_ratio", "_seconds")
+    """Or, of a state, in what it is when it is 1."""
+    units = ("_total", "_nats", "_ratio", "_seconds", "_open")
 
     assert all(metric.name.startswith("softspec_") and metric.name.endswith(units) for metric in METRICS)
