@@ -4,8 +4,8 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 
 import httpx2
 import pytest
@@ -13,6 +13,7 @@ import uvicorn
 from fastapi import FastAPI, Request
 
 from softspec.errors import UpstreamError
+from softspec.server.ops.closing import close_upstreams_with
 from softspec.server.ops.errors import respond_to_error
 from softspec.server.ops.loops import RefuseLoops
 from softspec.server.upstream.settings import UpstreamSettings
@@ -24,18 +25,13 @@ from tests.support.scripted_upstream import CHAT, ScriptedUpstream, answer, chat
 @contextmanager
 def routing_server(upstream_url: str, port: int | None = None) -> Iterator[tuple[str, list[str]]]:
     """A server that sends every request on to its upstream; its address, and what came in."""
-
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        yield
-        await app.state.softspec_upstreams.aclose()
-
-    app, came = FastAPI(lifespan=lifespan), []
+    app, came = FastAPI(), []
     bound = socket.create_server(("127.0.0.1", port or 0))
     url = f"http://127.0.0.1:{bound.getsockname()[1]}/v1"
     settings = {"big": UpstreamSettings(url=upstream_url, model="m", max_retries=0, timeout_s=10)}
     app.state.softspec_upstreams = Upstreams(settings, {}, Watched())
     app.add_middleware(RefuseLoops)
+    close_upstreams_with(app)
     app.add_exception_handler(UpstreamError, respond_to_error)
 
     @app.post("/v1/chat/completions")

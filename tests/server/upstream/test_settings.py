@@ -114,8 +114,8 @@ def test_names_fit_into_headers_and_labels(name: str) -> None:
 
 def test_settings_survive_json() -> None:
     """As which they travel to the server's process."""
-    settings = UpstreamSettings(
-        **{**GOOD, "drop_fields": ["top_k"], "timeout_s": 3, "api_key_env": "BIG_KEY"}
+    settings = UpstreamSettings.model_validate(
+        {**GOOD, "drop_fields": ["top_k"], "timeout_s": 3, "api_key_env": "BIG_KEY"}
     )
 
     assert UpstreamSettings.model_validate_json(settings.model_dump_json()) == settings
