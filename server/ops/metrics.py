@@ -47,6 +47,11 @@ METRICS = (
         labels=("model", "decision"),
     ),
     Metric(
+        "softspec_decisions_total",
+        "Answers to questions of /v1/decisions by what the policy decided.",
+        labels=("model", "decision"),
+    ),
+    Metric(
         "softspec_mutual_information_nats",
         "How far an answer moved the members' weights.",
         buckets=_NATS,
@@ -141,6 +146,10 @@ class Metrics:
 
     def _observe(self, name: str, model: str, value: float) -> None:
         self._histograms[name].labels(model=model).observe(value)
+
+    def decided(self, model: str, decision: Decision) -> None:
+        """Count an answer to a question with known options."""
+        self._counters["softspec_decisions_total"].labels(model=model, decision=decision.action).inc()
 
     def first_token(self, model: str, seconds: float) -> None:
         """Count a streamed answer that began so many seconds after its request."""
