@@ -10,12 +10,14 @@ from dataclasses import dataclass, replace
 
 from softspec.engine.trace import ChoiceTrace, RequestTrace
 from softspec.errors import EngineError, UpstreamError
-from softspec.maths.answer import TokenUncertainty
+from softspec.maths.answer import AnswerUncertainty, TokenUncertainty, summarise
 from softspec.server.chat.forwarding import Forwarded
 from softspec.server.chat.usage import with_upstream
 from softspec.server.chat.wire import EXTENSION, DecodeToken, Json, Terms, full_report, token_reports
 from softspec.server.policy.policy import Decision, Policy
 from softspec.server.policy.running import RunningDecision
+
+Observe = Callable[[Decision, AnswerUncertainty], None]
 
 
 @dataclass(frozen=True)
@@ -94,9 +96,27 @@ def annotate_choice(choice: Json, outcome: Outcome, terms: Terms, decode: Decode
     return {**choice, EXTENSION: report}
 
 
+def verdict_on(
+    trace: ChoiceTrace, terms: Terms, decode: DecodeToken, observe: Observe
+) -> tuple[Decision, Json]:
+    """The decision on one finished choice, and its `uncertainty`: of a withheld one without its tokens."""
+    running = RunningDecision(terms.policy, trace)
+    tokens, decision = running.catch_up(), running.decision
+    observe(decision, summarise(tokens, trace.log_weights, trace.weights_rule))
+    report = full_report(trace, tokens, decision, terms.detail)
+    if terms.detail == "tokens" and decision.action == "answer":
+        report["tokens"] = token_reports(tokens, decode)
+    return decision, report
+
+
+def refusal_of(decision: Decision) -> str:
+    """The sentence that stands in place of a withheld answer."""
+    return f"No answer: the models behind this one are too uncertain ({decision.reason})."
+
+
 def withdrawn(choice: Json, decision: Decision) -> Json:
     """The choice without its answer; HTTP stays 200, as for a refusal of the model itself."""
-    refusal = f"No answer: the models behind this one are too uncertain ({decision.reason})."
+    refusal = refusal_of(decision)
     empty: Json = {
         **dict.fromkeys(choice),
         "index": choice["index"],

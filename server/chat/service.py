@@ -30,7 +30,7 @@ from softspec.server.chat.unsupported import (
     refuse_unsupported,
 )
 from softspec.server.chat.usage import StreamUsage
-from softspec.server.chat.wire import EXTENSION, DecodeToken, Terms, read_terms
+from softspec.server.chat.wire import EXTENSION, DecodeToken, Json, Terms, read_terms
 from softspec.server.ops.metrics import Metrics
 from softspec.server.policy.rules import PolicyRules
 from softspec.server.policy.running import judge_of
@@ -119,7 +119,7 @@ class _Asked:
 async def _asked(request: OpenAIRequest, raw_request: Request, service: Service) -> _Asked:
     num_samples = request.n or 1
     num_choices = num_samples * _num_prompts(request)
-    observe = service.metrics.of_request(num_choices)
+    observe = service.metrics.of_request(str(request.model), num_choices)
     forwarding = Forwarding(
         path="/chat/completions" if hasattr(request, "messages") else "/completions",
         # Read again, as vLLM's models change the parsed body on their way through it.
@@ -146,16 +146,20 @@ async def _annotate_json(
     for outcome in outcomes:
         asked.settled(outcome)
     body = annotate_body(body, outcomes, terms, service.decode)
+    # Headers tell of the first choice only; with n > 1 read the body.
+    send(response, body, body["choices"][0][EXTENSION])
+    return response
+
+
+def send(response: JSONResponse, body: Json, report: Json) -> None:
+    """Give a response this body, and headers that tell of this `uncertainty`."""
     response.body = response.render(body)
     response.headers["content-length"] = str(len(response.body))
-    # Headers tell of the first choice only; with n > 1 read the body.
-    first = body["choices"][0][EXTENSION]
-    response.headers["x-softspec-decision"] = first["decision"]
-    if "upstream" in first:
-        response.headers["x-softspec-upstream"] = first["upstream"]
-    if "mutual_information" in first:
-        response.headers["x-softspec-mutual-information"] = f"{first['mutual_information']:.6g}"
-    return response
+    response.headers["x-softspec-decision"] = report["decision"]
+    if "upstream" in report:
+        response.headers["x-softspec-upstream"] = report["upstream"]
+    if "mutual_information" in report:
+        response.headers["x-softspec-mutual-information"] = f"{report['mutual_information']:.6g}"
 
 
 def _annotate_stream(
@@ -178,13 +182,13 @@ def _annotate_stream(
         num_choices=asked.num_choices,
         decode=service.decode,
         settled=asked.settled,
-        observe_first_token=partial(_first_token, service.metrics, started),
+        observe_first_token=partial(_first_token, service.metrics, str(request.model), started),
     )
     response.body_iterator = stream.events(cast(AsyncGenerator[str, None], response.body_iterator))
 
 
-def _first_token(metrics: Metrics, started: float) -> None:
-    metrics.first_token(time.monotonic() - started)
+def _first_token(metrics: Metrics, model: str, started: float) -> None:
+    metrics.first_token(model, time.monotonic() - started)
 
 
 def _ask_for_continuous_usage(request: OpenAIRequest, terms: Terms) -> bool:

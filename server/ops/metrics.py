@@ -1,9 +1,9 @@
 """Every metric that softspec adds to vLLM's `/metrics`, in one table.
 
-In: decisions and summaries. Out: Prometheus series. Labels never hold text of a user.
+In: decisions and summaries. Out: Prometheus series. Labels never hold text of a user; `model` is a name that is served.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
@@ -25,7 +25,7 @@ class Metric:
 
     name: str
     help: str
-    labels: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ("model",)
     buckets: tuple[float, ...] = ()
     is_state: bool = False
 
@@ -39,12 +39,17 @@ METRICS = (
     Metric(
         "softspec_requests_total",
         "Requests that ensembles answered, by what the policy decided: an action if it was taken on any choice.",
-        labels=("decision",),
+        labels=("model", "decision"),
     ),
     Metric(
         "softspec_choices_total",
         "Choices of ensembles' answers by what the policy decided.",
-        labels=("decision",),
+        labels=("model", "decision"),
+    ),
+    Metric(
+        "softspec_decisions_total",
+        "Answers to questions of /v1/decisions by what the policy decided.",
+        labels=("model", "decision"),
     ),
     Metric(
         "softspec_mutual_information_nats",
@@ -113,37 +118,51 @@ class Metrics:
             if metric.kind == "histogram"
         }
 
-    def of_request(self, num_choices: int) -> Callable[[Decision, AnswerUncertainty], None]:
+    def expect(self, models: Iterable[str]) -> None:
+        """Show what may befall these models at 0, so that the first time is seen to rise."""
+        for metric in METRICS:
+            if metric.name in self._counters and metric.labels == ("model",):
+                for model in models:
+                    self._counters[metric.name].labels(model=model)
+
+    def of_request(self, model: str, num_choices: int) -> Callable[[Decision, AnswerUncertainty], None]:
         """What counts the choices of one request, and with the last of them the request."""
         actions: list[str] = []
 
         def answered(decision: Decision, summary: AnswerUncertainty) -> None:
-            self._count_choice(decision, summary)
+            self._count_choice(model, decision, summary)
             actions.append(decision.action)
             if len(actions) == num_choices:
                 taken = next((action for action in actions if action != "answer"), "answer")
-                self._counters["softspec_requests_total"].labels(decision=taken).inc()
+                self._counters["softspec_requests_total"].labels(model=model, decision=taken).inc()
 
         return answered
 
-    def _count_choice(self, decision: Decision, summary: AnswerUncertainty) -> None:
-        self._counters["softspec_choices_total"].labels(decision=decision.action).inc()
-        self._histograms["softspec_mutual_information_nats"].observe(summary.mutual_information)
-        self._histograms["softspec_epistemic_nats"].observe(summary.epistemic)
-        self._histograms["softspec_disagreement_ratio"].observe(summary.disagreement)
+    def _count_choice(self, model: str, decision: Decision, summary: AnswerUncertainty) -> None:
+        self._counters["softspec_choices_total"].labels(model=model, decision=decision.action).inc()
+        self._observe("softspec_mutual_information_nats", model, summary.mutual_information)
+        self._observe("softspec_epistemic_nats", model, summary.epistemic)
+        self._observe("softspec_disagreement_ratio", model, summary.disagreement)
 
-    def first_token(self, seconds: float) -> None:
+    def _observe(self, name: str, model: str, value: float) -> None:
+        self._histograms[name].labels(model=model).observe(value)
+
+    def decided(self, model: str, decision: Decision) -> None:
+        """Count an answer to a question with known options."""
+        self._counters["softspec_decisions_total"].labels(model=model, decision=decision.action).inc()
+
+    def first_token(self, model: str, seconds: float) -> None:
         """Count a streamed answer that began so many seconds after its request."""
-        self._histograms["softspec_time_to_first_token_seconds"].observe(seconds)
+        self._observe("softspec_time_to_first_token_seconds", model, seconds)
 
-    def failed(self, reason: EngineError) -> None:
+    def failed(self, model: str, reason: EngineError) -> None:
         """Count a request that had to be ended, for a fault that is ours."""
         kind = "mixing" if isinstance(reason, MixingError) else "lockstep"
-        self._counters[f"softspec_{kind}_errors_total"].inc()
+        self._counters[f"softspec_{kind}_errors_total"].labels(model=model).inc()
 
-    def group_preemption(self) -> None:
+    def group_preemption(self, model: str) -> None:
         """Count a group whose rows will be computed again, for want of KV blocks."""
-        self._counters["softspec_group_preemptions_total"].inc()
+        self._counters["softspec_group_preemptions_total"].labels(model=model).inc()
 
     def upstream_answered(self, upstream: str, outcome: Outcome, seconds: float | None) -> None:
         """Count a call to an upstream; `seconds` is None when nothing was sent."""
