@@ -40,12 +40,12 @@ class Forwarding:
             UpstreamError: it has none.
         """
         upstream = self.upstreams[name]
-        answer = await upstream.ask(self.path, self._body(index), self.headers)
+        answer = await upstream.ask(self.path, self.body_for(index), self.headers)
         return Forwarded(answer["choices"][0], self.model_of(name, answer), answer.get("usage"))
 
     async def stream(self, name: str, index: int) -> AsyncGenerator[Json | UpstreamError, None]:
         """The chunks of the upstream's answer to that choice; the last is an error if they are not all of it."""
-        chunks = self.upstreams[name].stream(self.path, self._body(index), self.headers)
+        chunks = self.upstreams[name].stream(self.path, self.body_for(index), self.headers)
         has_finished = False
         try:
             async with aclosing(chunks):
@@ -63,7 +63,7 @@ class Forwarding:
         model = answer.get("model")
         return model if isinstance(model, str) and model else self.upstreams[name].model
 
-    def _body(self, index: int) -> Json:
+    def body_for(self, index: int) -> Json:
         """The caller's request for one choice alone."""
         prompt, sample = divmod(index, self.num_samples)
         body: Json = json.loads(self.body)

@@ -20,6 +20,7 @@ from softspec.errors import FieldError, UnknownModelError
 from softspec.maths.answer import summarise
 from softspec.server.chat.forwarding import Forwarding
 from softspec.server.chat.leaving import unless_gone
+from softspec.server.chat.recording import recorded
 from softspec.server.chat.replies import Outcome, Settled, annotate_body, judge_choices
 from softspec.server.chat.routing import answered_elsewhere
 from softspec.server.chat.stream import AnswerStream
@@ -34,6 +35,7 @@ from softspec.server.chat.wire import EXTENSION, DecodeToken, Json, Terms, read_
 from softspec.server.ops.metrics import Metrics
 from softspec.server.policy.rules import PolicyRules
 from softspec.server.policy.running import judge_of
+from softspec.server.record.recorder import Recorder
 from softspec.server.upstream.client import Upstream
 
 # vLLM's route; None when the client went away.
@@ -54,6 +56,7 @@ class Service:
     decode: DecodeToken
     metrics: Metrics
     upstreams: Mapping[str, Upstream] = field(default_factory=dict)
+    recorder: Recorder | None = None
 
     def model_named(self, model: str | None) -> str:
         """The model that a request asks: the one that it names or, if it names none, the only ensemble.
@@ -132,6 +135,8 @@ async def _asked(request: OpenAIRequest, raw_request: Request, service: Service)
     def settled(outcome: Outcome) -> None:
         trace = outcome.trace
         observe(outcome.decision, summarise(outcome.tokens, trace.log_weights, trace.weights_rule))
+        if service.recorder is not None and outcome.decision.reason is not None:
+            service.recorder.keep(partial(recorded, outcome, str(request.model), forwarding, time.time()))
 
     return _Asked(num_choices, forwarding, settled)
 

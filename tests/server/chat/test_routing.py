@@ -79,7 +79,7 @@ class Asked:
 
     def metric(self, name: str) -> float | None:
         name, _, label = name.partition(" ")
-        return self.registry.get_sample_value(name, {"decision": label} if label else {})
+        return self.registry.get_sample_value(name, {"decision": label, "model": ENSEMBLE})
 
 
 def test_answer_of_the_upstream_takes_the_place_of_the_ensembles() -> None:
