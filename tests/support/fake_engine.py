@@ -28,6 +28,7 @@ from softspec.server.ops.errors import respond_to_error
 from softspec.server.ops.metrics import Metrics
 from softspec.server.policy.policy import Policy
 from softspec.server.policy.rules import PolicyRules
+from softspec.server.record.recorder import Recorder
 from softspec.server.upstream.settings import UpstreamSettings
 from softspec.server.upstream.upstreams import Upstreams
 
@@ -210,6 +211,7 @@ def make_app(
     ensembles: Sequence[str] = (ENSEMBLE,),
     rules: PolicyRules | None = None,
     upstreams: Mapping[str, UpstreamSettings] = {},
+    recorder: Recorder | None = None,
 ) -> FastAPI:
     """The routes as the server's plugin adds them, around the scripted engine."""
     metrics = Metrics(registry or CollectorRegistry())
@@ -229,6 +231,7 @@ def make_app(
         decode=spell,
         metrics=metrics,
         upstreams=asked,
+        recorder=recorder,
     )
     routes = {
         "/v1/chat/completions": UpstreamRoute(ChatFields, engine.route),
