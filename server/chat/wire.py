@@ -77,7 +77,13 @@ def full_report(
 
     `confidence` stays null until the ensemble is calibrated; `seed` replays exactly this choice.
     """
-    verdict = {"decision": decision.action, "reason": decision.reason, "decided_at": decision.decided_at}
+    verdict: Json = {
+        "decision": decision.action,
+        "reason": decision.reason,
+        "decided_at": decision.decided_at,
+    }
+    if decision.upstream is not None:
+        verdict["upstream"] = decision.upstream
     if detail == "none":
         return verdict
     summary = asdict(summarise(tokens, trace.log_weights, trace.weights_rule))
