@@ -25,7 +25,8 @@ METRICS = (
 class TokenUncertainty:
     """One drawn token, as the raw mixture saw it, before penalties and temperature.
 
-    Nats, except `disagreement`, a share in [0, 1].
+    Nats, except `disagreement`, a share in [0, 1]. `member_choices`: the token that each member found likeliest at this
+    step, under the request's constraints; empty where it was not measured.
     """
 
     token_id: int
@@ -35,6 +36,7 @@ class TokenUncertainty:
     epistemic: float
     disagreement: float
     member_log_probs: tuple[float, ...]
+    member_choices: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,8 @@ def summarise(
 def _posterior(log_weights: Sequence[float], loglik: Sequence[float]) -> list[float]:
     joint = [weight + score for weight, score in zip(log_weights, loglik, strict=True)]
     top = max(joint)
+    if top == -math.inf:  # an answer that no member can give says nothing about them
+        return list(log_weights)
     evidence = top + math.log(math.fsum(math.exp(score - top) for score in joint))
     return [score - evidence for score in joint]
 

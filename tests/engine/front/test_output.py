@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from softspec.engine.front.translation import group_params, split_position
-from softspec.engine.wire import KEY, Adapter, GroupSpec, num_columns
+from softspec.engine.wire import COLUMNS, KEY, Adapter, GroupSpec, num_columns
 
 pytestmark = pytest.mark.vllm
 
@@ -56,7 +56,7 @@ def stream(tiny_base: Path) -> Callable[[int, int | None], Any]:
         processor.add_request(request, None, queue=collector)
         for token in range(count):
             top = [40 + token, 40 + token, 50][: 1 + (num_top or 0)]
-            ids = np.array([top + [0] * num_columns(2)])
+            ids = np.array([top + [0] * len(COLUMNS) + [60 + token, 70]])
             columns = np.array([[-1.0] * len(top) + [float(token)] * num_columns(2)])
             row = LogprobsLists(ids, columns, np.array([1]))
             processor.process_outputs(
@@ -77,6 +77,7 @@ def test_reader_that_falls_behind_loses_no_column(stream: Any, num_top: int | No
     assert [token.token_id for token in tokens] == [40, 41, 42, 43]
     assert [token.total_entropy for token in tokens] == [0.0, 1.0, 2.0, 3.0]
     assert [token.member_log_probs for token in tokens] == [(0, 0), (1, 1), (2, 2), (3, 3)]
+    assert [token.member_choices for token in tokens] == [(60, 70), (61, 70), (62, 70), (63, 70)]
 
 
 def test_telemetry_that_nobody_reads_is_not_decoded(stream: Any) -> None:
