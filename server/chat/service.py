@@ -24,7 +24,7 @@ from softspec.server.chat.unsupported import (
     refuse_reserved,
     refuse_unsupported,
 )
-from softspec.server.chat.wire import EXTENSION, DecodeToken, Terms, read_terms
+from softspec.server.chat.wire import EXTENSION, DecodeToken, Json, Terms, read_terms
 from softspec.server.ops.metrics import Metrics
 from softspec.server.policy.rules import PolicyRules
 from softspec.server.policy.running import judge_of
@@ -100,13 +100,17 @@ def _annotate_json(
 ) -> None:
     observe = service.metrics.of_request(str(request.model), (request.n or 1) * _num_prompts(request))
     body = annotate_body(json.loads(bytes(response.body)), trace, terms, service.decode, observe)
+    # Headers tell of the first choice only; with n > 1 read the body.
+    send(response, body, body["choices"][0][EXTENSION])
+
+
+def send(response: JSONResponse, body: Json, report: Json) -> None:
+    """Give a response this body, and headers that tell of this `uncertainty`."""
     response.body = response.render(body)
     response.headers["content-length"] = str(len(response.body))
-    # Headers tell of the first choice only; with n > 1 read the body.
-    first = body["choices"][0][EXTENSION]
-    response.headers["x-softspec-decision"] = first["decision"]
-    if "mutual_information" in first:
-        response.headers["x-softspec-mutual-information"] = f"{first['mutual_information']:.6g}"
+    response.headers["x-softspec-decision"] = report["decision"]
+    if "mutual_information" in report:
+        response.headers["x-softspec-mutual-information"] = f"{report['mutual_information']:.6g}"
 
 
 def _annotate_stream(

@@ -6,25 +6,33 @@ In: decisions and summaries. Out: Prometheus series. Labels never hold text of a
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
 from softspec.errors import EngineError, MixingError
 from softspec.maths.answer import AnswerUncertainty
 from softspec.server.policy.policy import Decision
+from softspec.server.upstream.faults import Outcome
 
 _NATS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0)
 _SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0)
+_LONG_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 120.0, 300.0)
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One row of the table; a histogram when it has buckets, else a counter."""
+    """One row of the table; a histogram when it has buckets, a gauge when it is a state, else a counter."""
 
     name: str
     help: str
     labels: tuple[str, ...] = ("model",)
     buckets: tuple[float, ...] = ()
+    is_state: bool = False
+
+    @property
+    def kind(self) -> str:
+        """What Prometheus calls it."""
+        return "histogram" if self.buckets else "gauge" if self.is_state else "counter"
 
 
 METRICS = (
@@ -36,6 +44,11 @@ METRICS = (
     Metric(
         "softspec_choices_total",
         "Choices of ensembles' answers by what the policy decided.",
+        labels=("model", "decision"),
+    ),
+    Metric(
+        "softspec_decisions_total",
+        "Answers to questions of /v1/decisions by what the policy decided.",
         labels=("model", "decision"),
     ),
     Metric(
@@ -66,6 +79,23 @@ METRICS = (
         "softspec_group_preemptions_total",
         "Answers of ensembles and members that made room in the KV cache, all their rows at once.",
     ),
+    Metric(
+        "softspec_upstream_requests_total",
+        "Requests to an upstream by how they ended, all attempts of one together.",
+        labels=("upstream", "outcome"),
+    ),
+    Metric(
+        "softspec_upstream_seconds",
+        "From a request to an upstream to the end of its answer, attempts and pauses included.",
+        labels=("upstream",),
+        buckets=_LONG_SECONDS,
+    ),
+    Metric(
+        "softspec_upstream_circuit_open",
+        "Whether an upstream failed so often that it is left alone for a while: 1, or 0.",
+        labels=("upstream",),
+        is_state=True,
+    ),
 )
 
 
@@ -76,14 +106,19 @@ class Metrics:
         self._counters = {
             metric.name: Counter(metric.name, metric.help, metric.labels, registry=registry)
             for metric in METRICS
-            if not metric.buckets
+            if metric.kind == "counter"
+        }
+        self._states = {
+            metric.name: Gauge(metric.name, metric.help, metric.labels, registry=registry)
+            for metric in METRICS
+            if metric.kind == "gauge"
         }
         self._histograms = {
             metric.name: Histogram(
                 metric.name, metric.help, metric.labels, buckets=metric.buckets, registry=registry
             )
             for metric in METRICS
-            if metric.buckets
+            if metric.kind == "histogram"
         }
 
     def expect(self, models: Iterable[str]) -> None:
@@ -119,6 +154,10 @@ class Metrics:
         """Count answers that were scored and not written."""
         self._counters["softspec_scored_answers_total"].labels(model=model).inc(num_answers)
 
+    def decided(self, model: str, decision: Decision) -> None:
+        """Count an answer to a question with known options."""
+        self._counters["softspec_decisions_total"].labels(model=model, decision=decision.action).inc()
+
     def first_token(self, model: str, seconds: float) -> None:
         """Count a streamed answer that began so many seconds after its request."""
         self._observe("softspec_time_to_first_token_seconds", model, seconds)
@@ -131,3 +170,13 @@ class Metrics:
     def group_preemption(self, model: str) -> None:
         """Count a group whose rows will be computed again, for want of KV blocks."""
         self._counters["softspec_group_preemptions_total"].labels(model=model).inc()
+
+    def upstream_answered(self, upstream: str, outcome: Outcome, seconds: float | None) -> None:
+        """Count a call to an upstream; `seconds` is None when nothing was sent."""
+        self._counters["softspec_upstream_requests_total"].labels(upstream=upstream, outcome=outcome).inc()
+        if seconds is not None:
+            self._histograms["softspec_upstream_seconds"].labels(upstream=upstream).observe(seconds)
+
+    def upstream_circuit(self, upstream: str, is_open: bool) -> None:
+        """Say whether an upstream is left alone."""
+        self._states["softspec_upstream_circuit_open"].labels(upstream=upstream).set(is_open)

@@ -11,27 +11,11 @@ from transformers import AutoTokenizer
 
 from softspec.engine.front.translation import group_params, split_position
 from softspec.engine.wire import COLUMNS, KEY, Adapter, GroupSpec, num_columns
+from tests.support.processor import core_request
 
 pytestmark = pytest.mark.vllm
 
 SPEC = GroupSpec((Adapter("a", 1, "a"), Adapter("b", 2, "b")), (-0.7, -0.7), "prefix_posterior", None, 0)
-
-
-def core_request(params: Any) -> Any:
-    from vllm.v1.engine import EngineCoreRequest
-
-    return EngineCoreRequest(
-        request_id="group",
-        external_req_id="group",
-        prompt_token_ids=[5],
-        mm_features=None,
-        sampling_params=params,
-        pooling_params=None,
-        arrival_time=0.0,
-        lora_request=None,
-        cache_salt=None,
-        data_parallel_rank=None,
-    )
 
 
 @pytest.fixture

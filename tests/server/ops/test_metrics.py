@@ -19,6 +19,9 @@ def test_every_metric_of_the_table_is_exposed_and_nothing_else() -> None:
     metrics.scored("jurists", 3)
     metrics.failed("jurists", LockstepError("members drew different tokens"))
     metrics.failed("jurists/member-0", MixingError("no token is left"))
+    metrics.upstream_answered("big", "timeout", 1.5)
+    metrics.upstream_answered("big", "open_circuit", None)
+    metrics.upstream_circuit("big", True)
 
     page = generate_latest(registry).decode()
     families = {line.split()[2] for line in page.splitlines() if line.startswith("# TYPE")}
@@ -29,16 +32,20 @@ def test_every_metric_of_the_table_is_exposed_and_nothing_else() -> None:
     assert 'softspec_lockstep_errors_total{model="jurists"} 1.0' in page
     assert 'softspec_mixing_errors_total{model="jurists/member-0"} 1.0' in page
     assert 'softspec_scored_answers_total{model="jurists"} 3.0' in page
+    assert 'softspec_upstream_requests_total{outcome="open_circuit",upstream="big"} 1.0' in page
+    assert 'softspec_upstream_seconds_count{upstream="big"} 1.0' in page
+    assert 'softspec_upstream_circuit_open{upstream="big"} 1.0' in page
 
 
 def test_metric_names_end_in_their_unit() -> None:
-    units = ("_total", "_nats", "_ratio", "_seconds")
+    """Or, of a state, in what it is when it is 1."""
+    units = ("_total", "_nats", "_ratio", "_seconds", "_open")
 
     assert all(metric.name.startswith("softspec_") and metric.name.endswith(units) for metric in METRICS)
 
 
-def test_every_metric_tells_the_model() -> None:
-    assert all(metric.labels[0] == "model" for metric in METRICS)
+def test_every_metric_tells_the_model_or_the_upstream() -> None:
+    assert {metric.labels[0] for metric in METRICS} == {"model", "upstream"}
 
 
 def test_what_must_stay_at_zero_is_shown_before_it_happens() -> None:
