@@ -14,17 +14,11 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 from softspec.artefact.validation import first_problem, place_of_first
 from softspec.errors import ConfigError, FieldError
 from softspec.server.chat.foreign import objection
+from softspec.server.chat.wire import EXTENSION, Json
 
 MAX_QUESTIONS = 400
 MAX_OPTIONS = 255
 """Both as in OpenAI's API, whose score questions have at most ten levels."""
-
-
-def _one_of(*kinds: str) -> Discriminator:
-    """What tells the kinds of an object apart, and what is said where it tells none."""
-    return Discriminator(
-        "type", custom_error_type="kind", custom_error_message=f"expected a type: {', '.join(kinds)}"
-    )
 
 
 class _Strict(BaseModel):
@@ -76,9 +70,7 @@ class Data(_Strict):
     data: dict[str, Any] | list[dict[str, Any]]
 
 
-Part = Annotated[
-    Text | Said | Refusal | Data | _Picture, _one_of("input_text", "output_text", "refusal", "input_json")
-]
+Part = Annotated[Text | Said | Refusal | Data | _Picture, Field(discriminator="type")]
 Content = str | list[Part]
 
 
@@ -140,9 +132,7 @@ class ScoreQuestion(_Question):
     levels: list[Level] = Field(min_length=2, max_length=MAX_OPTIONS)
 
 
-Question = Annotated[
-    PredicateQuestion | ChoiceQuestion | ScoreQuestion, _one_of("predicate", "choice", "score")
-]
+Question = Annotated[PredicateQuestion | ChoiceQuestion | ScoreQuestion, Field(discriminator="type")]
 
 
 class DecisionRequest(_Strict):
@@ -168,16 +158,25 @@ def read_request(content: object) -> DecisionRequest:
     Raises:
         ConfigError: it is not one, or it has what is not honoured; the message says in one line where and why.
     """
-    _require_sendable(content)
     try:
         request = DecisionRequest.model_validate(content)
     except ValidationError as error:
         raise FieldError(place_of_first(error, content), first_problem(error, content)) from error
+    require_honoured(request)
+    return request
+
+
+def require_honoured(request: DecisionRequest) -> None:
+    """Refuse what has the right shape and would be ignored, or what the members could not be shown.
+
+    Raises:
+        ConfigError: there is such a thing.
+    """
     for field, value in (request.model_extra or {}).items():
         _refuse_unknown(field, value)
     for place, part in _objects_in("", request):
         _refuse_unread(place, part)
-    return request
+    _require_writable(request.model_dump(exclude={EXTENSION}))
 
 
 def _refuse_unknown(field: str, value: object) -> None:
@@ -222,13 +221,11 @@ def _nearest(field: str, known: Collection[str]) -> str:
     return f"did you mean '{nearest[0]}'?" if nearest else f"expected {', '.join(known)}"
 
 
-def _require_sendable(content: object) -> None:
-    """Refuse what Python reads as JSON, but what is none or cannot be written as UTF-8."""
+def _require_writable(content: Json) -> None:
+    """Refuse what Python reads as JSON, but what is none, or cannot be written as UTF-8."""
     try:
         json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
-    except UnicodeEncodeError as error:
-        raise ConfigError("the body has half a surrogate pair, which is no character: remove it") from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(
-            "the body has a number that is not finite, or too many levels: send JSON"
+            "the body has half a surrogate pair, a number that is not finite, or too many levels: expected JSON"
         ) from error

@@ -39,6 +39,11 @@ METRICS = (
         labels=("decision",),
     ),
     Metric(
+        "softspec_decisions_total",
+        "Answers to questions of /v1/decisions by what the policy decided.",
+        labels=("model", "decision"),
+    ),
+    Metric(
         "softspec_mutual_information_nats",
         "How far an answer moved the members' weights.",
         buckets=_NATS,
@@ -101,6 +106,10 @@ class Metrics:
         self._histograms["softspec_mutual_information_nats"].observe(summary.mutual_information)
         self._histograms["softspec_epistemic_nats"].observe(summary.epistemic)
         self._histograms["softspec_disagreement_ratio"].observe(summary.disagreement)
+
+    def decided(self, model: str, decision: Decision) -> None:
+        """Count an answer to a question with known options."""
+        self._counters["softspec_decisions_total"].labels(model=model, decision=decision.action).inc()
 
     def first_token(self, seconds: float) -> None:
         """Count a streamed answer that began so many seconds after its request."""

@@ -131,10 +131,14 @@ class Policy:
 
     def decide(self, value: float, num_tokens: int) -> "Decision":
         """The decision on a prefix of so many tokens whose metric has this value."""
-        if self.threshold is None or num_tokens < self.min_tokens or not self.crosses(value):
-            return ANSWER
-        comparison = _comparison(value, self.threshold)
-        return Decision(self.action, f"{self.metric} {comparison} at token {num_tokens}", num_tokens)
+        crossing = None if num_tokens < self.min_tokens else self.crossing(value)
+        return Decision(self.action, f"{crossing} at token {num_tokens}", num_tokens) if crossing else ANSWER
+
+    def crossing(self, value: float) -> str | None:
+        """A value of the metric at which the policy acts, in words; None where it does not."""
+        if self.threshold is None or not self.crosses(value):
+            return None
+        return f"{self.metric} {_comparison(value, self.threshold)}"
 
 
 def _use_of(action: str) -> str:
