@@ -21,7 +21,7 @@ def user(*parts: Any) -> list[Any]:
 def test_every_field_of_the_official_client_is_taken() -> None:
     """A new version of it that has more must be looked at."""
     fields = typing.get_type_hints(decision_create_params.DecisionCreateParams)
-    harmless = {
+    harmless: Any = {
         "prompt_cache_key": "a",
         "prompt_cache_options": {"mode": "explicit", "ttl": "30m"},
         "safety_identifier": "b",
