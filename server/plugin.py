@@ -105,6 +105,7 @@ class SoftspecEndpoints:
         )
         client.registry.base_fingerprint = base
         await client.registry.fill()
+        metrics.expect(client.registry.lora_requests)
         put_into_handlers(client, engine_client, state)
         list_ensembles_first(client, state)
         served = client.registry.ensembles

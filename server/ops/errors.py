@@ -15,6 +15,7 @@ from softspec.errors import (
     SoftspecError,
     UnknownModelError,
     UnsupportedEngineError,
+    UpstreamError,
     UserError,
 )
 
@@ -23,6 +24,7 @@ _STATUS_AND_TYPE: tuple[tuple[type[SoftspecError], HTTPStatus, str], ...] = (
     (UnknownModelError, HTTPStatus.NOT_FOUND, "NotFoundError"),
     (UserError, HTTPStatus.BAD_REQUEST, "BadRequestError"),
     (UnsupportedEngineError, HTTPStatus.NOT_IMPLEMENTED, "NotImplementedError"),
+    (UpstreamError, HTTPStatus.BAD_GATEWAY, "UpstreamError"),
     (EngineError, HTTPStatus.INTERNAL_SERVER_ERROR, "InternalServerError"),
     (SoftspecError, HTTPStatus.INTERNAL_SERVER_ERROR, "InternalServerError"),
 )
