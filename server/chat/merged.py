@@ -26,9 +26,7 @@ class Merged:
         """What the streams yield; an error of any of them is raised."""
         while self._streams:
             if len(self._streams) == 1 and not self._next:
-                [(number, stream)] = (
-                    self._streams.items()
-                )  # a task for every item would cost more than the item
+                [(number, stream)] = self._streams.items()  # a task for every item would cost more than the item
                 ready = {number: await anext(stream, _END)}
             else:
                 ready = await self._first_of_all()
