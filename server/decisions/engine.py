@@ -26,12 +26,14 @@ class Scored(Protocol):
     def num_tokens(self) -> int: ...
 
 
-@dataclass(frozen=True)
-class Mixture:
-    """How the members behind a model's name are mixed."""
+class Mixture(Protocol):
+    """How the members behind a model's name are mixed at this moment."""
 
-    log_weights: tuple[float, ...]
-    weights_rule: WeightsRule
+    @property
+    def log_weights(self) -> tuple[float, ...]: ...
+
+    @property
+    def weights_rule(self) -> WeightsRule: ...
 
 
 @dataclass(frozen=True)

@@ -41,11 +41,12 @@ async def decide(request: DecisionRequest, request_id: str, engine: DecisionEngi
         EngineError: the engine could not score the options.
     """
     model = service.model_named(request.model)
-    mixture = engine.mixture_of(model)
-    if mixture is None:
+    if engine.mixture_of(model) is None:
         raise FieldError("model", f"'{model}' is no ensemble and no member: ask one of {_askable(service)}")
     terms = _terms_of(request, model, service)
     asked = [await _asked(request, number, model, engine) for number in range(len(request.questions))]
+    # As the engine sees it in the same moment: an ensemble may be replaced while prompts are made.
+    mixture = engine.mixture_of(model)
     scored = await engine.score_options(
         model,
         [each.prompt for each in asked],
@@ -53,6 +54,7 @@ async def decide(request: DecisionRequest, request_id: str, engine: DecisionEngi
         request_id=request_id,
         priority=request.priority,
     )
+    assert mixture is not None  # or the engine knows no such model either
     answers = []
     for number, (question, options) in enumerate(zip(request.questions, scored, strict=True)):
         weighed = _weighed(options, mixture, request.length_normalise, f"questions.{number}")

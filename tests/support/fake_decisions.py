@@ -12,12 +12,20 @@ from typing import Any
 from fastapi import FastAPI
 
 from softspec.artefact.manifest import WeightsRule
-from softspec.server.decisions.engine import DecisionEngine, Mixture
+from softspec.server.decisions.engine import DecisionEngine
 from softspec.server.decisions.routes import add_decision_routes
 from softspec.server.policy.policy import Policy
 from tests.support.fake_engine import ENSEMBLE, UNIFORM, FakeEngine, make_app
 
 END = 0
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """How the members are mixed."""
+
+    log_weights: tuple[float, ...]
+    weights_rule: WeightsRule
 
 
 @dataclass(frozen=True)
@@ -46,10 +54,10 @@ class FakeScorer:
     chats: list[list[dict[str, Any]]] = field(default_factory=list)
     kwargs: list[Any] = field(default_factory=list)
 
-    def mixture_of(self, model: str) -> Mixture | None:
+    def mixture_of(self, model: str) -> Mixed | None:
         if model == "base":
             return None
-        return Mixture(UNIFORM if model == ENSEMBLE else (0.0,), self.weights_rule)
+        return Mixed(UNIFORM if model == ENSEMBLE else (0.0,), self.weights_rule)
 
     async def chat_prompt_ids(self, messages: Any, *, model: str, chat_template_kwargs: Any) -> list[int]:
         self.chats.append(messages)
