@@ -52,7 +52,10 @@ FLOORS = {
 
 OUTSIDE = {
     "vllm": ("engine", "server.plugin"),
-    "fastapi": ("server.ops", "server.chat", "server.ensembles", "server.scores", "server.plugin"),
+    "fastapi": tuple(
+        f"server.{room}"
+        for room in ("ops", "chat", "ensembles", "scores", "decisions", "dialects", "plugin")
+    ),
     "httpx2": ("server.upstream",),
     "peft": ("train.result", "train.members", "reference", "app.bench"),
     "cyclopts": ("app",),
