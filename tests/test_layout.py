@@ -38,7 +38,7 @@ FLOORS = {
         ("result",),
         ("run",),
     ),
-    "server": (("policy",), ("ops",), ("chat",), ("ensembles",), ("plugin",)),
+    "server": (("policy",), ("ops",), ("chat",), ("dialects",), ("ensembles",), ("plugin",)),
     "app": (("child_server", "interruption", "smollm2"), ("bench", "demo"), ("cli",)),
     "app.bench": (("core",), ("serving", "training")),
 }
@@ -46,7 +46,7 @@ FLOORS = {
 
 OUTSIDE = {
     "vllm": ("engine", "server.plugin"),
-    "fastapi": ("server.ops", "server.chat", "server.ensembles", "server.plugin"),
+    "fastapi": ("server.ops", "server.chat", "server.dialects", "server.ensembles", "server.plugin"),
     "peft": ("train.result", "train.members", "reference", "app.bench"),
     "cyclopts": ("app",),
 }

@@ -31,7 +31,7 @@ from softspec.server.policy.running import judge_of
 
 # vLLM's route; None when the client went away.
 Route = Callable[[Any, Request], Awaitable[Response | None]]
-_CLIENT_WENT_AWAY = 499
+CLIENT_WENT_AWAY = 499
 
 
 @dataclass(frozen=True)
@@ -81,13 +81,13 @@ async def complete(request: OpenAIRequest, raw_request: Request, route: Route, s
     refuse_reserved(request)
     if request.model not in service.ensembles:
         refuse_extension(request)
-        return await route(request, raw_request) or Response(status_code=_CLIENT_WENT_AWAY)
+        return await route(request, raw_request) or Response(status_code=CLIENT_WENT_AWAY)
     refuse_unsupported(request)
     extension = (request.model_extra or {}).pop(EXTENSION, None)
     terms = read_terms(extension, service.default_policy, service.pinned)
     hide_usage = _ask_for_continuous_usage(request, terms)
     with tracing(judge_of(terms.policy)) as trace:
-        response = await route(request, raw_request) or Response(status_code=_CLIENT_WENT_AWAY)
+        response = await route(request, raw_request) or Response(status_code=CLIENT_WENT_AWAY)
     if isinstance(response, StreamingResponse):
         _annotate_stream(response, request, trace, terms, hide_usage, started, service)
     elif isinstance(response, JSONResponse) and response.status_code == 200:

@@ -9,7 +9,7 @@ from softspec.engine.trace import tracing
 from softspec.errors import ConfigError
 from softspec.server.chat.guard import policy_guard
 from softspec.server.policy.policy import Policy
-from tests.support.other_routes import GENERATING, HELLO, READ_ONLY, STREAMED
+from tests.support.other_routes import FOLLOWERS, GENERATING, HELLO, READ_ONLY, STREAMED
 from tests.support.tiny import random_adapters, tiny_llama
 
 BASE, NAME = "tiny-base", "tiny-ensemble"
@@ -69,7 +69,7 @@ def test_routes_that_generate_nothing_still_read_for_the_ensemble(strict: Any, p
 @pytest.mark.vllm
 @pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages", "/invocations"])
 def test_base_has_no_policy_on_any_route(strict: Any, path: str) -> None:
-    assert strict.post(path, {**GENERATING[path], "model": BASE}).status_code == 200
+    assert strict.post(path, {**FOLLOWERS, **GENERATING}[path] | {"model": BASE}).status_code == 200
 
 
 @pytest.mark.vllm
