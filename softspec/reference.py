@@ -160,4 +160,5 @@ def _record(token_id: int, member_logprobs: Tensor, predictive: Predictive) -> T
         epistemic=float(predictive.epistemic),
         disagreement=float(predictive.disagreement),
         member_log_probs=tuple(member_logprobs[:, token_id].tolist()),
+        member_choices=tuple(member_logprobs.argmax(-1).tolist()),
     )

@@ -38,7 +38,13 @@ FLOORS = {
         ("result",),
         ("run",),
     ),
-    "server": (("policy",), ("ops",), ("chat",), ("dialects",), ("ensembles",), ("plugin",)),
+    "server": (
+        ("policy", "upstream"),
+        ("ops",),
+        ("chat",),
+        ("ensembles", "decisions", "dialects"),
+        ("plugin",),
+    ),
     "app": (("child_server", "interruption", "smollm2"), ("bench", "demo"), ("cli",)),
     "app.bench": (("core",), ("serving", "training")),
 }
@@ -46,7 +52,11 @@ FLOORS = {
 
 OUTSIDE = {
     "vllm": ("engine", "server.plugin"),
-    "fastapi": ("server.ops", "server.chat", "server.dialects", "server.ensembles", "server.plugin"),
+    "fastapi": (
+        *("server.ops", "server.chat", "server.ensembles", "server.decisions", "server.dialects"),
+        "server.plugin",
+    ),
+    "httpx2": ("server.upstream",),
     "peft": ("train.result", "train.members", "reference", "app.bench"),
     "cyclopts": ("app",),
 }

@@ -11,7 +11,7 @@ WITHOUT_EFFECT = frozenset(
     {
         # OpenAI's: labels, storage, caching and speed. (Length of style, too: a wish that no model here was taught.)
         *("metadata", "prediction", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"),
-        *("safety_identifier", "service_tier", "store", "stream_options", "verbosity"),
+        *("safety_identifier", "service_tier", "store", "stream_options", "user", "verbosity"),
         # Anthropic's: caching, speed and place.
         *("cache_control", "diagnostics", "inference_geo", "speed", "user_profile_id", "workspace_id"),
         # Other servers': their caches, and the settings of samplers that are switched by a field of SWITCHED_OFF.

@@ -6,6 +6,7 @@ the answer at that token, and the last events tell the usage. Knows the dialect 
 """
 
 import json
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 
@@ -41,6 +42,7 @@ class JudgedStream:
         self._observe_first_token = observe_first_token
         self._running: RunningDecision | None = None
         self._untold: list[TokenUncertainty] = []
+        self._held: deque[tuple[int, Json]] = deque()
         self._is_withdrawn = False
 
     async def rewrite(self, upstream: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
@@ -65,6 +67,7 @@ class JudgedStream:
         running, is_last = self._judge(), events.concludes(event)
         if running.decision.action != "answer" and not self._is_withdrawn:
             self._is_withdrawn = True
+            self._held.clear()
             yield from events.withdrawal(running.decision)
         if is_last:
             event = self._concluded(event, running)
@@ -72,7 +75,10 @@ class JudgedStream:
             return
         if not self._is_withdrawn and (is_last or event["type"].endswith("delta")):
             event = self._with_tokens(event)
-        yield events.passed(event)
+        self._held.append((running.num_tokens, event))
+        until = running.num_tokens - (0 if is_last else self._terms.policy.held)
+        while self._held and self._held[0][0] <= until:
+            yield events.passed(self._held.popleft()[1])
 
     def _judge(self) -> RunningDecision:
         if self._running is None:

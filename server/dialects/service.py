@@ -7,12 +7,13 @@ single member or the base pass through untouched. Knows FastAPI; the engine only
 import json
 import time
 from collections.abc import AsyncGenerator
+from functools import partial
 from typing import cast
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from softspec.engine.trace import RequestTrace, tracing
+from softspec.engine.trace import tracing
 from softspec.errors import FieldError
 from softspec.server.chat.replies import choice_trace, verdict_on
 from softspec.server.chat.service import CLIENT_WENT_AWAY, Route, Service, send
@@ -22,9 +23,10 @@ from softspec.server.chat.unsupported import (
     refuse_reserved,
     refuse_unsupported,
 )
-from softspec.server.chat.wire import EXTENSION, Json, Terms, read_terms
+from softspec.server.chat.wire import EXTENSION, Terms, read_terms
 from softspec.server.dialects.dialect import Dialect
 from softspec.server.dialects.judged import JudgedStream
+from softspec.server.ops.metrics import Metrics
 from softspec.server.policy.running import judge_of
 
 _DETAILS = ("summary", "tokens", "none")
@@ -56,19 +58,21 @@ async def answer(
             terms,
             dialect.events(request),
             decode=service.decode,
-            observe=service.metrics.of_request(1),
-            observe_first_token=lambda: service.metrics.first_token(time.monotonic() - started),
+            observe=service.metrics.of_request(request.model, 1),
+            observe_first_token=partial(_first_token, service.metrics, request.model, started),
         )
         response.body_iterator = stream.rewrite(cast(AsyncGenerator[str, None], response.body_iterator))
     elif isinstance(response, JSONResponse) and response.status_code == 200:
-        _annotate(response, trace, terms, service, dialect)
+        observe = service.metrics.of_request(request.model, 1)
+        decision, report = verdict_on(choice_trace(trace, 0), terms, service.decode, observe)
+        send(response, dialect.annotated(json.loads(bytes(response.body)), decision, report), report)
     _name(response, request, raw_request)
     return response
 
 
 def _terms(request: EnsembleRequest, service: Service, dialect: Dialect) -> Terms:
     extension = (request.model_extra or {}).pop(EXTENSION, None)
-    terms = read_terms(extension, service.default_policy, service.pinned)
+    terms = read_terms(extension, service.rules)
     if terms.policy.action not in ("answer", "abstain"):
         raise FieldError(
             f"{EXTENSION}.policy.action",
@@ -84,13 +88,8 @@ def _terms(request: EnsembleRequest, service: Service, dialect: Dialect) -> Term
     return terms
 
 
-def _annotate(
-    response: JSONResponse, trace: RequestTrace, terms: Terms, service: Service, dialect: Dialect
-) -> None:
-    body: Json = json.loads(bytes(response.body))
-    observe = service.metrics.of_request(1)
-    decision, report = verdict_on(choice_trace(trace, 0), terms, service.decode, observe)
-    send(response, dialect.annotated(body, decision, report), report)
+def _first_token(metrics: Metrics, model: str, started: float) -> None:
+    metrics.first_token(model, time.monotonic() - started)
 
 
 def _name(response: Response, request: EnsembleRequest, raw_request: Request) -> None:

@@ -7,6 +7,7 @@ then `COLUMNS` and K more. They arrive with the token, in order, through any exe
 nothing of schedulers; needs neither vLLM nor torch.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -54,6 +55,7 @@ class GroupSpec:
     log_weights: K normalised natural logs. block_size: tokens; that of the activation, None where the adapters act on
     every token. num_top: how many of the mixture's likeliest tokens the caller wants beside each drawn token.
     has_readers: whether the caller reads any log-probability, be it the drawn token's alone; their tokens need text.
+    model: the name under which the group is served, for whoever counts.
     """
 
     adapters: tuple[Adapter, ...]
@@ -62,6 +64,7 @@ class GroupSpec:
     block_size: int | None
     num_top: int
     has_readers: bool = False
+    model: str = ""
 
     def to_wire(self) -> dict[str, Any]:
         """The group as plain lists and numbers, which vLLM's processes can send."""
@@ -72,6 +75,7 @@ class GroupSpec:
             "block_size": self.block_size,
             "num_top": self.num_top,
             "has_readers": self.has_readers,
+            "model": self.model,
         }
 
     @classmethod
@@ -84,6 +88,7 @@ class GroupSpec:
             block_size=wire["block_size"],
             num_top=wire["num_top"],
             has_readers=wire["has_readers"],
+            model=wire["model"],
         )
 
     @property
@@ -108,7 +113,8 @@ class Seat:
 
 COLUMNS = ("total_entropy", "aleatoric_entropy", "epistemic", "disagreement")
 """The numbers of a decode step that travel with its token, by their names in `Predictive` and `TokenUncertainty`. After
-them come the drawn token's log-probabilities under each member."""
+them come the drawn token's log-probabilities under each member. A column is a number beside a token id: the id beside
+a member's log-probability is the token that this member found likeliest."""
 
 
 def num_columns(num_members: int) -> int:
@@ -116,9 +122,18 @@ def num_columns(num_members: int) -> int:
     return len(COLUMNS) + num_members
 
 
-def unpack(token_id: int, log_prob: float, columns: Sequence[float]) -> TokenUncertainty:
-    """A drawn token with its numbers, read from the columns that the worker wrote for it."""
-    numbers = dict(zip(COLUMNS, columns, strict=False))
+def unpack(
+    token_ids: Sequence[int], log_probs: Sequence[float], num_top: int, num_members: int
+) -> TokenUncertainty:
+    """A drawn token with its numbers, read from the log-probability row that the worker wrote for it."""
+    first = 1 + num_top
+    members = slice(first + len(COLUMNS), first + num_columns(num_members))
+    numbers = dict(zip(COLUMNS, log_probs[first:], strict=False))
+    is_measured = not math.isnan(numbers["disagreement"])
     return TokenUncertainty(
-        token_id=token_id, log_prob=log_prob, member_log_probs=tuple(columns[len(COLUMNS) :]), **numbers
+        token_id=token_ids[0],
+        log_prob=log_probs[0],
+        member_log_probs=tuple(log_probs[members]),
+        member_choices=tuple(token_ids[members]) if is_measured else (),
+        **numbers,
     )

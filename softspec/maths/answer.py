@@ -25,7 +25,8 @@ METRICS = (
 class TokenUncertainty:
     """One drawn token, as the raw mixture saw it, before penalties and temperature.
 
-    Nats, except `disagreement`, a share in [0, 1].
+    Nats, except `disagreement`, a share in [0, 1]. `member_choices`: the token that each member found likeliest at this
+    step, under the request's constraints; empty where it was not measured.
     """
 
     token_id: int
@@ -35,6 +36,7 @@ class TokenUncertainty:
     epistemic: float
     disagreement: float
     member_log_probs: tuple[float, ...]
+    member_choices: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

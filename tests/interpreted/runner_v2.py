@@ -160,11 +160,14 @@ class Group:
         del self.log_weights[len(self.output) + 1 :]
         self.log_weights.append(weights if self.spec.weights_rule == "fixed" else updated)
         self.output.append(token_id)
-        numbers = [float(getattr(predictive, name)) for name in COLUMNS]
-        log_prob = float(predictive.logprobs[token_id])
-        return unpack(
-            token_id, log_prob, [*numbers, *member_logprobs[:, token_id].tolist()]
-        ), predictive.logprobs
+        expected = TokenUncertainty(
+            token_id=token_id,
+            log_prob=float(predictive.logprobs[token_id]),
+            **{name: float(getattr(predictive, name)) for name in COLUMNS},
+            member_log_probs=tuple(member_logprobs[:, token_id].tolist()),
+            member_choices=tuple(member_logprobs.argmax(-1).tolist()),
+        )
+        return expected, predictive.logprobs
 
     def _constrained(self, member_logits: Tensor) -> Tensor:
         """The members' logits without the tokens that the request forbids at this position."""
@@ -213,8 +216,9 @@ def check_row(
     found: LogprobsTensors, row: int, group: Group, expected: TokenUncertainty, mixture: Tensor
 ) -> None:
     end = 1 + group.spec.num_top
-    columns = found.logprobs[row, end : end + num_columns(group.spec.num_members)].tolist()
-    token = unpack(int(found.logprob_token_ids[row, 0]), float(found.logprobs[row, 0]), columns)
+    ids, log_probs = found.logprob_token_ids[row].tolist(), found.logprobs[row].tolist()
+    token = unpack(ids, log_probs, group.spec.num_top, group.spec.num_members)
+    assert token.member_choices == expected.member_choices
     assert largest_difference([token], [expected]) < 1e-5
     top = mixture.topk(group.spec.num_top)
     assert found.logprob_token_ids[row, 1:end].tolist() == top.indices.tolist()

@@ -259,3 +259,15 @@ def test_pairs_of_members_are_as_far_apart_as_a_two_member_mixture() -> None:
         expected = mutual_information(members[[first, second]], HALVES)
         assert matrix[first, second].item() == pytest.approx(expected.item(), abs=1e-12)
     assert functional_diversity(members).item() == pytest.approx((matrix.sum() / 6).item())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_members_choose_their_likeliest_token_and_of_equals_the_first(dtype: torch.dtype) -> None:
+    probs = torch.tensor([[0.2, 0.5, 0.3], [0.1, 0.2, 0.7], [0.4, 0.2, 0.4]], dtype=dtype)
+
+    found = predict(probs.log(), LOG_WEIGHTS)
+
+    assert found.member_choices is not None
+    assert found.member_choices.tolist() == [1, 2, 0]
+    # The mixture's is the third: 0.44 against 0.21 and 0.35. The first member alone has a likelier one.
+    assert found.disagreement.item() == pytest.approx(0.5)

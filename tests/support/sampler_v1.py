@@ -20,7 +20,7 @@ from vllm.v1.sample.sampler import Sampler
 from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
 
 from softspec.engine.core.requests import member_requests
-from softspec.engine.wire import Adapter, GroupSpec, num_columns, unpack
+from softspec.engine.wire import Adapter, GroupSpec, unpack
 from softspec.engine.worker import mixing
 from softspec.engine.worker.runner_v1 import EnsembleSampler
 from softspec.maths.answer import TokenUncertainty
@@ -95,10 +95,10 @@ class SamplerV1:
         """The telemetry of a group's token."""
         row, spec = self.input_batch.req_id_to_index[request_id], self._specs[request_id]
         assert output.logprobs_tensors is not None
-        found = output.logprobs_tensors.logprobs[row].tolist()
-        end = 1 + spec.num_top
-        columns = found[end : end + num_columns(spec.num_members)]
-        return unpack(int(output.sampled_token_ids[row]), found[0], columns)
+        tensors = output.logprobs_tensors
+        ids, found = tensors.logprob_token_ids[row].tolist(), tensors.logprobs[row].tolist()
+        assert ids[0] == int(output.sampled_token_ids[row])
+        return unpack(ids, found, spec.num_top, spec.num_members)
 
 
 def distribution(output: SamplerOutput, vocab_size: int, row: int = 0) -> Tensor:

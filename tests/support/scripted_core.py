@@ -18,7 +18,7 @@ from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.engine.output_processor import OutputProcessor
 from vllm.v1.outputs import LogprobsLists
 
-from softspec.engine.wire import KEY, GroupSpec
+from softspec.engine.wire import COLUMNS, KEY, GroupSpec
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def _logprobs(token_id: int, said: Said, params: Any) -> LogprobsLists | None:
     members = said.members[: spec.num_members]
     mixture = math.log(sum(math.exp(w + m) for w, m in zip(spec.log_weights, members, strict=True)))
     numbers = [0.5 + said.epistemic, 0.5, said.epistemic, said.epistemic / 2, *members]
-    ids = [token_id] * (1 + spec.num_top) + [0] * len(numbers)
+    ids = [token_id] * (1 + spec.num_top) + [0] * len(COLUMNS) + [token_id] * len(members)
     values = [mixture] * (1 + spec.num_top) + numbers
     return LogprobsLists(np.array([ids]), np.array([values]), np.array([1]))
 

@@ -18,7 +18,7 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
 from vllm.v1.engine.output_processor import OutputProcessor, OutputProcessorOutput, RequestState
 
 from softspec.engine.trace import ChoiceTrace, Judge
-from softspec.engine.wire import KEY, GroupSpec, num_columns, unpack
+from softspec.engine.wire import KEY, GroupSpec, unpack
 from softspec.maths.answer import TokenUncertainty
 
 ABSTAINED = "abstained"
@@ -93,8 +93,5 @@ def _tokens(output: EngineCoreOutput, spec: GroupSpec) -> Iterator[TokenUncertai
     """The new tokens of an output, read from the columns that the worker wrote."""
     if output.new_logprobs is None:
         return
-    start = 1 + spec.num_top
     for ids, values in zip(output.new_logprobs.logprob_token_ids, output.new_logprobs.logprobs, strict=True):
-        numbers = values.tolist()
-        columns = numbers[start : start + num_columns(spec.num_members)]
-        yield unpack(int(ids[0]), numbers[0], columns)
+        yield unpack(ids.tolist(), values.tolist(), spec.num_top, spec.num_members)

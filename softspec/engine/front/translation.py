@@ -46,11 +46,8 @@ def split_position(
     """One token's telemetry, and the mixture log-probabilities that the caller asked for."""
     start = logprobs.start_indices[position]
     end = start + 1 + num_top
-    token = unpack(
-        logprobs.token_ids[start],
-        logprobs.logprobs[start],
-        logprobs.logprobs[end : end + num_columns(spec.num_members)],
-    )
+    row = slice(start, logprobs.end_indices[position])
+    token = unpack(logprobs.token_ids[row], logprobs.logprobs[row], num_top, spec.num_members)
     top = {
         logprobs.token_ids[i]: Logprob(logprobs.logprobs[i], logprobs.ranks[i], logprobs.decoded_tokens[i])
         for i in range(start, end)

@@ -225,4 +225,8 @@ def _write_rows(reported: LogprobRows, batch: _Batch, token_logprobs: Tensor) ->
     reported.logprobs[lineup.leaders, : 1 + lineup.num_top] = logprobs
     numbers = torch.stack([getattr(batch.predictive, name) for name in COLUMNS], -1)
     reported.logprobs[lineup.leaders[:, None], lineup.columns] = torch.cat([numbers, token_logprobs], -1)
+    if batch.predictive.member_choices is not None:
+        columns = lineup.columns[:, len(COLUMNS) :]
+        choices = batch.predictive.member_choices.to(torch.int32)
+        reported.logprob_token_ids[lineup.leaders[:, None], columns] = choices
     reported.selected_token_ranks[lineup.leaders] = (mixture >= logprobs[:, :1]).sum(-1)

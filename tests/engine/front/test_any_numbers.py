@@ -172,8 +172,7 @@ def require_sound(token: int, row: Any, params: Any, is_group: bool, vocab_size:
     if not is_group:
         return
     num_top = params.logprobs - num_columns(2)
-    numbers = row.tolist()
-    drawn = unpack(token, numbers[0], numbers[1 + num_top : 1 + params.logprobs])
+    drawn = unpack([token] * len(row), row.tolist(), num_top, 2)
     measured = (
         drawn.log_prob,
         drawn.total_entropy,

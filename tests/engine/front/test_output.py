@@ -1,6 +1,7 @@
 """vLLM's own output processor with a group's columns in it: what reaches the reader of a stream."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,28 +10,12 @@ import pytest
 from transformers import AutoTokenizer
 
 from softspec.engine.front.translation import group_params, split_position
-from softspec.engine.wire import KEY, Adapter, GroupSpec, num_columns
+from softspec.engine.wire import COLUMNS, KEY, Adapter, GroupSpec, num_columns
+from tests.support.processor import core_request
 
 pytestmark = pytest.mark.vllm
 
 SPEC = GroupSpec((Adapter("a", 1, "a"), Adapter("b", 2, "b")), (-0.7, -0.7), "prefix_posterior", None, 0)
-
-
-def core_request(params: Any) -> Any:
-    from vllm.v1.engine import EngineCoreRequest
-
-    return EngineCoreRequest(
-        request_id="group",
-        external_req_id="group",
-        prompt_token_ids=[5],
-        mm_features=None,
-        sampling_params=params,
-        pooling_params=None,
-        arrival_time=0.0,
-        lora_request=None,
-        cache_salt=None,
-        data_parallel_rank=None,
-    )
 
 
 @pytest.fixture
@@ -55,7 +40,7 @@ def stream(tiny_base: Path) -> Callable[[int, int | None], Any]:
         processor.add_request(request, None, queue=collector)
         for token in range(count):
             top = [40 + token, 40 + token, 50][: 1 + (num_top or 0)]
-            ids = np.array([top + [0] * num_columns(2)])
+            ids = np.array([top + [0] * len(COLUMNS) + [60 + token, 70]])
             columns = np.array([[-1.0] * len(top) + [float(token)] * num_columns(2)])
             row = LogprobsLists(ids, columns, np.array([1]))
             processor.process_outputs(
@@ -76,6 +61,7 @@ def test_reader_that_falls_behind_loses_no_column(stream: Any, num_top: int | No
     assert [token.token_id for token in tokens] == [40, 41, 42, 43]
     assert [token.total_entropy for token in tokens] == [0.0, 1.0, 2.0, 3.0]
     assert [token.member_log_probs for token in tokens] == [(0, 0), (1, 1), (2, 2), (3, 3)]
+    assert [token.member_choices for token in tokens] == [(60, 70), (61, 70), (62, 70), (63, 70)]
 
 
 def test_telemetry_that_nobody_reads_is_not_decoded(stream: Any) -> None:
@@ -109,3 +95,29 @@ def test_log_probabilities_that_were_asked_for_have_their_text(stream: Any) -> N
 
     assert {token: entry.decoded_token for token, entry in top.items()}.keys() == {41, 50}
     assert all(entry.decoded_token for entry in top.values())
+
+
+@pytest.mark.parametrize("model", ["jurists", "jurists/member-1"])
+def test_preemption_is_told_with_the_model_that_was_asked(tiny_base: Path, model: str) -> None:
+    from vllm.sampling_params import SamplingParams
+    from vllm.v1.engine import EngineCoreEvent, EngineCoreEventType, EngineCoreOutput
+    from vllm.v1.engine.output_processor import OutputProcessor
+
+    from softspec.engine.front.output import carry_telemetry, watch_preemptions
+
+    processor = OutputProcessor(AutoTokenizer.from_pretrained(tiny_base), log_stats=False)
+    carry_telemetry(processor)
+    told: list[str] = []
+    watch_preemptions(processor, told.append)
+    processor.add_request(
+        core_request(group_params(SamplingParams(seed=1), replace(SPEC, model=model))), None
+    )
+    other = core_request(SamplingParams())
+    other.request_id = other.external_req_id = "base"
+    processor.add_request(other, None)
+    event = EngineCoreEvent.new_event(EngineCoreEventType.PREEMPTED)
+
+    for request_id in ("group", "base", "left"):
+        processor.process_outputs([EngineCoreOutput(request_id, [], events=[event])])
+
+    assert told == [model]

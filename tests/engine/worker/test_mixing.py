@@ -30,27 +30,32 @@ def seat(name: str, num_members: int, sampling: SamplingSpec) -> Seat:
 
 def step(mixer: GroupMixer, logits: Tensor, groups: list[GroupRows]) -> tuple[Tensor, Tensor]:
     """The tokens of all rows, and their log-probability rows."""
+    return whole_step(mixer, logits, groups)[:2]
+
+
+def whole_step(mixer: GroupMixer, logits: Tensor, groups: list[GroupRows]) -> tuple[Tensor, Tensor, Tensor]:
+    """The same, and the token ids beside the log-probabilities."""
     logits, sampled = logits.clone(), torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
     mixer.mix(logits, groups)
     mixer.draw(logits)
     mixer.hand_out(sampled)
     reported = mixer.report(None, num_rows=len(logits))
     assert reported is not None
-    return sampled, reported.logprobs
+    return sampled, reported.logprobs, reported.logprob_token_ids
 
 
 def logits_of(position: int) -> Tensor:
     return 3 * torch.randn(7, VOCAB_SIZE, generator=torch.Generator().manual_seed(position))
 
 
-def two_steps(device: str = "cpu", measures_uncertainty: bool = True) -> list[tuple[Tensor, Tensor]]:
-    """Tokens and reported log-probabilities of two steps of two groups of 2 and one of 3."""
+def two_steps(device: str = "cpu", measures_uncertainty: bool = True) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Tokens, reported log-probabilities and the token ids beside them of two steps of two groups of 2 and one of 3."""
     mixer = GroupMixer()
     mixer.measures_uncertainty = measures_uncertainty
     sampling = {"a": SETTINGS, "b": SamplingSpec(temperature=0.0), "c": SETTINGS}
     seats = {name: seat(name, len(rows), sampling[name]) for name, rows in ROWS.items()}
     return [
-        step(
+        whole_step(
             mixer,
             logits_of(position).to(device),
             [GroupRows(seats[name], rows, position) for name, rows in ROWS.items()],
@@ -61,7 +66,7 @@ def two_steps(device: str = "cpu", measures_uncertainty: bool = True) -> list[tu
 
 def test_no_step_waits_for_the_device() -> None:
     """On the meta device tensors have no values, so whatever wanted one on the host would raise."""
-    for sampled, logprobs in two_steps(device="meta"):
+    for sampled, logprobs, _ in two_steps(device="meta"):
         assert sampled.shape == (7,)
         assert logprobs.shape == (7, 1 + NUM_TOP + num_columns(3))
 
@@ -69,25 +74,26 @@ def test_no_step_waits_for_the_device() -> None:
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
 def test_reported_columns_read_back_as_the_numbers_of_the_drawn_token(rows: tuple[int, ...]) -> None:
     log_weights = torch.full((len(rows),), -math.log(len(rows)))
-    for position, (sampled, logprobs) in enumerate(two_steps()):
-        row, members = logprobs[rows[0]].tolist(), logits_of(position)[list(rows)].log_softmax(-1)
+    for position, (sampled, logprobs, token_ids) in enumerate(two_steps()):
+        members = logits_of(position)[list(rows)].log_softmax(-1)
 
         token_id = int(sampled[rows[0]])
-        start = 1 + NUM_TOP
-        found = unpack(token_id, row[0], row[start : start + num_columns(len(rows))])
+        found = unpack(token_ids[rows[0]].tolist(), logprobs[rows[0]].tolist(), NUM_TOP, len(rows))
 
         expected = predict(members, log_weights)
         numbers = [float(getattr(expected, name)) for name in COLUMNS]
         log_prob = float(expected.logprobs[token_id])
         token_logprobs = members[:, token_id].tolist()
-        assert astuple(found)[1:-1] == pytest.approx((log_prob, *numbers), abs=1e-5)
+        assert found.token_id == token_id
+        assert astuple(found)[1:6] == pytest.approx((log_prob, *numbers), abs=1e-5)
         assert found.member_log_probs == pytest.approx(token_logprobs, abs=1e-5)
+        assert found.member_choices == tuple(members.argmax(-1).tolist())
         log_weights = update_log_weights(log_weights, members[:, token_id])
 
 
 def test_without_uncertainty_only_its_numbers_are_missing() -> None:
     first, end = 1 + NUM_TOP, 1 + NUM_TOP + len(COLUMNS)
-    for (sampled, logprobs), (bare_sampled, bare) in zip(
+    for (sampled, logprobs, _), (bare_sampled, bare, ids) in zip(
         two_steps(), two_steps(measures_uncertainty=False), strict=True
     ):
         assert torch.equal(sampled, bare_sampled)
@@ -96,6 +102,8 @@ def test_without_uncertainty_only_its_numbers_are_missing() -> None:
             assert logprobs[leader, first:end].isfinite().all()
             known = [*range(first), *range(end, end + num_members)]
             torch.testing.assert_close(bare[leader, known], logprobs[leader, known])
+            found = unpack(ids[leader].tolist(), bare[leader].tolist(), NUM_TOP, num_members)
+            assert found.member_choices == ()
 
 
 def beside(name: str, spoiled: SamplingSpec = SETTINGS) -> list[GroupRows]:
