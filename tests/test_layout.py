@@ -27,7 +27,7 @@ HOUSE = {
 FLOORS = {
     "engine": (("wire", "trace"), ("requirements", "options"), ("worker", "core", "front"), ("start",)),
     "train": (
-        ("yaml_text", "places", "foreign_keys"),
+        ("places", "foreign_keys"),
         ("kinds",),
         ("config", "processes"),
         ("data",),
