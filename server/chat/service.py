@@ -40,7 +40,7 @@ from softspec.server.upstream.client import Upstream
 
 # vLLM's route; None when the client went away.
 Route = Callable[[Any, Request], Awaitable[Response | None]]
-_CLIENT_WENT_AWAY = 499
+CLIENT_WENT_AWAY = 499
 
 
 @dataclass(frozen=True)
@@ -92,19 +92,19 @@ async def complete(request: OpenAIRequest, raw_request: Request, route: Route, s
     refuse_reserved(request)
     if request.model not in service.ensembles:
         refuse_extension(request)
-        return await route(request, raw_request) or Response(status_code=_CLIENT_WENT_AWAY)
+        return await route(request, raw_request) or Response(status_code=CLIENT_WENT_AWAY)
     refuse_unsupported(request)
     extension = (request.model_extra or {}).pop(EXTENSION, None)
     terms = read_terms(extension, service.rules)
     asked = await _asked(request, raw_request, service)
     hide_usage = _ask_for_continuous_usage(request, terms)
     with tracing(judge_of(terms.policy, streamed=bool(request.stream))) as trace:
-        response = await route(request, raw_request) or Response(status_code=_CLIENT_WENT_AWAY)
+        response = await route(request, raw_request) or Response(status_code=CLIENT_WENT_AWAY)
     if isinstance(response, StreamingResponse):
         _annotate_stream(response, request, trace, terms, asked, hide_usage, started, service)
     elif isinstance(response, JSONResponse) and response.status_code == 200:
         work = _annotate_json(response, trace, terms, asked, service)
-        gone = Response(status_code=_CLIENT_WENT_AWAY)
+        gone = Response(status_code=CLIENT_WENT_AWAY)
         response = await (unless_gone(raw_request, work, gone) if terms.policy.action == "route" else work)
     response.headers.setdefault("x-request-id", raw_request.headers.get("x-request-id", request.request_id))
     return response

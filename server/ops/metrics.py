@@ -52,6 +52,9 @@ METRICS = (
         labels=("model", "decision"),
     ),
     Metric(
+        "softspec_scored_answers_total", "Answers that existed already and were scored, for /v1/uncertainty."
+    ),
+    Metric(
         "softspec_mutual_information_nats",
         "How far an answer moved the members' weights.",
         buckets=_NATS,
@@ -151,6 +154,10 @@ class Metrics:
 
     def _observe(self, name: str, model: str, value: float) -> None:
         self._histograms[name].labels(model=model).observe(value)
+
+    def scored(self, model: str, num_answers: int) -> None:
+        """Count answers that were scored and not written."""
+        self._counters["softspec_scored_answers_total"].labels(model=model).inc(num_answers)
 
     def decided(self, model: str, decision: Decision) -> None:
         """Count an answer to a question with known options."""
