@@ -48,7 +48,7 @@ from softspec.server.chat.service import Service
 from softspec.server.dialects.routes import add_dialect_routes
 from softspec.server.ensembles.routes import add_ensemble_routes
 from softspec.server.ops.canary import canary_of
-from softspec.server.ops.closing import close_upstreams_with
+from softspec.server.ops.closing import close_with
 from softspec.server.ops.errors import respond_to_error
 from softspec.server.ops.loops import RefuseLoops
 from softspec.server.ops.metrics import Metrics
@@ -58,6 +58,9 @@ from softspec.server.ops.served_base import served_fingerprint
 from softspec.server.ops.settings import Settings
 from softspec.server.ops.stopping import RefuseWhileStopping, limit_farewell
 from softspec.server.ops.welcome import welcome
+from softspec.server.record.recorder import Recorder
+from softspec.server.upstream.loop import require_elsewhere
+from softspec.server.upstream.upstreams import Upstreams
 
 _log = logging.getLogger(__name__)
 
@@ -104,7 +107,7 @@ class SoftspecEndpoints:
         app.add_middleware(Door, followers=frozenset({*_COMPLETIONS, *_DIALECTS}))
         app.add_middleware(RefuseLoops)
         app.add_middleware(RefuseWhileStopping)
-        close_upstreams_with(app)
+        close_with(app)
 
     async def init_state(self, engine_client: EngineClient, state: State, args: Namespace) -> None:
         """Load the ensembles, prepare the engine for them and put our client into vLLM's handlers.
@@ -116,6 +119,8 @@ class SoftspecEndpoints:
         ensembles = load_ensembles(settings.ensembles)
         share_log()
         accepted_arguments(args, settings.allow_untested, in_use=True)
+        if not args.uds:
+            require_elsewhere(settings.upstreams, args.host, args.port)
         require_engine(vllm.__version__, engine_client.vllm_config, ensembles)
         model = engine_client.vllm_config.model_config
         base = served_fingerprint(model.model, model.revision, settings.base_unchecked)
@@ -135,6 +140,11 @@ class SoftspecEndpoints:
         client.registry.base_fingerprint = base
         await client.registry.fill()
         metrics.expect(client.registry.lora_requests)
+        state.softspec_upstreams = Upstreams(settings.upstreams, os.environ, metrics)
+        record, recorder = settings.record, None
+        if record is not None:
+            recorder = Recorder(record.path, record.max_bytes, record.keep, metrics.record_failed)
+        state.softspec_recorder = recorder
         put_into_handlers(client, engine_client, state)
         list_ensembles_first(client, state)
         served = client.registry.ensembles
@@ -145,6 +155,8 @@ class SoftspecEndpoints:
             rules=settings.rules,
             decode=token_decoder(engine_client),
             metrics=metrics,
+            upstreams=state.softspec_upstreams,
+            recorder=recorder,
         )
         state.softspec_canary = canary_of(partial(draw_unpublished, client))
         state.softspec_readiness = Readiness(
