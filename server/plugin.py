@@ -99,12 +99,13 @@ class SoftspecEndpoints:
             engine_client,
             ensembles,
             base_names(state),
-            may_run=policy_guard(settings.policy),
+            may_run=policy_guard(settings.rules.default),
             on_failed=metrics.failed,
             on_preemption=metrics.group_preemption,
         )
         client.registry.base_fingerprint = base
         await client.registry.fill()
+        metrics.expect(client.registry.lora_requests)
         put_into_handlers(client, engine_client, state)
         list_ensembles_first(client, state)
         served = client.registry.ensembles
@@ -112,8 +113,7 @@ class SoftspecEndpoints:
         state.softspec_chat = Service(
             ensembles=served,
             models=partial(model_names, client, state),
-            default_policy=settings.policy,
-            pinned=settings.pinned,
+            rules=settings.rules,
             decode=token_decoder(engine_client),
             metrics=metrics,
         )
@@ -122,8 +122,6 @@ class SoftspecEndpoints:
             served,
             canary_of(partial(draw_one_token, state)),
             partial(obstacle, engine_client, state.softspec_ending),
-            on_ready=lambda: _log.info(
-                "%s", welcome(served, base_names(state), settings.policy, settings.pinned)
-            ),
+            on_ready=lambda: _log.info("%s", welcome(served, base_names(state), settings.rules)),
         )
         state.softspec_readiness.begin()

@@ -38,7 +38,7 @@ FLOORS = {
         ("result",),
         ("run",),
     ),
-    "server": (("policy",), ("ops",), ("chat",), ("ensembles",), ("plugin",)),
+    "server": (("policy", "upstream"), ("ops",), ("chat",), ("ensembles",), ("plugin",)),
     "app": (("child_server", "interruption", "smollm2"), ("bench", "demo"), ("cli",)),
     "app.bench": (("core",), ("serving", "training")),
 }
@@ -47,6 +47,7 @@ FLOORS = {
 OUTSIDE = {
     "vllm": ("engine", "server.plugin"),
     "fastapi": ("server.ops", "server.chat", "server.ensembles", "server.plugin"),
+    "httpx2": ("server.upstream",),
     "peft": ("train.result", "train.members", "reference", "app.bench"),
     "cyclopts": ("app",),
 }

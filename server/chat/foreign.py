@@ -11,7 +11,7 @@ WITHOUT_EFFECT = frozenset(
     {
         # OpenAI's: labels, storage, caching and speed. (Length of style, too: a wish that no model here was taught.)
         *("metadata", "prediction", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"),
-        *("safety_identifier", "service_tier", "store", "verbosity"),
+        *("safety_identifier", "service_tier", "store", "user", "verbosity"),
         # Other servers': their caches, and the settings of samplers that are switched by a field of SWITCHED_OFF.
         *("cache_prompt", "id", "id_slot", "slot_id", "keep_alive", "use_cache", "num_keep", "n_keep"),
         *("mirostat_tau", "mirostat_eta", "dry_base", "dry_allowed_length", "dry_penalty_last_n"),

@@ -32,20 +32,33 @@ def annotate_choice(
     choice: Json, trace: ChoiceTrace, terms: Terms, decode: DecodeToken, observe: Observe
 ) -> Json:
     """One finished choice with its `uncertainty`, whose numbers are those of the prefix that was judged."""
+    decision, report = verdict_on(trace, terms, decode, observe)
+    if decision.action == "abstain":
+        choice = withdrawn(choice, decision)
+    return {**choice, EXTENSION: report}
+
+
+def verdict_on(
+    trace: ChoiceTrace, terms: Terms, decode: DecodeToken, observe: Observe
+) -> tuple[Decision, Json]:
+    """The decision on one finished choice, and its `uncertainty`: of a withheld one without its tokens."""
     running = RunningDecision(terms.policy, trace)
     tokens, decision = running.catch_up(), running.decision
     observe(decision, summarise(tokens, trace.log_weights, trace.weights_rule))
     report = full_report(trace, tokens, decision, terms.detail)
-    if decision.action == "abstain":
-        return {**withdrawn(choice, decision), EXTENSION: report}
-    if terms.detail == "tokens":
+    if terms.detail == "tokens" and decision.action == "answer":
         report["tokens"] = token_reports(tokens, decode)
-    return {**choice, EXTENSION: report}
+    return decision, report
+
+
+def refusal_of(decision: Decision) -> str:
+    """The sentence that stands in place of a withheld answer."""
+    return f"No answer: the models behind this one are too uncertain ({decision.reason})."
 
 
 def withdrawn(choice: Json, decision: Decision) -> Json:
     """The choice without its answer; HTTP stays 200, as for a refusal of the model itself."""
-    refusal = f"No answer: the models behind this one are too uncertain ({decision.reason})."
+    refusal = refusal_of(decision)
     empty: Json = {
         **dict.fromkeys(choice),
         "index": choice["index"],

@@ -24,9 +24,9 @@ from softspec.server.chat.unsupported import (
     refuse_reserved,
     refuse_unsupported,
 )
-from softspec.server.chat.wire import EXTENSION, DecodeToken, Terms, read_terms
+from softspec.server.chat.wire import EXTENSION, DecodeToken, Json, Terms, read_terms
 from softspec.server.ops.metrics import Metrics
-from softspec.server.policy.policy import Policy
+from softspec.server.policy.rules import PolicyRules
 from softspec.server.policy.running import judge_of
 
 # vLLM's route; None when the client went away.
@@ -43,8 +43,7 @@ class Service:
 
     ensembles: Collection[str]
     models: Callable[[], Sequence[str]]
-    default_policy: Policy
-    pinned: bool
+    rules: PolicyRules
     decode: DecodeToken
     metrics: Metrics
 
@@ -84,7 +83,7 @@ async def complete(request: OpenAIRequest, raw_request: Request, route: Route, s
         return await route(request, raw_request) or Response(status_code=_CLIENT_WENT_AWAY)
     refuse_unsupported(request)
     extension = (request.model_extra or {}).pop(EXTENSION, None)
-    terms = read_terms(extension, service.default_policy, service.pinned)
+    terms = read_terms(extension, service.rules)
     hide_usage = _ask_for_continuous_usage(request, terms)
     with tracing(judge_of(terms.policy)) as trace:
         response = await route(request, raw_request) or Response(status_code=_CLIENT_WENT_AWAY)
@@ -99,15 +98,19 @@ async def complete(request: OpenAIRequest, raw_request: Request, route: Route, s
 def _annotate_json(
     response: JSONResponse, request: OpenAIRequest, trace: RequestTrace, terms: Terms, service: Service
 ) -> None:
-    observe = service.metrics.of_request((request.n or 1) * _num_prompts(request))
+    observe = service.metrics.of_request(str(request.model), (request.n or 1) * _num_prompts(request))
     body = annotate_body(json.loads(bytes(response.body)), trace, terms, service.decode, observe)
+    # Headers tell of the first choice only; with n > 1 read the body.
+    send(response, body, body["choices"][0][EXTENSION])
+
+
+def send(response: JSONResponse, body: Json, report: Json) -> None:
+    """Give a response this body, and headers that tell of this `uncertainty`."""
     response.body = response.render(body)
     response.headers["content-length"] = str(len(response.body))
-    # Headers tell of the first choice only; with n > 1 read the body.
-    first = body["choices"][0][EXTENSION]
-    response.headers["x-softspec-decision"] = first["decision"]
-    if "mutual_information" in first:
-        response.headers["x-softspec-mutual-information"] = f"{first['mutual_information']:.6g}"
+    response.headers["x-softspec-decision"] = report["decision"]
+    if "mutual_information" in report:
+        response.headers["x-softspec-mutual-information"] = f"{report['mutual_information']:.6g}"
 
 
 def _annotate_stream(
@@ -128,14 +131,14 @@ def _annotate_stream(
         num_samples=num_samples,
         hide_usage=hide_usage,
         decode=service.decode,
-        observe=service.metrics.of_request(num_choices),
-        observe_first_token=partial(_first_token, service.metrics, started),
+        observe=service.metrics.of_request(str(request.model), num_choices),
+        observe_first_token=partial(_first_token, service.metrics, str(request.model), started),
     )
     response.body_iterator = stream.events(cast(AsyncGenerator[str, None], response.body_iterator))
 
 
-def _first_token(metrics: Metrics, started: float) -> None:
-    metrics.first_token(time.monotonic() - started)
+def _first_token(metrics: Metrics, model: str, started: float) -> None:
+    metrics.first_token(model, time.monotonic() - started)
 
 
 def _ask_for_continuous_usage(request: OpenAIRequest, terms: Terms) -> bool:

@@ -14,7 +14,9 @@ from softspec.artefact.validation import first_problem
 from softspec.engine.trace import ChoiceTrace
 from softspec.errors import ConfigError, FieldError
 from softspec.maths.answer import TokenUncertainty, summarise
-from softspec.server.policy.policy import Action, Decision, Policy
+from softspec.server.policy.fields import PolicyFields
+from softspec.server.policy.policy import Decision, Policy
+from softspec.server.policy.rules import PolicyRules
 
 Json = dict[str, Any]
 EXTENSION = "uncertainty"
@@ -28,15 +30,6 @@ DecodeToken = Callable[[int], tuple[str, list[int]]]
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class PolicyFields(_Strict):
-    """The policy of a request, as it is written; what is left out is the server's."""
-
-    action: Action | None = None
-    metric: str | None = None
-    threshold: float | None = None
-    min_tokens: int | None = None
 
 
 class ExtensionFields(_Strict):
@@ -54,32 +47,27 @@ class Terms:
     policy: Policy
 
 
-def read_terms(extension: object, default: Policy, pinned: bool = False) -> Terms:
-    """The terms of a request's `uncertainty` field, or the server's default where it says nothing.
+def read_terms(extension: object, rules: PolicyRules) -> Terms:
+    """The terms of a request's `uncertainty` field, or the server's policy where it says nothing.
 
     Raises:
-        FieldError: unknown field, wrong type, a policy that cannot be followed, or one that loosens a pinned default.
+        FieldError: unknown field, wrong type, a policy that cannot be followed, or one that the server does not allow.
     """
     if extension is None:
-        return Terms("summary", default)
+        return Terms("summary", rules.default)
     try:
         fields = ExtensionFields.model_validate(extension)
     except ValidationError as error:
         path = ".".join(str(part) for part in (EXTENSION, *error.errors()[0]["loc"]))
         raise FieldError(path, f"{EXTENSION}: {first_problem(error)}") from error
     if fields.policy is None:
-        return Terms(fields.detail, default)
+        return Terms(fields.detail, rules.default)
     try:
-        policy = default.changed(**fields.policy.model_dump())
+        return Terms(fields.detail, rules.asked_by(fields.policy))
+    except FieldError as error:
+        raise FieldError(f"{EXTENSION}.policy.{error.field}", f"{EXTENSION}.policy: {error}") from error
     except ConfigError as error:
         raise FieldError(f"{EXTENSION}.policy", str(error)) from error
-    loosened = default.loosened_by(policy) if pinned else None
-    if loosened is not None:
-        path = f"{EXTENSION}.policy.{loosened}"
-        raise FieldError(
-            path, f"'{path}' would loosen the server's policy, which is pinned: leave it out, or tighten it"
-        )
-    return Terms(fields.detail, policy)
 
 
 def full_report(

@@ -60,6 +60,7 @@ class GroupSpec:
     has_readers: whether the caller reads any log-probability, be it the drawn token's alone; their tokens need text.
     forced: the answer, where it is known: token t of the output is forced[t], and everything else is as if it had been
     drawn. watched: for each of those steps the tokens whose log-probability under each member is told as well.
+    model: the name under which the group is served, for whoever counts.
     """
 
     adapters: tuple[Adapter, ...]
@@ -70,6 +71,7 @@ class GroupSpec:
     has_readers: bool = False
     forced: tuple[int, ...] = ()
     watched: tuple[tuple[int, ...], ...] = ()
+    model: str = ""
 
     def to_wire(self) -> dict[str, Any]:
         """The group as plain lists and numbers, which vLLM's processes can send."""
@@ -82,6 +84,7 @@ class GroupSpec:
             "has_readers": self.has_readers,
             "forced": list(self.forced),
             "watched": [list(token_ids) for token_ids in self.watched],
+            "model": self.model,
         }
 
     @classmethod
@@ -96,6 +99,7 @@ class GroupSpec:
             has_readers=wire["has_readers"],
             forced=tuple(wire["forced"]),
             watched=tuple(map(tuple, wire["watched"])),
+            model=wire["model"],
         )
 
     @property

@@ -1,5 +1,6 @@
 """How a real server ends: told to stop, told to while it starts, and when its engine dies. Nobody is left waiting."""
 
+import json
 import os
 import signal
 import subprocess
@@ -17,13 +18,16 @@ import pytest
 
 from softspec.app.child_server import free_port
 from softspec.artefact.activation import BlockActivation
-from tests.support.tiny import random_adapters
+from tests.support.tiny import random_adapters, tiny_llama
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 NAME = "law"
 MODELS = (NAME, f"{NAME}/member-0", "base")
-FLAGS = ("--max-model-len", "1024", "--enforce-eager", "--max-num-seqs", "32")
+LONGEST = 32_768
+FLAGS = ("--max-model-len", str(LONGEST), "--enforce-eager", "--max-num-seqs", "32")
+ENDLESS = LONGEST - 1_000
+"""Tokens of an answer that no machine ends before the server does."""
 
 
 @dataclass
@@ -45,8 +49,8 @@ class Running:
             assert time.monotonic() < deadline, text[-4000:]
             time.sleep(0.2)
 
-    def ask(self, model: str, stream: bool, length: int = 900) -> tuple[int, str, float]:
-        """The status, the whole body and the end of one long answer."""
+    def ask(self, model: str, stream: bool, length: int) -> tuple[int, str, float]:
+        """The status, the whole body and the end of one answer of `length` tokens."""
         body = {"model": model, "messages": [{"role": "user", "content": "hello"}], "stream": stream}
         body |= {"max_tokens": length, "ignore_eos": True}
         answer = httpx2.post(f"{self.url}/v1/chat/completions", json=body, timeout=120)
@@ -81,9 +85,12 @@ def _runs(process: psutil.Process) -> bool:
 
 
 @pytest.fixture(scope="module")
-def ensemble(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("ensembles") / NAME
-    return random_adapters(tiny_base, folder, num_members=2, activation=BlockActivation(), name=NAME)
+def ensemble(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ensembles")
+    base = tiny_llama(folder / "base")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "max_position_embeddings": LONGEST}))
+    return random_adapters(base, folder / NAME, num_members=2, activation=BlockActivation(), name=NAME)
 
 
 @contextmanager
@@ -106,10 +113,12 @@ def running(ensemble: Path, log: Path, *flags: str) -> Iterator[Running]:
 
 
 @contextmanager
-def six_requests(server: Running) -> Iterator[list[Future[tuple[int, str, float]]]]:
+def six_requests(server: Running, length: int) -> Iterator[list[Future[tuple[int, str, float]]]]:
     """Three streams and three whole answers: of the ensemble, a member and the base; all of them have begun."""
     with ThreadPoolExecutor() as pool:
-        asked = [pool.submit(server.ask, model, stream) for stream in (True, False) for model in MODELS]
+        asked = [
+            pool.submit(server.ask, model, stream, length) for stream in (True, False) for model in MODELS
+        ]
         deadline = time.monotonic() + 30
         while "vllm:num_requests_running" not in (
             page := httpx2.get(f"{server.url}/metrics").text
@@ -141,13 +150,13 @@ def test_server_that_is_told_to_stop_ends_every_request_and_itself(
         server.wait_for(f"softspec is ready: serves '{NAME}' (2 members")
         assert server.get("/ready") == 200
         processes = descendants(server.process.pid)
-        with six_requests(server) as asked:
+        with six_requests(server, 900 if drain_s else ENDLESS) as asked:
             server.process.send_signal(signal.SIGTERM)
             told = time.monotonic()
             if drain_s:
                 time.sleep(0.3)
                 assert (server.get("/ready"), server.get("/health")) == (503, 200)
-                assert server.ask(NAME, stream=False)[0] == 503
+                assert server.ask(NAME, stream=False, length=1)[0] == 503
             answers = [future.result() for future in asked]
         code = server.process.wait(30)
 
@@ -168,7 +177,7 @@ def test_server_whose_engine_dies_says_so_everywhere_and_ends_with_an_error(
     with running(ensemble, tmp_path / "log") as server:
         server.wait_for("softspec is ready")
         engine = next(p for p in descendants(server.process.pid) if "EngineCore" in " ".join(p.cmdline()))
-        with six_requests(server) as asked:
+        with six_requests(server, ENDLESS) as asked:
             engine.kill()
             seen = states_until_gone(server)
             answers = [future.result() for future in asked]

@@ -26,6 +26,7 @@ from softspec.server.chat.service import Service
 from softspec.server.ops.errors import respond_to_error
 from softspec.server.ops.metrics import Metrics
 from softspec.server.policy.policy import Policy
+from softspec.server.policy.rules import PolicyRules
 
 ENSEMBLE = "jurists"
 UNIFORM = (math.log(0.5), math.log(0.5))
@@ -203,6 +204,7 @@ def make_app(
     registry: CollectorRegistry | None = None,
     pinned: bool = False,
     ensembles: Sequence[str] = (ENSEMBLE,),
+    rules: PolicyRules | None = None,
 ) -> FastAPI:
     """The routes as the server's plugin adds them, around the scripted engine."""
     app = FastAPI()
@@ -210,8 +212,7 @@ def make_app(
     app.state.softspec_chat = Service(
         ensembles=ensembles,
         models=lambda: [*ensembles, f"{ENSEMBLE}/member-0", f"{ENSEMBLE}/member-1", "base"],
-        default_policy=policy or Policy(),
-        pinned=pinned,
+        rules=rules or PolicyRules(policy or Policy(), pinned=pinned),
         decode=spell,
         metrics=Metrics(registry or CollectorRegistry()),
     )

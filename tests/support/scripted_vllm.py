@@ -21,6 +21,7 @@ from softspec.engine.wire import KEY, GroupSpec
 from softspec.server.ops.launch import server_arguments, server_environment
 from softspec.server.ops.settings import Settings
 from softspec.server.policy.policy import Policy
+from softspec.server.policy.rules import PolicyRules
 
 T = TypeVar("T")
 
@@ -227,7 +228,7 @@ def serving(
     ensemble: Path,
     *flags: str,
     policy: Policy | None = None,
-    pinned: bool = False,
+    rules: PolicyRules | None = None,
     engine_of: Callable[[Any], Any] | None = None,
     unreadable: str = "",
     **environment: str,
@@ -252,7 +253,7 @@ def serving(
         return app
 
     variables = {
-        **server_environment(Settings((ensemble,), policy or Policy(), pinned), {}),
+        **server_environment(Settings((ensemble,), rules or PolicyRules(policy or Policy())), {}),
         "HF_HUB_OFFLINE": "1",
         **environment,
     }

@@ -15,7 +15,7 @@ from typing import Any
 from vllm.engine.protocol import EngineClient
 from vllm.inputs import PromptType, TokensPrompt
 from vllm.lora.request import LoRARequest
-from vllm.outputs import RequestOutput
+from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from softspec.engine.front.ensemble import Ensemble, lora_request_of
@@ -47,15 +47,15 @@ class EnsembleClient:
         base_names: Collection[str] = (),
         *,
         may_run: Callable[[str], None] | None = None,
-        on_failed: Callable[[EngineError], None] | None = None,
-        on_preemption: Callable[[], None] | None = None,
+        on_failed: Callable[[str, EngineError], None] | None = None,
+        on_preemption: Callable[[str], None] | None = None,
     ) -> None:
         """Serve `ensembles` on `engine`, beside its base.
 
         Args:
             may_run: called with the name of the ensemble that a request asks, before anything else; raises to refuse.
-            on_failed: called with the reason when a group had to be ended.
-            on_preemption: called for every preemption of a group, with the group's next token.
+            on_failed: called with the model's name and the reason when a group had to be ended.
+            on_preemption: called with the model's name for every preemption of a group, with the group's next token.
         """
         self._engine = engine
         self._may_run = may_run
@@ -108,8 +108,7 @@ class EnsembleClient:
             outputs = self._engine.generate(prompt, params, request_id, **kwargs)
         else:
             choices = open_choices(current_trace.get(), params.n)
-            answers = self._answer(model, prompt, params, request_id, choices, **kwargs)
-            outputs = self._raising(answers, request_id)
+            outputs = self._answer(model, prompt, params, request_id, choices, **kwargs)
         return self._compiled(outputs, params) if params.structured_outputs else outputs
 
     def follow(
@@ -139,8 +138,7 @@ class EnsembleClient:
         )
         params = self._gate.admit(params, priority)
         prompt = TokensPrompt(prompt_token_ids=list(prompt_ids))
-        outputs = self._ask(spec, prompt, params, request_id, [choice], priority=priority)
-        return self._raising(outputs, request_id)
+        return self._ask(spec, prompt, params, request_id, [choice], priority=priority)
 
     def places_to_follow(self, num_members: int) -> asyncio.Semaphore:
         """As many places as groups of known tokens may be in the engine at once: they take half of its run slots.
@@ -205,6 +203,7 @@ class EnsembleClient:
             async for output in outputs:
                 for completion in output.outputs:
                     record(completion, params, spec, choices[completion.index])
+                    self._raise_if_ended(completion, spec.model, request_id)
                 yield output
 
     async def _compiled(
@@ -216,19 +215,13 @@ class EnsembleClient:
             async for output in outputs:
                 yield output
 
-    async def _raising(
-        self, outputs: AsyncGenerator[RequestOutput, None], request_id: str
-    ) -> AsyncGenerator[RequestOutput, None]:
-        """The outputs as they come, until one says that the group had to be ended; that one becomes an error."""
-        async with aclosing(outputs):
-            async for output in outputs:
-                for completion in output.outputs:
-                    failure = failure_of(completion, request_id)
-                    if failure is not None:
-                        if self._on_failed is not None and isinstance(failure, EngineError):
-                            self._on_failed(failure)
-                        raise failure
-                yield output
+    def _raise_if_ended(self, completion: CompletionOutput, model: str, request_id: str) -> None:
+        """Raise if this output says that its group had to be ended."""
+        failure = failure_of(completion, request_id)
+        if failure is not None:
+            if self._on_failed is not None and isinstance(failure, EngineError):
+                self._on_failed(model, failure)
+            raise failure
 
     def _refuse_seed_on_cpu(self, params: SamplingParams) -> None:
         """Refuse a seed for the base on a CPU; ensembles and members draw with noise of our own instead.

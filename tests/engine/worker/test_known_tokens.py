@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ VOCAB_SIZE = 40
 WEIGHTS = (0.5, 0.3, 0.2)
 
 
-def spec(num_members: int = 3, weights_rule: WeightsRule = "prefix_posterior", **known: object) -> GroupSpec:
+def spec(num_members: int = 3, weights_rule: WeightsRule = "prefix_posterior", **known: Any) -> GroupSpec:
     adapters = tuple(Adapter(f"{k}", 1 + k, "path") for k in range(num_members))
     weights = [weight / sum(WEIGHTS[:num_members]) for weight in WEIGHTS[:num_members]]
     return GroupSpec(adapters, tuple(map(math.log, weights)), weights_rule, None, 0, **known)

@@ -1,0 +1,49 @@
+"""What decisions need of the engine, as functions that the plugin puts together.
+
+In and out: token ids and log-probabilities. Knows neither vLLM nor HTTP.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from softspec.artefact.manifest import WeightsRule
+from softspec.server.decisions.events import AnswerIds
+
+
+class Scored(Protocol):
+    """What the engine measured of one option."""
+
+    @property
+    def log_prob(self) -> float:
+        """Under the mixture, nats."""
+
+    @property
+    def member_log_probs(self) -> tuple[float, ...]:
+        """Under each member, nats."""
+
+    @property
+    def num_tokens(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """How the members behind a model's name are mixed."""
+
+    log_weights: tuple[float, ...]
+    weights_rule: WeightsRule
+
+
+@dataclass(frozen=True)
+class DecisionEngine:
+    """The engine, as far as decisions need it.
+
+    `mixture_of` gives None for a model without members. `score_options` gives, for every prompt, what was measured of
+    each of its options.
+    """
+
+    mixture_of: Callable[[str], Mixture | None]
+    chat_prompt_ids: Callable[..., Awaitable[list[int]]]
+    answer_ids: AnswerIds
+    score_options: Callable[..., Awaitable[Sequence[Sequence[Scored]]]]
+    max_model_len: int
