@@ -81,6 +81,22 @@ def test_forced_tokens_are_handed_out_with_their_own_numbers(
             weights = [w * member[token] / mixture[token] for w, member in zip(weights, members, strict=True)]
 
 
+def test_known_tokens_make_no_step_wait_for_the_device() -> None:
+    """On the meta device tensors have no values, so whatever wanted one on the host would raise, and end the group."""
+    mixer, group = GroupMixer(), spec(forced=(4, 5), watched=((1, 2), ()))
+    for position in range(2):
+        seat = Seat("a", 0, group, SamplingSpec(temperature=0.0))
+        logits = torch.empty(3, VOCAB_SIZE, device="meta")
+        mixer.mix(logits, [GroupRows(seat, (0, 1, 2), position)])
+        mixer.draw(logits)
+        mixer.hand_out(torch.empty(3, dtype=torch.int64, device="meta"))
+        reported = mixer.report(None, num_rows=3)
+
+        assert not mixer._failed
+        assert reported is not None
+        assert reported.logprobs.shape == (3, 1 + num_columns(3, num_watched=2))
+
+
 def test_a_group_draws_again_behind_its_last_forced_token() -> None:
     mixer, group = GroupMixer(), spec(forced=(7,))
     step(mixer, logits_of(0), [("a", group)], 0)
