@@ -38,7 +38,13 @@ FLOORS = {
         ("result",),
         ("run",),
     ),
-    "server": (("policy", "upstream"), ("ops",), ("chat",), ("ensembles", "scores"), ("plugin",)),
+    "server": (
+        ("policy", "upstream"),
+        ("ops",),
+        ("chat",),
+        ("decisions", "ensembles", "scores"),
+        ("plugin",),
+    ),
     "app": (("child_server", "interruption", "smollm2"), ("bench", "demo"), ("cli",)),
     "app.bench": (("core",), ("serving", "training")),
 }
@@ -46,7 +52,14 @@ FLOORS = {
 
 OUTSIDE = {
     "vllm": ("engine", "server.plugin"),
-    "fastapi": ("server.ops", "server.chat", "server.ensembles", "server.scores", "server.plugin"),
+    "fastapi": (
+        "server.ops",
+        "server.chat",
+        "server.decisions",
+        "server.ensembles",
+        "server.scores",
+        "server.plugin",
+    ),
     "httpx2": ("server.upstream",),
     "peft": ("train.result", "train.members", "reference", "app.bench"),
     "cyclopts": ("app",),
