@@ -77,7 +77,13 @@ def full_report(
 
     `seed` replays exactly this choice.
     """
-    verdict = {"decision": decision.action, "reason": decision.reason, "decided_at": decision.decided_at}
+    verdict: Json = {
+        "decision": decision.action,
+        "reason": decision.reason,
+        "decided_at": decision.decided_at,
+    }
+    if decision.upstream is not None:
+        verdict["upstream"] = decision.upstream
     if detail == "none":
         return verdict
     return {**summary_report(trace, tokens), "seed": trace.seed, **verdict}

@@ -96,6 +96,11 @@ METRICS = (
         labels=("upstream",),
         is_state=True,
     ),
+    Metric(
+        "softspec_record_errors_total",
+        "Requests that should have been recorded and could not be written.",
+        labels=(),
+    ),
 )
 
 
@@ -180,3 +185,7 @@ class Metrics:
     def upstream_circuit(self, upstream: str, is_open: bool) -> None:
         """Say whether an upstream is left alone."""
         self._states["softspec_upstream_circuit_open"].labels(upstream=upstream).set(is_open)
+
+    def record_failed(self) -> None:
+        """Count a request that could not be recorded."""
+        self._counters["softspec_record_errors_total"].inc()
