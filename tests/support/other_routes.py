@@ -4,6 +4,8 @@ from typing import Any
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
 FOLLOWERS = ("/v1/chat/completions", "/v1/completions")
+OURS = ("/v1/uncertainty",)
+"""Routes that have a body of ours, in which fields stand by themselves."""
 GENERATING: dict[str, dict[str, Any]] = {
     "/v1/responses": {"input": "hello", "max_output_tokens": 3},
     "/v1/messages": {"messages": HELLO, "max_tokens": 3},
