@@ -18,7 +18,7 @@ from vllm.entrypoints.openai.chat_completion.api_router import create_chat_compl
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.api_router import create_completion
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
-from vllm.entrypoints.serve.utils.api_utils import validate_json_request
+from vllm.entrypoints.serve.utils.api_utils import validate_json_request, with_cancellation
 
 from softspec.engine.front.client import EnsembleClient
 from softspec.engine.front.ending import ending_of
@@ -31,6 +31,8 @@ from softspec.engine.front.handlers import (
     put_into_handlers,
     token_decoder,
 )
+from softspec.engine.front.prompts import answer_ids, chat_end_id, chat_prompt_ids
+from softspec.engine.front.scoring import score_options
 from softspec.engine.front.trial import draw_unpublished
 from softspec.engine.requirements import require_base, require_engine
 from softspec.engine.start.arguments import accepted_arguments
@@ -40,6 +42,9 @@ from softspec.server.chat.door import Door
 from softspec.server.chat.guard import policy_guard
 from softspec.server.chat.routes import UpstreamRoute, add_chat_routes
 from softspec.server.chat.service import Service
+from softspec.server.decisions.engine import DecisionEngine
+from softspec.server.decisions.routes import add_decision_routes
+from softspec.server.decisions.service import PATH as DECISIONS
 from softspec.server.ensembles.routes import add_ensemble_routes
 from softspec.server.ops.canary import canary_of
 from softspec.server.ops.closing import close_upstreams_with
@@ -71,12 +76,13 @@ class SoftspecEndpoints:
         """Add our routes; those of vLLM with the same path make way."""
         is_json = [Depends(validate_json_request)]
         add_chat_routes(app, _COMPLETIONS, is_json)
+        add_decision_routes(app, is_json, with_cancellation)
         add_ops_routes(app)
         # vLLM itself refuses this switch with several API servers, which would disagree on what is loaded.
         if envs.VLLM_ALLOW_RUNTIME_LORA_UPDATING:
             add_ensemble_routes(app, is_json)
         app.add_exception_handler(SoftspecError, respond_to_error)
-        app.add_middleware(Door, followers=frozenset(_COMPLETIONS))
+        app.add_middleware(Door, followers=frozenset((*_COMPLETIONS, DECISIONS)))
         app.add_middleware(RefuseLoops)
         app.add_middleware(RefuseWhileStopping)
         close_upstreams_with(app)
@@ -120,6 +126,14 @@ class SoftspecEndpoints:
             rules=settings.rules,
             decode=token_decoder(engine_client),
             metrics=metrics,
+        )
+        state.softspec_decisions = DecisionEngine(
+            mixture_of=client.registry.spec_of,
+            chat_prompt_ids=partial(chat_prompt_ids, state),
+            chat_end_id=partial(chat_end_id, state),
+            answer_ids=partial(answer_ids, state, ended=False),
+            score_options=partial(score_options, client),
+            max_model_len=model.max_model_len,
         )
         state.softspec_canary = canary_of(partial(draw_unpublished, client))
         state.softspec_readiness = Readiness(
