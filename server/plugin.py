@@ -31,8 +31,8 @@ from softspec.engine.front.handlers import (
     put_into_handlers,
     token_decoder,
 )
-from softspec.engine.front.prompts import answer_ids, chat_end_id, chat_prompt_ids
-from softspec.engine.front.scoring import score_options
+from softspec.engine.front.prompts import answer_ids, chat_end_id, chat_prompt_ids, text_prompt_ids
+from softspec.engine.front.scoring import score_answers, score_options
 from softspec.engine.front.trial import draw_unpublished
 from softspec.engine.requirements import require_base, require_engine
 from softspec.engine.start.arguments import accepted_arguments
@@ -57,6 +57,9 @@ from softspec.server.ops.served_base import served_fingerprint
 from softspec.server.ops.settings import Settings
 from softspec.server.ops.stopping import RefuseWhileStopping, limit_farewell
 from softspec.server.ops.welcome import welcome
+from softspec.server.scores.routes import PATH as SCORES
+from softspec.server.scores.routes import add_score_routes
+from softspec.server.scores.scorer import Scoring
 
 _log = logging.getLogger(__name__)
 
@@ -77,12 +80,13 @@ class SoftspecEndpoints:
         is_json = [Depends(validate_json_request)]
         add_chat_routes(app, _COMPLETIONS, is_json)
         add_decision_routes(app, is_json, with_cancellation)
+        add_score_routes(app, is_json, with_cancellation)
         add_ops_routes(app)
         # vLLM itself refuses this switch with several API servers, which would disagree on what is loaded.
         if envs.VLLM_ALLOW_RUNTIME_LORA_UPDATING:
             add_ensemble_routes(app, is_json)
         app.add_exception_handler(SoftspecError, respond_to_error)
-        app.add_middleware(Door, followers=frozenset((*_COMPLETIONS, DECISIONS)))
+        app.add_middleware(Door, followers=frozenset((*_COMPLETIONS, SCORES, DECISIONS)))
         app.add_middleware(RefuseLoops)
         app.add_middleware(RefuseWhileStopping)
         close_upstreams_with(app)
@@ -134,6 +138,13 @@ class SoftspecEndpoints:
             answer_ids=partial(answer_ids, state, ended=False),
             score_options=partial(score_options, client),
             max_model_len=model.max_model_len,
+        )
+        state.softspec_scoring = Scoring(
+            text_prompt=partial(text_prompt_ids, state),
+            chat_prompt=partial(chat_prompt_ids, state),
+            chat_end=partial(chat_end_id, state),
+            answer=partial(answer_ids, state),
+            score=partial(score_answers, client),
         )
         state.softspec_canary = canary_of(partial(draw_unpublished, client))
         state.softspec_readiness = Readiness(

@@ -4,7 +4,7 @@ from typing import Any
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
 FOLLOWERS = ("/v1/chat/completions", "/v1/completions")
-OURS = ("/v1/uncertainty",)
+OURS = ("/v1/uncertainty", "/v1/decisions")
 """Routes that have a body of ours, in which fields stand by themselves."""
 GENERATING: dict[str, dict[str, Any]] = {
     "/v1/responses": {"input": "hello", "max_output_tokens": 3},
