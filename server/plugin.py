@@ -37,7 +37,7 @@ from softspec.engine.front.handlers import (
     token_decoder,
 )
 from softspec.engine.front.prompts import answer_ids, chat_end_id, chat_prompt_ids, text_prompt_ids
-from softspec.engine.front.scoring import score_answers
+from softspec.engine.front.scoring import score_answers, score_options
 from softspec.engine.front.trial import draw_unpublished
 from softspec.engine.requirements import require_base, require_engine
 from softspec.engine.start.arguments import accepted_arguments
@@ -47,6 +47,9 @@ from softspec.server.chat.door import Door
 from softspec.server.chat.guard import policy_guard
 from softspec.server.chat.routes import UpstreamRoute, add_chat_routes
 from softspec.server.chat.service import Service
+from softspec.server.decisions.engine import DecisionEngine
+from softspec.server.decisions.routes import add_decision_routes
+from softspec.server.decisions.service import PATH as DECISIONS
 from softspec.server.dialects.routes import add_dialect_routes
 from softspec.server.ensembles.routes import add_ensemble_routes
 from softspec.server.ops.canary import canary_of
@@ -103,6 +106,7 @@ class SoftspecEndpoints:
         """Add our routes; those of vLLM with the same path make way."""
         is_json = [Depends(validate_json_request)]
         add_chat_routes(app, _COMPLETIONS, is_json)
+        add_decision_routes(app, is_json, with_cancellation)
         add_score_routes(app, is_json, with_cancellation)
         add_dialect_routes(app, _DIALECTS, is_json)
         add_ops_routes(app)
@@ -110,7 +114,7 @@ class SoftspecEndpoints:
         if envs.VLLM_ALLOW_RUNTIME_LORA_UPDATING:
             add_ensemble_routes(app, is_json)
         app.add_exception_handler(SoftspecError, respond_to_error)
-        app.add_middleware(Door, followers=frozenset({*_COMPLETIONS, *_DIALECTS, SCORES}))
+        app.add_middleware(Door, followers=frozenset((*_COMPLETIONS, *_DIALECTS, SCORES, DECISIONS)))
         app.add_middleware(RefuseLoops)
         app.add_middleware(RefuseWhileStopping)
         close_with(app)
@@ -163,6 +167,14 @@ class SoftspecEndpoints:
             metrics=metrics,
             upstreams=state.softspec_upstreams,
             recorder=recorder,
+        )
+        state.softspec_decisions = DecisionEngine(
+            mixture_of=client.registry.spec_of,
+            chat_prompt_ids=partial(chat_prompt_ids, state),
+            chat_end_id=partial(chat_end_id, state),
+            answer_ids=partial(answer_ids, state, ended=False),
+            score_options=partial(score_options, client),
+            max_model_len=model.max_model_len,
         )
         state.softspec_scoring = Scoring(
             text_prompt=partial(text_prompt_ids, state),
