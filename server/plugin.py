@@ -48,7 +48,9 @@ from softspec.server.chat.service import Service
 from softspec.server.dialects.routes import add_dialect_routes
 from softspec.server.ensembles.routes import add_ensemble_routes
 from softspec.server.ops.canary import canary_of
+from softspec.server.ops.closing import close_upstreams_with
 from softspec.server.ops.errors import respond_to_error
+from softspec.server.ops.loops import RefuseLoops
 from softspec.server.ops.metrics import Metrics
 from softspec.server.ops.readiness import Readiness, obstacle
 from softspec.server.ops.routes import add_ops_routes
@@ -100,7 +102,9 @@ class SoftspecEndpoints:
             add_ensemble_routes(app, is_json)
         app.add_exception_handler(SoftspecError, respond_to_error)
         app.add_middleware(Door, followers=frozenset({*_COMPLETIONS, *_DIALECTS}))
+        app.add_middleware(RefuseLoops)
         app.add_middleware(RefuseWhileStopping)
+        close_upstreams_with(app)
 
     async def init_state(self, engine_client: EngineClient, state: State, args: Namespace) -> None:
         """Load the ensembles, prepare the engine for them and put our client into vLLM's handlers.

@@ -27,7 +27,7 @@ HOUSE = {
 FLOORS = {
     "engine": (("wire", "trace"), ("requirements", "options"), ("worker", "core", "front"), ("start",)),
     "train": (
-        ("yaml_text", "places", "foreign_keys"),
+        ("places", "foreign_keys"),
         ("kinds",),
         ("config", "processes"),
         ("data",),
@@ -39,10 +39,10 @@ FLOORS = {
         ("run",),
     ),
     "server": (
-        ("policy", "upstream"),
+        ("policy", "upstream", "record"),
         ("ops",),
         ("chat",),
-        ("ensembles", "decisions", "dialects"),
+        ("ensembles", "scores", "decisions", "dialects"),
         ("plugin",),
     ),
     "app": (("child_server", "interruption", "smollm2"), ("bench", "demo"), ("cli",)),
@@ -52,9 +52,9 @@ FLOORS = {
 
 OUTSIDE = {
     "vllm": ("engine", "server.plugin"),
-    "fastapi": (
-        *("server.ops", "server.chat", "server.ensembles", "server.decisions", "server.dialects"),
-        "server.plugin",
+    "fastapi": tuple(
+        f"server.{room}"
+        for room in ("ops", "chat", "ensembles", "scores", "decisions", "dialects", "plugin")
     ),
     "httpx2": ("server.upstream",),
     "peft": ("train.result", "train.members", "reference", "app.bench"),

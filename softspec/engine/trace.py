@@ -23,7 +23,8 @@ JudgeOf = Callable[["ChoiceTrace"], Judge]
 class ChoiceTrace:
     """The tokens of one choice so far; `seed` replays exactly this choice, `judge_of` gives who may end it.
 
-    All but the tokens is known once the members that answer are chosen, which is before the first token.
+    All but the tokens is known once the members that answer are chosen, which is before the first token. `watched`: for
+    each token, where the request watches any, other tokens' log-probabilities under each member at that step.
     """
 
     log_weights: tuple[float, ...] = ()
@@ -31,6 +32,7 @@ class ChoiceTrace:
     seed: int = 0
     tokens: list[TokenUncertainty] = field(default_factory=list)
     judge_of: JudgeOf | None = None
+    watched: list[dict[int, tuple[float, ...]]] = field(default_factory=list)
 
 
 @dataclass

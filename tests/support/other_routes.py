@@ -9,6 +9,8 @@ FOLLOWERS: dict[str, dict[str, Any]] = {
     "/v1/responses": {"input": "hello", "max_output_tokens": 3},
     "/v1/messages": {"messages": HELLO, "max_tokens": 3},
 }
+OURS = ("/v1/uncertainty",)
+"""Routes that have a body of ours, in which fields stand by themselves."""
 GENERATING: dict[str, dict[str, Any]] = {
     "/v1/chat/completions/batch": {"messages": [HELLO, HELLO], "max_tokens": 3},
     "/invocations": {"messages": HELLO, "max_tokens": 3},

@@ -8,7 +8,7 @@ import pytest
 from fastapi.routing import APIRoute
 from pydantic import TypeAdapter
 
-from tests.support.other_routes import FOLLOWERS, GENERATING, READ_ONLY
+from tests.support.other_routes import FOLLOWERS, GENERATING, OURS, READ_ONLY
 from tests.support.scripted_core import Said, ScriptedAsyncLLM
 from tests.support.scripted_vllm import NAME, Server, serving
 from tests.support.tiny import random_adapters, tiny_llama
@@ -31,7 +31,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def other_routes(server: Server) -> list[str]:
     """The path of every POST route that vLLM or we have, but for those that carry the field."""
     routes = [route for route in server.app.routes if isinstance(route, APIRoute) and "POST" in route.methods]
-    return sorted({route.path for route in routes} - set(FOLLOWERS))
+    return sorted({route.path for route in routes} - {*FOLLOWERS, *OURS})
 
 
 @pytest.mark.parametrize("model", [NAME, f"{NAME}/member-0", BASE, None])
