@@ -50,7 +50,7 @@ from softspec.server.ensembles.routes import add_ensemble_routes
 from softspec.server.ops.canary import canary_of
 from softspec.server.ops.closing import close_upstreams_with
 from softspec.server.ops.errors import respond_to_error
-from softspec.server.ops.loops import RefuseLoops
+from softspec.server.ops.loops import RefuseLoops, require_other_servers
 from softspec.server.ops.metrics import Metrics
 from softspec.server.ops.readiness import Readiness, obstacle
 from softspec.server.ops.routes import add_ops_routes
@@ -58,6 +58,8 @@ from softspec.server.ops.served_base import served_fingerprint
 from softspec.server.ops.settings import Settings
 from softspec.server.ops.stopping import RefuseWhileStopping, limit_farewell
 from softspec.server.ops.welcome import welcome
+from softspec.server.record.recorder import Recorder
+from softspec.server.upstream.upstreams import Upstreams
 
 _log = logging.getLogger(__name__)
 
@@ -116,6 +118,7 @@ class SoftspecEndpoints:
         ensembles = load_ensembles(settings.ensembles)
         share_log()
         accepted_arguments(args, settings.allow_untested, in_use=True)
+        require_other_servers(settings.upstreams, args)
         require_engine(vllm.__version__, engine_client.vllm_config, ensembles)
         model = engine_client.vllm_config.model_config
         base = served_fingerprint(model.model, model.revision, settings.base_unchecked)
@@ -139,12 +142,15 @@ class SoftspecEndpoints:
         list_ensembles_first(client, state)
         served = client.registry.ensembles
         state.softspec_registry = client.registry
+        state.softspec_upstreams = Upstreams(settings.upstreams, os.environ, metrics)
         state.softspec_chat = Service(
             ensembles=served,
             models=partial(model_names, client, state),
             rules=settings.rules,
             decode=token_decoder(engine_client),
             metrics=metrics,
+            upstreams=state.softspec_upstreams,
+            recorder=_recorder(settings, metrics),
         )
         state.softspec_canary = canary_of(partial(draw_unpublished, client))
         state.softspec_readiness = Readiness(
@@ -154,3 +160,10 @@ class SoftspecEndpoints:
             on_ready=lambda: _log.info("%s", welcome(served, base_names(state), settings.rules)),
         )
         state.softspec_readiness.begin()
+
+
+def _recorder(settings: Settings, metrics: Metrics) -> Recorder | None:
+    record = settings.record
+    if record is None:
+        return None
+    return Recorder(record.path, record.max_bytes, record.keep, metrics.record_failed)

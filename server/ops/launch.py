@@ -8,6 +8,7 @@ before torch or vLLM are loaded. Knows which models are served under which names
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from softspec.engine.requirements import require_base
 from softspec.engine.start.flags import cpu_environment, cpu_flags, engine_flags, refuse_reserved_flags
 from softspec.engine.wire import MAX_TOP_LOGPROBS
 from softspec.errors import ConfigError
+from softspec.server.ops.loops import require_other_servers
 from softspec.server.ops.served_base import served_fingerprint
 from softspec.server.ops.settings import Settings
 
@@ -51,7 +53,8 @@ def serve(settings: Settings, base: str | None, vllm_args: Sequence[str]) -> Non
     from softspec.engine.front.ensemble import load_ensembles
     from softspec.engine.start.serve import run
 
-    run(arguments, load_ensembles(settings.ensembles), settings.allow_untested)
+    check = partial(require_other_servers, settings.upstreams)
+    run(arguments, load_ensembles(settings.ensembles), settings.allow_untested, check)
 
 
 def _require_base_of(manifests: Mapping[Path, Manifest], served: Path, unchecked: bool) -> None:
