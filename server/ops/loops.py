@@ -1,35 +1,20 @@
 """Requests that come back: this server sent them to an upstream, and they end up here again.
 
-In: vLLM's arguments and the upstreams, before the start; then `app.state.softspec_upstreams`, which has this server's
-id, and the header with the ids of all servers that sent a request on. Out: an upstream that is this server is refused;
-508 to a request that was here before, or that was sent on too often.
+In: `app.state.softspec_upstreams`, which has this server's id, and the header with the ids of all servers that sent a
+request on. Out: 508 to a request that was here before, or that was sent on too often.
 """
 
-from argparse import Namespace
-from collections.abc import Mapping
 from http import HTTPStatus
 
 from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from softspec.server.upstream.loop import require_elsewhere
 from softspec.server.upstream.request import servers_before
-from softspec.server.upstream.settings import UpstreamSettings
 from softspec.server.upstream.upstreams import Upstreams
 
 MOST_SERVERS = 4
 """How many softspec servers may stand in a row; a loop over more replicas than that ends here too."""
-
-
-def require_other_servers(upstreams: Mapping[str, UpstreamSettings], args: Namespace) -> None:
-    """Raise if an upstream is the server that vLLM's arguments describe.
-
-    Raises:
-        ConfigError: requests that are routed there would come back.
-    """
-    if args.uds is None:
-        require_elsewhere(upstreams, args.host, args.port)
 
 
 class RefuseLoops:

@@ -43,12 +43,12 @@ def run(
     arguments: Sequence[str],
     ensembles: Sequence[LoadedEnsemble],
     allow_untested: bool,
-    check: Callable[[Namespace], None] = lambda _: None,
+    may_listen: Callable[[str | None, int], None] = lambda host, port: None,
 ) -> None:
     """Serve until stopped; the environment must be complete by now.
 
     Args:
-        check: raises if a server with these arguments must not start.
+        may_listen: called with the host and port of the server to be; raises a UserError to refuse.
     Raises:
         UserError: a flag, the base or an ensemble is wrong; said before weights are read where that can be.
         UnsupportedEngineError: an option that was not tested with ensembles.
@@ -57,7 +57,8 @@ def run(
     """
     cli_env_setup()
     args = _parse(arguments)
-    check(args)
+    if not args.uds:
+        may_listen(args.host, args.port)
     configure_logging_from_args(args)
     share_log()
     decorate_logs("APIServer", skip_if_decorated=True)
