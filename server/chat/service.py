@@ -136,7 +136,8 @@ async def _asked(request: OpenAIRequest, raw_request: Request, service: Service)
         trace = outcome.trace
         observe(outcome.decision, summarise(outcome.tokens, trace.log_weights, trace.weights_rule))
         if service.recorder is not None and outcome.decision.reason is not None:
-            service.recorder.keep(partial(recorded, outcome, str(request.model), forwarding, time.time()))
+            model = str(request.model)
+            service.recorder.keep(model, partial(recorded, outcome, model, forwarding, time.time()))
 
     return _Asked(num_choices, forwarding, settled)
 
