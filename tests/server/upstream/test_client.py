@@ -63,6 +63,7 @@ def test_a_stream_arrives_chunk_by_chunk_with_its_usage() -> None:
 
     assert chunks[:3] == [chat_chunk("Ja"), chat_chunk(", "), chat_chunk("🦊")]
     assert chunks[-1]["usage"] == USAGE
+    assert server.requests[0].headers["accept-encoding"] == "identity"
     assert server.requests[0].body["stream_options"] == {"include_usage": True}
     assert watch.outcomes == ["ok"]
 
@@ -130,6 +131,18 @@ def test_of_the_callers_headers_only_those_for_tracing_go_out() -> None:
     before, here = first["x-softspec-via"].split(", ")
     assert before == "someone"
     assert second["x-softspec-via"] == here
+
+
+@pytest.mark.parametrize("value", ["ü", "a" * 513, "", "\x7f"])
+def test_a_header_that_not_every_server_takes_stays_here(value: str) -> None:
+    with ScriptedUpstream([answer(chat_answer())]) as server:
+        headers = {"x-request-id": value, "x-softspec-via": f"a, {value}"}
+        with_upstream(server.url, lambda upstream: upstream.ask(CHAT, ASKED, headers))
+
+    sent = server.requests[0].headers
+    assert "x-request-id" not in sent
+    assert sent["x-softspec-via"].split(", ")[0] == "a"
+    assert len(sent["x-softspec-via"].split(", ")) == 2
 
 
 @pytest.mark.parametrize("whole", [True, False], ids=["whole", "streamed"])
