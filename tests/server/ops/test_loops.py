@@ -13,7 +13,7 @@ import uvicorn
 from fastapi import FastAPI, Request
 
 from softspec.errors import UpstreamError
-from softspec.server.ops.closing import close_upstreams_with
+from softspec.server.ops.closing import close_with
 from softspec.server.ops.errors import respond_to_error
 from softspec.server.ops.loops import RefuseLoops
 from softspec.server.upstream.settings import UpstreamSettings
@@ -31,7 +31,7 @@ def routing_server(upstream_url: str, port: int | None = None) -> Iterator[tuple
     settings = {"big": UpstreamSettings(url=upstream_url, model="m", max_retries=0, timeout_s=10)}
     app.state.softspec_upstreams = Upstreams(settings, {}, Watched())
     app.add_middleware(RefuseLoops)
-    close_upstreams_with(app)
+    close_with(app)
     app.add_exception_handler(UpstreamError, respond_to_error)
 
     @app.post("/v1/chat/completions")
