@@ -152,6 +152,8 @@ class Upstream:
         self, clock: CallClock, attempt: Callable[[], Awaitable[Result]]
     ) -> tuple[Result, int]:
         """One attempt, if the breaker lets it through, which is told how it ended."""
+        if self._http.is_closed:
+            raise Fault("busy", "was not asked: this server is shutting down")
         if (permit := self._breaker.admit()) is None:
             wait = self._breaker.wait_s
             rest = f"for {wait:.0f} s more" if wait else "until another request has got through"

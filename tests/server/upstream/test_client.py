@@ -1,5 +1,6 @@
 """An upstream is asked over real sockets: what goes out is the caller's request, what comes back is as it was sent."""
 
+import asyncio
 import json
 import logging
 import time
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from softspec.errors import UpstreamError
 from softspec.server.upstream.client import Upstream
 from tests.support.asked_upstream import ASKED, Watched, all_chunks, asking, fault_of, with_upstream
 from tests.support.scripted_upstream import (
@@ -25,6 +27,7 @@ from tests.support.scripted_upstream import (
     error,
     event,
     events,
+    hang,
 )
 
 KEY = "sk-0123456789-very-secret"
@@ -190,6 +193,21 @@ def test_tokens_are_not_held_back() -> None:
         with_upstream(server.url, reading)
 
     assert [later - earlier > 0.1 for earlier, later in pairwise(seen)] == [True] * 4
+
+
+def test_connections_that_are_closed_end_their_calls() -> None:
+    """As at the end of the server; what comes later ends as well, by the same kind of error."""
+
+    async def use(upstream: Upstream) -> list[str]:
+        calls = [asyncio.ensure_future(way(upstream)) for way in (asking, all_chunks)]
+        while len(server.requests) < 2:
+            await asyncio.sleep(0.01)
+        await upstream._http.aclose()
+        ended = await asyncio.gather(*calls, asking(upstream), return_exceptions=True)
+        return [error.outcome for error in ended if isinstance(error, UpstreamError)]
+
+    with ScriptedUpstream([hang()]) as server:
+        assert with_upstream(server.url, use, max_retries=0) == ["cut", "cut", "busy"]
 
 
 def test_a_redirect_is_not_followed() -> None:
