@@ -230,10 +230,15 @@ def test_the_upstreams_words_are_told_in_one_short_line(body: Any, shown: str | 
     assert str(fault) == "upstream 'big' answered with status 400" + (f": {shown}" if shown else "")
 
 
-def test_an_error_whose_text_never_comes_is_still_that_error() -> None:
+@WAYS
+@pytest.mark.parametrize("then", [raw, hang], ids=["closed", "silence"])
+def test_an_error_whose_text_never_comes_is_still_that_error(
+    way: Any, then: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("softspec.server.upstream.client.ERROR_TEXT_S", 0.1)
     head = b"HTTP/1.1 400 Bad\r\ncontent-type: application/json\r\ncontent-length: 50\r\n\r\n"
-    with ScriptedUpstream([raw(head)]) as server:
-        fault = fault_of(server.url, asking)
+    with ScriptedUpstream([then(head)]) as server:
+        fault = fault_of(server.url, way)
 
     assert (fault.outcome, fault.status) == ("status", 400)
 
