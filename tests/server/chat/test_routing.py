@@ -118,7 +118,7 @@ def test_upstream_that_tells_no_usage_is_not_made_up() -> None:
 
 
 def test_upstream_gets_the_request_as_it_was_sent_and_none_of_our_fields() -> None:
-    fields = {
+    fields: dict[str, Any] = {
         "tools": [{"type": "function", "function": {"name": "law", "parameters": {"type": "object"}}}],
         "tool_choice": "auto",
         "response_format": {"type": "json_object"},

@@ -141,7 +141,5 @@ def test_nothing_that_fails_reaches_who_asked(tmp_path: Path, caplog: pytest.Log
     recorder.close()
 
     assert errors == ["law", "law"]
-    assert [record.message.partition(":")[0] for record in caplog.records] == [
-        "a request was not recorded"
-    ] * 2
+    assert {record.message.partition(":")[0] for record in caplog.records} == {"a request was not recorded"}
     assert "secret" not in caplog.text
