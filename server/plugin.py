@@ -23,7 +23,7 @@ from vllm.entrypoints.openai.completion.api_router import create_completion
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.openai.responses.api_router import create_responses
 from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
-from vllm.entrypoints.serve.utils.api_utils import validate_json_request
+from vllm.entrypoints.serve.utils.api_utils import validate_json_request, with_cancellation
 
 from softspec.engine.front.client import EnsembleClient
 from softspec.engine.front.ending import ending_of
@@ -36,6 +36,8 @@ from softspec.engine.front.handlers import (
     put_into_handlers,
     token_decoder,
 )
+from softspec.engine.front.prompts import answer_ids, chat_end_id, chat_prompt_ids, text_prompt_ids
+from softspec.engine.front.scoring import score_answers, score_options
 from softspec.engine.front.trial import draw_unpublished
 from softspec.engine.requirements import require_base, require_engine
 from softspec.engine.start.arguments import accepted_arguments
@@ -45,6 +47,9 @@ from softspec.server.chat.door import Door
 from softspec.server.chat.guard import policy_guard
 from softspec.server.chat.routes import UpstreamRoute, add_chat_routes
 from softspec.server.chat.service import Service
+from softspec.server.decisions.engine import DecisionEngine
+from softspec.server.decisions.routes import add_decision_routes
+from softspec.server.decisions.service import PATH as DECISIONS
 from softspec.server.dialects.routes import add_dialect_routes
 from softspec.server.ensembles.routes import add_ensemble_routes
 from softspec.server.ops.canary import canary_of
@@ -59,6 +64,9 @@ from softspec.server.ops.settings import Settings
 from softspec.server.ops.stopping import RefuseWhileStopping, limit_farewell
 from softspec.server.ops.welcome import welcome
 from softspec.server.record.recorder import Recorder
+from softspec.server.scores.routes import PATH as SCORES
+from softspec.server.scores.routes import add_score_routes
+from softspec.server.scores.scorer import Scoring
 from softspec.server.upstream.loop import require_elsewhere
 from softspec.server.upstream.upstreams import Upstreams
 
@@ -98,13 +106,15 @@ class SoftspecEndpoints:
         """Add our routes; those of vLLM with the same path make way."""
         is_json = [Depends(validate_json_request)]
         add_chat_routes(app, _COMPLETIONS, is_json)
+        add_decision_routes(app, is_json, with_cancellation)
+        add_score_routes(app, is_json, with_cancellation)
         add_dialect_routes(app, _DIALECTS, is_json)
         add_ops_routes(app)
         # vLLM itself refuses this switch with several API servers, which would disagree on what is loaded.
         if envs.VLLM_ALLOW_RUNTIME_LORA_UPDATING:
             add_ensemble_routes(app, is_json)
         app.add_exception_handler(SoftspecError, respond_to_error)
-        app.add_middleware(Door, followers=frozenset({*_COMPLETIONS, *_DIALECTS}))
+        app.add_middleware(Door, followers=frozenset((*_COMPLETIONS, *_DIALECTS, SCORES, DECISIONS)))
         app.add_middleware(RefuseLoops)
         app.add_middleware(RefuseWhileStopping)
         close_with(app)
@@ -157,6 +167,21 @@ class SoftspecEndpoints:
             metrics=metrics,
             upstreams=state.softspec_upstreams,
             recorder=recorder,
+        )
+        state.softspec_decisions = DecisionEngine(
+            mixture_of=client.registry.spec_of,
+            chat_prompt_ids=partial(chat_prompt_ids, state),
+            chat_end_id=partial(chat_end_id, state),
+            answer_ids=partial(answer_ids, state, ended=False),
+            score_options=partial(score_options, client),
+            max_model_len=model.max_model_len,
+        )
+        state.softspec_scoring = Scoring(
+            text_prompt=partial(text_prompt_ids, state),
+            chat_prompt=partial(chat_prompt_ids, state),
+            chat_end=partial(chat_end_id, state),
+            answer=partial(answer_ids, state),
+            score=partial(score_answers, client),
         )
         state.softspec_canary = canary_of(partial(draw_unpublished, client))
         state.softspec_readiness = Readiness(

@@ -46,14 +46,14 @@ class ServerConfig(BaseModel):
         default_factory=PolicyFields, description="The policy of requests that name none."
     )
     allow_override: bool = Field(
-        True, description="Whether requests may have another policy than the server's."
+        default=True, description="Whether requests may have another policy than the server's."
     )
     policy_pinned: bool = Field(default=False, description="Whether requests may only tighten the policy.")
     allowed_actions: Actions | None = Field(
-        None, description="Actions that requests may ask for; all when empty."
+        default=None, description="Actions that requests may ask for; all when empty."
     )
     allowed_upstreams: Names | None = Field(
-        None, description="Upstreams that requests may name; all when empty."
+        default=None, description="Upstreams that requests may name; all when empty."
     )
     upstreams: dict[str, Any] = Field(
         default_factory=dict,
