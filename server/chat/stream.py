@@ -106,7 +106,7 @@ class AnswerStream:
             if one.phase in (Phase.ROUTED, Phase.OVER) or (one.phase == Phase.ASKED and not self._keeps):
                 continue
             was_judged = one.phase == Phase.JUDGED
-            for piece in one.take({**chunk, "choices": [choice]}, choice):
+            for piece in one.take(_with_choice(chunk, choice), choice):
                 yield self._told(one, piece)
             if was_judged and one.decision.action == "abstain":
                 yield from self._withdraw(one)
@@ -125,7 +125,7 @@ class AnswerStream:
         report = self._end(one) if piece.is_last else {}
         if self._terms.detail == "tokens" and piece.tokens:
             report["tokens"] = token_reports(piece.tokens, self._decode)
-        return _with_choice(piece.chunk, {**piece.choice, EXTENSION: report} if report else piece.choice)
+        return _with_choice(piece.chunk, {**piece.choice, EXTENSION: report}) if report else piece.chunk
 
     def _withdraw(self, one: StreamedChoice) -> Iterator[Json]:
         """The end of a choice that abstains."""
