@@ -8,7 +8,8 @@ import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any
 
-_END: Any = object()
+ENDED: Any = object()
+"""The last item of every stream."""
 
 
 class Merged:
@@ -23,18 +24,19 @@ class Merged:
         self._streams[number] = stream
 
     async def items(self) -> AsyncGenerator[tuple[int, Any], None]:
-        """What the streams yield; an error of any of them is raised."""
+        """What the streams yield, each ENDED at last; an error of any of them is raised."""
         while self._streams:
             if len(self._streams) == 1 and not self._next:
-                [(number, stream)] = self._streams.items()  # a task for every item would cost more than the item
-                ready = {number: await anext(stream, _END)}
+                [(number, stream)] = (
+                    self._streams.items()
+                )  # a task for every item would cost more than the item
+                ready = {number: await anext(stream, ENDED)}
             else:
                 ready = await self._first_of_all()
             for number, item in ready.items():
-                if item is _END:
+                if item is ENDED:
                     del self._streams[number]
-                else:
-                    yield number, item
+                yield number, item
 
     async def _first_of_all(self) -> dict[int, Any]:
         for number, stream in self._streams.items():
@@ -56,4 +58,4 @@ class Merged:
 
 
 async def _next_of(stream: AsyncGenerator[Any, None]) -> Any:
-    return await anext(stream, _END)
+    return await anext(stream, ENDED)

@@ -82,7 +82,9 @@ def refuse_unsupported(request: EnsembleRequest) -> None:
             raise FieldError(field, f"'{field}' is {asked}: expected a number from 0 to {MAX_TOP_LOGPROBS}")
     known = (EXTENSION, *type(request).model_fields)
     for field, value in _extras(request).items():
-        problem = None if field == EXTENSION else objection(field, value, getattr(request, "n", None) or 1, known)
+        problem = (
+            None if field == EXTENSION else objection(field, value, getattr(request, "n", None) or 1, known)
+        )
         if problem is not None:
             raise FieldError(field, problem)
 

@@ -75,15 +75,26 @@ def full_report(
 ) -> Json:
     """The `uncertainty` field of one finished choice, without its tokens.
 
-    `confidence` stays null until the ensemble is calibrated; `seed` replays exactly this choice.
+    `seed` replays exactly this choice.
     """
-    verdict = {"decision": decision.action, "reason": decision.reason, "decided_at": decision.decided_at}
+    verdict: Json = {
+        "decision": decision.action,
+        "reason": decision.reason,
+        "decided_at": decision.decided_at,
+    }
+    if decision.upstream is not None:
+        verdict["upstream"] = decision.upstream
     if detail == "none":
         return verdict
+    return {**summary_report(trace, tokens), "seed": trace.seed, **verdict}
+
+
+def summary_report(trace: ChoiceTrace, tokens: Sequence[TokenUncertainty]) -> Json:
+    """The numbers of one answer, whoever wrote it; `confidence` stays null until the ensemble is calibrated."""
     summary = asdict(summarise(tokens, trace.log_weights, trace.weights_rule))
     summary["log_prob"] = _finite(summary["log_prob"])
     summary["member_log_probs"] = [_finite(value) for value in summary["member_log_probs"]]
-    return {"unit": "nats", **summary, "confidence": None, "seed": trace.seed, **verdict}
+    return {"unit": "nats", **summary, "confidence": None}
 
 
 def token_reports(tokens: Sequence[TokenUncertainty], decode: DecodeToken) -> list[Json]:

@@ -26,24 +26,28 @@ class Scored(Protocol):
     def num_tokens(self) -> int: ...
 
 
-@dataclass(frozen=True)
-class Mixture:
-    """How the members behind a model's name are mixed."""
+class Mixture(Protocol):
+    """How the members behind a model's name are mixed at this moment."""
 
-    log_weights: tuple[float, ...]
-    weights_rule: WeightsRule
+    @property
+    def log_weights(self) -> tuple[float, ...]: ...
+
+    @property
+    def weights_rule(self) -> WeightsRule: ...
 
 
 @dataclass(frozen=True)
 class DecisionEngine:
     """The engine, as far as decisions need it.
 
-    `mixture_of` gives None for a model without members. `score_options` gives, for every prompt, what was measured of
-    each of its options.
+    `mixture_of` gives None for a model without members. `chat_prompt_ids` and `chat_end_id` give the tokens of a
+    conversation and the one that ends an answer to it, `answer_ids` those of an answer. `score_options` gives, for
+    every prompt, what was measured of each of its options.
     """
 
     mixture_of: Callable[[str], Mixture | None]
     chat_prompt_ids: Callable[..., Awaitable[list[int]]]
+    chat_end_id: Callable[..., Awaitable[int]]
     answer_ids: AnswerIds
     score_options: Callable[..., Awaitable[Sequence[Sequence[Scored]]]]
     max_model_len: int

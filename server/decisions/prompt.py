@@ -14,11 +14,14 @@ from softspec.server.decisions.request import (
     ChoiceQuestion,
     Data,
     DecisionRequest,
+    Item,
     Message,
     Part,
     PredicateQuestion,
     Question,
     Refusal,
+    Said,
+    Text,
 )
 
 
@@ -96,7 +99,7 @@ def _refuse_hidden(question: Question, number: int) -> None:
             )
 
 
-def _input_messages(content: str | Sequence[Message]) -> list[Json]:
+def _input_messages(content: str | Sequence[Item]) -> list[Json]:
     if isinstance(content, str):
         return [{"role": "user", "content": content}]
     # Many chat templates know no developers, and leave out what they say.
@@ -106,6 +109,7 @@ def _input_messages(content: str | Sequence[Message]) -> list[Json]:
             "content": _text(message.content),
         }
         for message in content
+        if isinstance(message, Message)  # all of them, once the request was checked
     ]
 
 
@@ -117,7 +121,10 @@ def _text(content: str | Sequence[Part]) -> str:
 def _text_of_part(part: Part) -> str:
     if isinstance(part, Data):
         return json.dumps(part.data, ensure_ascii=False)
-    return part.refusal if isinstance(part, Refusal) else part.text
+    if isinstance(part, Refusal):
+        return part.refusal
+    assert isinstance(part, Text | Said)
+    return part.text
 
 
 def _paragraphs(*texts: str) -> str:

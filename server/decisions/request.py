@@ -174,9 +174,9 @@ def require_honoured(request: DecisionRequest) -> None:
     """
     for field, value in (request.model_extra or {}).items():
         _refuse_unknown(field, value)
-    _require_writable(request.model_dump(exclude={EXTENSION}))
     for place, part in _objects_in("", request):
         _refuse_unread(place, part)
+    _require_writable(request.model_dump(exclude={EXTENSION}))
 
 
 def _refuse_unknown(field: str, value: object) -> None:

@@ -5,7 +5,7 @@ In: `app.state.softspec_chat` for models and policy, `app.state.softspec_decisio
 """
 
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -40,7 +40,7 @@ def add_decision_routes(
 class _InOneLine(APIRoute):
     """A route whose body's mistakes are told in one line, with the field's path."""
 
-    def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
 
         async def checked(request: Request) -> Response:

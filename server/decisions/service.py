@@ -7,6 +7,7 @@ after everything that can be refused was. Knows no FastAPI and no vLLM.
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -40,11 +41,12 @@ async def decide(request: DecisionRequest, request_id: str, engine: DecisionEngi
         EngineError: the engine could not score the options.
     """
     model = service.model_named(request.model)
-    mixture = engine.mixture_of(model)
-    if mixture is None:
+    if engine.mixture_of(model) is None:
         raise FieldError("model", f"'{model}' is no ensemble and no member: ask one of {_askable(service)}")
     terms = _terms_of(request, model, service)
     asked = [await _asked(request, number, model, engine) for number in range(len(request.questions))]
+    # As the engine sees it in the same moment: an ensemble may be replaced while prompts are made.
+    mixture = engine.mixture_of(model)
     scored = await engine.score_options(
         model,
         [each.prompt for each in asked],
@@ -52,6 +54,7 @@ async def decide(request: DecisionRequest, request_id: str, engine: DecisionEngi
         request_id=request_id,
         priority=request.priority,
     )
+    assert mixture is not None  # or the engine knows no such model either
     answers = []
     for number, (question, options) in enumerate(zip(request.questions, scored, strict=True)):
         weighed = _weighed(options, mixture, request.length_normalise, f"questions.{number}")
@@ -100,9 +103,10 @@ async def _asked(request: DecisionRequest, number: int, model: str, engine: Deci
         FieldError: there is nothing to ask, options are not to be told apart, or it is too long.
     """
     place = f"questions.{number}"
-    options = tokens_of(options_of(request.questions[number]), engine.answer_ids, place)
-    prompt = await engine.chat_prompt_ids(
-        messages_of(request, number), model=model, chat_template_kwargs=request.chat_template_kwargs
+    chat: Json = {"model": model, "chat_template_kwargs": request.chat_template_kwargs}
+    prompt = await engine.chat_prompt_ids(messages_of(request, number), **chat)
+    options = await tokens_of(
+        options_of(request.questions[number]), engine.answer_ids, partial(engine.chat_end_id, **chat), place
     )
     longest = len(prompt) + max(map(len, options))
     if longest > engine.max_model_len:

@@ -48,10 +48,15 @@ def _writable(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
+def error_status(error: SoftspecError) -> int:
+    """The HTTP status of one of our errors."""
+    code: int = error_body(error)["error"]["code"]
+    return code
+
+
 def error_response(error: SoftspecError) -> JSONResponse:
     """The HTTP answer that one of our errors becomes."""
-    body = error_body(error)
-    return JSONResponse(body, status_code=body["error"]["code"])
+    return JSONResponse(error_body(error), status_code=error_status(error))
 
 
 async def respond_to_error(_request: Request, error: Exception) -> JSONResponse:

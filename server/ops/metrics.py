@@ -52,6 +52,9 @@ METRICS = (
         labels=("model", "decision"),
     ),
     Metric(
+        "softspec_scored_answers_total", "Answers that existed already and were scored, for /v1/uncertainty."
+    ),
+    Metric(
         "softspec_mutual_information_nats",
         "How far an answer moved the members' weights.",
         buckets=_NATS,
@@ -92,6 +95,11 @@ METRICS = (
         "Whether an upstream failed so often that it is left alone for a while: 1, or 0.",
         labels=("upstream",),
         is_state=True,
+    ),
+    Metric(
+        "softspec_record_errors_total",
+        "Requests that should have been recorded and could not be written.",
+        labels=(),
     ),
 )
 
@@ -147,6 +155,10 @@ class Metrics:
     def _observe(self, name: str, model: str, value: float) -> None:
         self._histograms[name].labels(model=model).observe(value)
 
+    def scored(self, model: str, num_answers: int) -> None:
+        """Count answers that were scored and not written."""
+        self._counters["softspec_scored_answers_total"].labels(model=model).inc(num_answers)
+
     def decided(self, model: str, decision: Decision) -> None:
         """Count an answer to a question with known options."""
         self._counters["softspec_decisions_total"].labels(model=model, decision=decision.action).inc()
@@ -173,3 +185,7 @@ class Metrics:
     def upstream_circuit(self, upstream: str, is_open: bool) -> None:
         """Say whether an upstream is left alone."""
         self._states["softspec_upstream_circuit_open"].labels(upstream=upstream).set(is_open)
+
+    def record_failed(self) -> None:
+        """Count a request that could not be recorded."""
+        self._counters["softspec_record_errors_total"].inc()

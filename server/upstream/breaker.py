@@ -14,8 +14,8 @@ from collections.abc import Callable
 class CircuitBreaker:
     """Closed, it lets all through; after `failures` failed attempts in a row it is open for `open_s` seconds.
 
-    Then it lets one through at a time, the probe: when that succeeds it is closed, when that fails it is open again.
-    What was begun before it opened no longer counts.
+    Then it lets one through at a time, the probe: when that is answered it is closed, when that fails it is open again.
+    What was admitted before it opened no longer counts.
     """
 
     def __init__(
@@ -52,14 +52,17 @@ class CircuitBreaker:
             self._era += 1
         return self._era
 
-    def succeeded(self, permit: int) -> None:
-        """The upstream answered the attempt."""
-        if permit != self._era:
-            return
-        self._failures = 0
-        if self._open_until is not None:
+    def answered(self, permit: int) -> None:
+        """The upstream began to answer: a probe has found out what it was to find out."""
+        if permit == self._era and self._open_until is not None:
             self._open_until, self._probing = None, False
             self._on_change(False)
+
+    def succeeded(self, permit: int) -> None:
+        """The upstream answered to the end, which is the end of its failures in a row."""
+        self.answered(permit)
+        if permit == self._era:
+            self._failures = 0
 
     def failed(self, permit: int) -> None:
         """The attempt failed, through no fault of the caller."""

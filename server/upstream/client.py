@@ -74,7 +74,8 @@ class Upstream:
         """
         request = self._request(path, body, headers, stream=False)
         with self._observed() as clock:
-            answer, _ = await self._retried(clock, lambda: self._whole(request, path))
+            answer, permit = await self._retried(clock, lambda: self._whole(request, path))
+            self._breaker.succeeded(permit)
             return answer
 
     async def stream(
@@ -88,12 +89,15 @@ class Upstream:
         with self._observed() as clock:
             (chunk, chunks), permit = await self._retried(clock, lambda: self._begun(request, path))
             async with aclosing(chunks):
-                while chunk is not None:
+                while True:
                     with clock.stopped():
                         yield chunk
                     try:
                         async with clock.running():
-                            chunk = await anext(chunks, None)
+                            chunk = await anext(chunks)
+                    except StopAsyncIteration:
+                        self._breaker.succeeded(permit)
+                        return
                     except Fault as fault:
                         if fault.is_failure:
                             self._breaker.failed(permit)
@@ -125,9 +129,8 @@ class Upstream:
             outcome = "ok"
         except Fault as fault:
             outcome = fault.outcome
-            error = fault.error(self.name, clock.attempts)
-            error.args = tuple(self._without_key(str(part)) for part in error.args)
-            raise error from None
+            secret = self._key.get_secret_value() if self._key is not None else ""
+            raise fault.error(self.name, clock.attempts, secret) from None
         finally:
             self._watch.upstream_answered(self.name, outcome, clock.elapsed_s if clock.attempts else None)
 
@@ -150,8 +153,9 @@ class Upstream:
     ) -> tuple[Result, int]:
         """One attempt, if the breaker lets it through, which is told how it ended."""
         if (permit := self._breaker.admit()) is None:
-            wait = self._breaker.wait_s or 0.0
-            raise Fault("open_circuit", f"failed too often and is left alone for {wait:.0f} s more")
+            wait = self._breaker.wait_s
+            rest = f"for {wait:.0f} s more" if wait else "until another request has got through"
+            raise Fault("open_circuit", f"failed too often and is left alone {rest}")
         clock.attempts += 1
         try:
             async with clock.running():
@@ -162,7 +166,7 @@ class Upstream:
         except BaseException:
             self._breaker.withdrawn(permit)
             raise
-        self._breaker.succeeded(permit)
+        self._breaker.answered(permit)
         return result, permit
 
     async def _whole(self, request: httpx2.Request, path: str) -> Json:
@@ -202,10 +206,6 @@ class Upstream:
             await response.aclose()
         wait = retry_after_s(response.headers.get("retry-after"))
         raise fault_of_status(response.status_code, body, wait)
-
-    def _without_key(self, text: str) -> str:
-        """A text of the upstream's, which may repeat what it was sent."""
-        return text.replace(self._key.get_secret_value(), "[key]") if self._key is not None else text
 
 
 async def _read(response: httpx2.Response, most_bytes: int) -> bytes:

@@ -36,8 +36,8 @@ _FINAL = (HTTPStatus.NOT_IMPLEMENTED, HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, HTT
 class Fault(Exception):
     """Why one attempt failed.
 
-    `is_transient`: another attempt may succeed, and nothing of an answer has come yet. `retry_after_s`: how long the
-    upstream asks to be left alone.
+    `words` are the upstream's own, as they came. `is_transient`: another attempt may succeed, and nothing of an answer
+    has come yet. `retry_after_s`: how long the upstream asks to be left alone.
     """
 
     def __init__(
@@ -45,12 +45,14 @@ class Fault(Exception):
         outcome: Outcome,
         told: str,
         status: int | None = None,
+        words: str = "",
         is_transient: bool = False,
         retry_after_s: float | None = None,
     ) -> None:
         super().__init__(told)
         self.outcome = outcome
         self.told = told
+        self.words = words
         self.status = status
         self.is_transient = is_transient
         self.retry_after_s = retry_after_s
@@ -62,10 +64,12 @@ class Fault(Exception):
             return self.status is None or self.status >= HTTPStatus.INTERNAL_SERVER_ERROR
         return self.outcome in ("refused", "timeout", "malformed", "cut")
 
-    def error(self, name: str, attempts: int) -> UpstreamError:
-        """What whoever asked is told."""
+    def error(self, name: str, attempts: int, secret: str) -> UpstreamError:
+        """What whoever asked is told; the upstream may have repeated the secret that it was sent."""
+        words = _plain(self.words.replace(secret, "[key]") if secret else self.words)
+        told = f"{self.told}: {words}" if words else self.told
         tries = f" ({attempts} attempts)" if attempts > 1 else ""
-        return UpstreamError(f"upstream '{name}' {self.told}{tries}", self.outcome, self.status)
+        return UpstreamError(f"upstream '{name}' {told}{tries}", self.outcome, self.status)
 
 
 @contextmanager
@@ -84,7 +88,7 @@ def faults_of_http(has_begun: bool) -> Iterator[None]:
     except (httpx2.ConnectError, httpx2.ProxyError) as error:
         raise Fault("refused", f"cannot be reached: {_reason(error)}", is_transient=not has_begun) from error
     except (httpx2.DecodingError, httpx2.SSEError) as error:
-        raise Fault("malformed", f"sent what cannot be read: {plain(str(error))}") from error
+        raise Fault("malformed", "sent what cannot be read", words=str(error)) from error
     except httpx2.RequestError as error:
         where = "in the middle of its answer" if has_begun else "before it answered"
         raise Fault("cut", f"closed the connection {where}", is_transient=not has_begun) from error
@@ -97,9 +101,8 @@ def fault_of_status(status: int, body: bytes, retry_after_s: float | None) -> Fa
     if HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST:
         told = f"answered with status {status}: redirects are not followed; its url must be the final one"
         return Fault("status", told, status)
-    words = _words(body)
-    told = f"answered with status {status}" + (f": {words}" if words else "")
-    return Fault("status", told, status, is_transient(status), retry_after_s)
+    told = f"answered with status {status}"
+    return Fault("status", told, status, _words(body), is_transient(status), retry_after_s)
 
 
 def fault_in(document: dict[str, Any], has_begun: bool) -> Fault | None:
@@ -107,13 +110,13 @@ def fault_in(document: dict[str, Any], has_begun: bool) -> Fault | None:
     error = document.get("error")
     if not error:
         return None
-    words = plain(_message(document) or "it gives no reason")
+    words = _message(document) or ""
     if has_begun:
-        return Fault("cut", f"ended its answer with an error: {words}")
+        return Fault("cut", "ended its answer with an error", words=words)
     code = error.get("code") if isinstance(error, dict) else None
     is_status = isinstance(code, int) and not isinstance(code, bool) and 400 <= code < 600
     status = code if is_status else None
-    return Fault("status", f"answered with an error: {words}", status, status is None or is_transient(status))
+    return Fault("status", "answered with an error", status, words, status is None or is_transient(status))
 
 
 def is_transient(status: int) -> bool:
@@ -123,7 +126,7 @@ def is_transient(status: int) -> bool:
     return status >= HTTPStatus.INTERNAL_SERVER_ERROR and status not in _FINAL
 
 
-def plain(text: str) -> str:
+def _plain(text: str) -> str:
     """A text in one line of printable characters, cut where it is long."""
     words = " ".join(text[: 4 * MOST_SHOWN].split())
     line = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in words)
@@ -150,8 +153,8 @@ def _words(body: bytes) -> str:
     try:
         document = json.loads(text)
     except (ValueError, RecursionError):
-        return "" if text.lstrip().startswith("<") else plain(text)
-    return plain(_message(document) or "")
+        return "" if text.lstrip().startswith("<") else text  # a page for a browser says nothing in one line
+    return _message(document) or ""
 
 
 def _message(document: Any) -> str | None:

@@ -93,16 +93,21 @@ def normal_url(url: str) -> str:
     Raises:
         ValueError: it is no such address; the message does not repeat it, as it may hold a password.
     """
-    if url != url.strip() or not url.isprintable():
+    if " " in url or not url.isprintable():
         raise ValueError("url has spaces or control characters: expected one like https://example.com/v1")
     try:
         parsed = httpx2.URL(url)
-    except httpx2.InvalidURL as error:
-        raise ValueError(f"url cannot be read ({error}): expected one like https://example.com/v1") from None
+        parsed.raw_host.decode().encode("idna")  # as the system's resolver will
+    except (httpx2.InvalidURL, UnicodeError):
+        raise ValueError("url cannot be read: expected one like https://example.com:8000/v1") from None
     if parsed.userinfo or "@" in url.partition("://")[2].partition("/")[0]:
         raise ValueError("url holds a user or a password: give the key with api_key_env or api_key_file")
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise ValueError("url must begin with http:// or https:// and name a host")
+    if "%" in parsed.host or not (parsed.port is None or 0 < parsed.port < 65_536):
+        raise ValueError(
+            "url names a host or a port that cannot be: expected one like https://example.com:8000/v1"
+        )
     if "?" in url or "#" in url:
         raise ValueError("url has a query or a fragment: expected one that ends with a path, such as /v1")
     path = parsed.path.rstrip("/")

@@ -11,7 +11,7 @@ from contextlib import suppress
 import httpx2
 
 from softspec.server.upstream.answer import read_chunk
-from softspec.server.upstream.faults import Fault, faults_of_http, plain
+from softspec.server.upstream.faults import Fault, faults_of_http
 from softspec.server.upstream.request import Json
 
 DONE = "[DONE]"
@@ -86,8 +86,9 @@ async def _next_data(events: AsyncIterator[httpx2.ServerSentEvent], has_begun: b
 def _require_events(response: httpx2.Response) -> None:
     kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "text/event-stream":
-        told = f"answered with {plain(kind)[:80] or 'no content type'}: expected text/event-stream"
-        raise Fault("malformed", told)
+        raise Fault(
+            "malformed", "answered with another content type than text/event-stream", words=kind or "none"
+        )
 
 
 def _cut(has_begun: bool) -> Fault:

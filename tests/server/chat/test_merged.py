@@ -8,7 +8,7 @@ from typing import Any
 import anyio
 import pytest
 
-from softspec.server.chat.merged import Merged
+from softspec.server.chat.merged import ENDED, Merged
 
 
 class Tap:
@@ -48,7 +48,7 @@ def test_one_stream_is_read_no_further_than_its_reader_is() -> None:
 
 
 def test_stream_that_joins_later_comes_between() -> None:
-    async def read() -> list[tuple[int, str]]:
+    async def read() -> list[tuple[int, Any]]:
         first, second, merged, seen = Tap(), Tap(), Merged(), []
         merged.add(0, first.stream())
         first.pour("a")
@@ -62,10 +62,13 @@ def test_stream_that_joins_later_comes_between() -> None:
                     first.pour("b", None)
                 elif item == "b":
                     second.pour("y", None)
-        assert first.closed and second.closed
+        assert (first.closed, second.closed) == (True, True)
         return seen
 
-    assert asyncio.run(read()) == [(0, "a"), (1, "x"), (0, "b"), (1, "y")]
+    seen = asyncio.run(read())
+
+    assert [each for each in seen if each[1] is not ENDED] == [(0, "a"), (1, "x"), (0, "b"), (1, "y")]
+    assert sorted(number for number, item in seen if item is ENDED) == [0, 1]
 
 
 def test_error_of_one_stream_reaches_the_reader_and_closes_the_others() -> None:

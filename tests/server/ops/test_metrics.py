@@ -16,6 +16,7 @@ def test_every_metric_of_the_table_is_exposed_and_nothing_else() -> None:
     metrics.of_request("jurists", 1)(Decision("abstain", "why", 3), summarise(TORN, UNIFORM))
     metrics.group_preemption("jurists")
     metrics.first_token("jurists", 0.2)
+    metrics.scored("jurists", 3)
     metrics.failed("jurists", LockstepError("members drew different tokens"))
     metrics.failed("jurists/member-0", MixingError("no token is left"))
     metrics.upstream_answered("big", "timeout", 1.5)
@@ -30,6 +31,7 @@ def test_every_metric_of_the_table_is_exposed_and_nothing_else() -> None:
     assert 'softspec_choices_total{decision="abstain",model="jurists"} 1.0' in page
     assert 'softspec_lockstep_errors_total{model="jurists"} 1.0' in page
     assert 'softspec_mixing_errors_total{model="jurists/member-0"} 1.0' in page
+    assert 'softspec_scored_answers_total{model="jurists"} 3.0' in page
     assert 'softspec_upstream_requests_total{outcome="open_circuit",upstream="big"} 1.0' in page
     assert 'softspec_upstream_seconds_count{upstream="big"} 1.0' in page
     assert 'softspec_upstream_circuit_open{upstream="big"} 1.0' in page
@@ -43,7 +45,10 @@ def test_metric_names_end_in_their_unit() -> None:
 
 
 def test_every_metric_tells_the_model_or_the_upstream() -> None:
-    assert {metric.labels[0] for metric in METRICS} == {"model", "upstream"}
+    upstream = "softspec_upstream_"
+
+    for metric in METRICS:
+        assert metric.labels[0] == ("upstream" if metric.name.startswith(upstream) else "model")
 
 
 def test_what_must_stay_at_zero_is_shown_before_it_happens() -> None:
