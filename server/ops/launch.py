@@ -45,7 +45,7 @@ def serve(settings: Settings, base: str | None, vllm_args: Sequence[str]) -> Non
     arguments = server_arguments(manifests, base, vllm_args, settings.base_unchecked)
     served = Path(arguments[0])
     if served.is_dir():  # the files of others may not be here yet; the plugin checks all
-        _require_base_of(manifests, served, settings.base_unchecked)
+        require_base_of(manifests, served, settings.base_unchecked)
     os.environ.update(server_environment(settings, os.environ))
     # Imported here: takes many seconds, and must see the environment.
     from softspec.engine.front.ensemble import load_ensembles
@@ -54,7 +54,7 @@ def serve(settings: Settings, base: str | None, vllm_args: Sequence[str]) -> Non
     run(arguments, load_ensembles(settings.ensembles), settings.allow_untested)
 
 
-def _require_base_of(manifests: Mapping[Path, Manifest], served: Path, unchecked: bool) -> None:
+def require_base_of(manifests: Mapping[Path, Manifest], served: Path, unchecked: bool) -> None:
     """Raise unless the ensembles were trained on this base, and their adapters fit it."""
     require_base(served_fingerprint(str(served), None, unchecked), manifests.values())
     for path, manifest in manifests.items():
