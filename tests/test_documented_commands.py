@@ -47,6 +47,7 @@ RUN = {
     "from pathlib import Path": "python",
     "from openai import OpenAI": "ask",
     "curl localhost:8000/v1/chat/completions": "ask",
+    "curl localhost:8000/v1/decisions": "ask",
     "curl localhost:8000/v1/load_ensemble": "ask",
     "curl localhost:8000/v1/uncertainty": "ask",
     "softspec serve runs/my": "serve",
