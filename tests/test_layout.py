@@ -38,7 +38,7 @@ FLOORS = {
         ("result",),
         ("run",),
     ),
-    "server": (("policy",), ("ops",), ("chat",), ("ensembles",), ("plugin",)),
+    "server": (("policy", "fields"), ("ops",), ("chat",), ("ensembles",), ("plugin",)),
     "app": (("child_server", "interruption", "smollm2"), ("bench", "demo"), ("cli",)),
     "app.bench": (("core",), ("serving", "training")),
 }

@@ -10,7 +10,16 @@ from collections.abc import Callable
 from softspec.engine.trace import ChoiceTrace, RequestTrace
 from softspec.errors import EngineError
 from softspec.maths.answer import AnswerUncertainty, summarise
-from softspec.server.chat.wire import EXTENSION, DecodeToken, Json, Terms, full_report, token_reports
+from softspec.server.chat.wire import (
+    EXTENSION,
+    DecodeToken,
+    Json,
+    Terms,
+    field_reports,
+    full_report,
+    token_reports,
+)
+from softspec.server.fields.message import Message
 from softspec.server.policy.policy import Decision
 from softspec.server.policy.running import RunningDecision
 
@@ -40,6 +49,8 @@ def annotate_choice(
         return {**withdrawn(choice, decision), EXTENSION: report}
     if terms.detail == "tokens":
         report["tokens"] = token_reports(tokens, decode)
+    if terms.fields:
+        report["fields"] = field_reports(Message().add(choice), tokens, trace, decode)
     return {**choice, EXTENSION: report}
 
 

@@ -7,7 +7,7 @@ to a single member or the base pass through untouched. Knows FastAPI; the engine
 import json
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
@@ -18,6 +18,7 @@ from softspec.engine.trace import RequestTrace, tracing
 from softspec.errors import FieldError, UnknownModelError
 from softspec.server.chat.replies import annotate_body
 from softspec.server.chat.stream import AnswerStream
+from softspec.server.chat.structured import wants_fields
 from softspec.server.chat.unsupported import (
     OpenAIRequest,
     refuse_extension,
@@ -85,6 +86,7 @@ async def complete(request: OpenAIRequest, raw_request: Request, route: Route, s
     refuse_unsupported(request)
     extension = (request.model_extra or {}).pop(EXTENSION, None)
     terms = read_terms(extension, service.default_policy, service.pinned)
+    terms = replace(terms, fields=wants_fields(request, terms.detail))
     hide_usage = _ask_for_continuous_usage(request, terms)
     with tracing(judge_of(terms.policy)) as trace:
         response = await route(request, raw_request) or Response(status_code=_CLIENT_WENT_AWAY)

@@ -12,7 +12,16 @@ from softspec.engine.trace import RequestTrace
 from softspec.errors import SoftspecError
 from softspec.maths.answer import summarise
 from softspec.server.chat.replies import Observe, choice_trace, withdrawn
-from softspec.server.chat.wire import EXTENSION, DecodeToken, Json, Terms, full_report, token_reports
+from softspec.server.chat.wire import (
+    EXTENSION,
+    DecodeToken,
+    Json,
+    Terms,
+    field_reports,
+    full_report,
+    token_reports,
+)
+from softspec.server.fields.message import Message
 from softspec.server.ops.errors import error_body
 from softspec.server.policy.running import RunningDecision
 
@@ -48,6 +57,7 @@ class AnswerStream:
         self._observe_first_token = observe_first_token
         self._open = set(range(num_choices))
         self._running: dict[int, RunningDecision] = {}
+        self._messages = [Message() for _ in self._open]
         self._prompt_tokens: dict[int, int] = {}
         self._has_abstained = False
         self._has_token = False
@@ -102,6 +112,8 @@ class AnswerStream:
         if running.decision.action == "abstain":
             self._has_abstained = True
             return {**withdrawn(choice, running.decision), EXTENSION: self._end(index, running)}
+        if self._terms.fields:
+            self._messages[index].add(choice)
         report = self._end(index, running) if choice.get("finish_reason") else {}
         if self._terms.detail == "tokens" and new_tokens:
             report["tokens"] = token_reports(new_tokens, self._decode)
@@ -116,7 +128,10 @@ class AnswerStream:
         self._open.discard(index)
         trace, tokens = self._trace.choices[index], running.tokens()
         self._observe(running.decision, summarise(tokens, trace.log_weights, trace.weights_rule))
-        return full_report(trace, tokens, running.decision, self._terms.detail)
+        report = full_report(trace, tokens, running.decision, self._terms.detail)
+        if self._terms.fields and running.decision.action == "answer":
+            report["fields"] = field_reports(self._messages[index], tokens, trace, self._decode)
+        return report
 
     def _closing_usage(self, chunk: Json) -> Iterator[Json]:
         """The chunk that tells the usage, in place of vLLM's last, which an ended stream does not reach."""

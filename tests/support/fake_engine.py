@@ -65,6 +65,12 @@ class _StreamOptions(BaseModel):
     continuous_usage_stats: bool | None = False
 
 
+class _ResponseFormat(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+
+
 class _CommonFields(BaseModel):
     model_config = ConfigDict(extra="allow")
 
@@ -80,7 +86,7 @@ class _CommonFields(BaseModel):
     logprob_token_ids: list[int] | None = None
     max_tokens: int | None = None
     temperature: float | None = None
-    response_format: Any = None
+    response_format: _ResponseFormat | None = None
 
 
 class ChatFields(_CommonFields):
