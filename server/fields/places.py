@@ -88,7 +88,7 @@ def _leaves_of_last_call(drawn: bytes, start: int, said: Values) -> list[Leaf]:
     """The finished leaves of a call with which the answer breaks off; its parser may have told less than was drawn."""
     *_, last = [[], *_candidates(drawn, start)]
     for found in last:
-        if found.state == "unfinished" and said <= _values(drawn, found.leaves):
+        if found.state != "finished" and said <= _values(drawn, found.leaves):
             paths = {path for path, _ in said}
             return [leaf for leaf in found.leaves if leaf.path in paths]
     return []
