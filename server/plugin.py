@@ -11,13 +11,18 @@ from functools import partial
 
 import vllm
 from fastapi import Depends, FastAPI
+from pydantic import ConfigDict, field_validator
 from starlette.datastructures import State
 from vllm import envs
 from vllm.engine.protocol import EngineClient
+from vllm.entrypoints.anthropic.api_router import create_messages
+from vllm.entrypoints.anthropic.protocol import AnthropicMessagesRequest
 from vllm.entrypoints.openai.chat_completion.api_router import create_chat_completion
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.api_router import create_completion
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.entrypoints.openai.responses.api_router import create_responses
+from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request
 
 from softspec.engine.front.client import EnsembleClient
@@ -40,9 +45,12 @@ from softspec.server.chat.door import Door
 from softspec.server.chat.guard import policy_guard
 from softspec.server.chat.routes import UpstreamRoute, add_chat_routes
 from softspec.server.chat.service import Service
+from softspec.server.dialects.routes import add_dialect_routes
 from softspec.server.ensembles.routes import add_ensemble_routes
 from softspec.server.ops.canary import canary_of
+from softspec.server.ops.closing import close_upstreams_with
 from softspec.server.ops.errors import respond_to_error
+from softspec.server.ops.loops import RefuseLoops
 from softspec.server.ops.metrics import Metrics
 from softspec.server.ops.readiness import Readiness, obstacle
 from softspec.server.ops.routes import add_ops_routes
@@ -53,9 +61,27 @@ from softspec.server.ops.welcome import welcome
 
 _log = logging.getLogger(__name__)
 
+
+class MessagesRequest(AnthropicMessagesRequest):
+    """vLLM's, which drops the fields that it does not know and demands a model; here both are looked at later."""
+
+    model_config = ConfigDict(extra="allow")
+    model: str = ""
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def validate_model(cls, v: object) -> object:
+        """In place of vLLM's check of the same name."""
+        return "" if v is None else v
+
+
 _COMPLETIONS = {
     "/v1/chat/completions": UpstreamRoute(ChatCompletionRequest, create_chat_completion),
     "/v1/completions": UpstreamRoute(CompletionRequest, create_completion),
+}
+_DIALECTS = {
+    "/v1/responses": UpstreamRoute(ResponsesRequest, create_responses),
+    "/v1/messages": UpstreamRoute(MessagesRequest, create_messages),
 }
 
 
@@ -69,13 +95,16 @@ class SoftspecEndpoints:
         """Add our routes; those of vLLM with the same path make way."""
         is_json = [Depends(validate_json_request)]
         add_chat_routes(app, _COMPLETIONS, is_json)
+        add_dialect_routes(app, _DIALECTS, is_json)
         add_ops_routes(app)
         # vLLM itself refuses this switch with several API servers, which would disagree on what is loaded.
         if envs.VLLM_ALLOW_RUNTIME_LORA_UPDATING:
             add_ensemble_routes(app, is_json)
         app.add_exception_handler(SoftspecError, respond_to_error)
-        app.add_middleware(Door, followers=frozenset(_COMPLETIONS))
+        app.add_middleware(Door, followers=frozenset({*_COMPLETIONS, *_DIALECTS}))
+        app.add_middleware(RefuseLoops)
         app.add_middleware(RefuseWhileStopping)
+        close_upstreams_with(app)
 
     async def init_state(self, engine_client: EngineClient, state: State, args: Namespace) -> None:
         """Load the ensembles, prepare the engine for them and put our client into vLLM's handlers.
@@ -99,12 +128,13 @@ class SoftspecEndpoints:
             engine_client,
             ensembles,
             base_names(state),
-            may_run=policy_guard(settings.policy),
+            may_run=policy_guard(settings.rules.default),
             on_failed=metrics.failed,
             on_preemption=metrics.group_preemption,
         )
         client.registry.base_fingerprint = base
         await client.registry.fill()
+        metrics.expect(client.registry.lora_requests)
         put_into_handlers(client, engine_client, state)
         list_ensembles_first(client, state)
         served = client.registry.ensembles
@@ -112,8 +142,7 @@ class SoftspecEndpoints:
         state.softspec_chat = Service(
             ensembles=served,
             models=partial(model_names, client, state),
-            default_policy=settings.policy,
-            pinned=settings.pinned,
+            rules=settings.rules,
             decode=token_decoder(engine_client),
             metrics=metrics,
         )
@@ -122,8 +151,6 @@ class SoftspecEndpoints:
             served,
             canary_of(partial(draw_one_token, state)),
             partial(obstacle, engine_client, state.softspec_ending),
-            on_ready=lambda: _log.info(
-                "%s", welcome(served, base_names(state), settings.policy, settings.pinned)
-            ),
+            on_ready=lambda: _log.info("%s", welcome(served, base_names(state), settings.rules)),
         )
         state.softspec_readiness.begin()

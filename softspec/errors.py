@@ -15,6 +15,7 @@
     |   |-- WorkerError              one of the ways cannot be measured
     |       |-- WorkerOutOfMemory    ... because it needs more memory than there is
     |-- Interrupted                  a signal ended the command: exit code 128 + its number
+    |-- UpstreamError                an upstream did not answer a routed request: HTTP 502
     |-- EngineError                  the serving engine cannot do what was asked
         |-- UnsupportedEngineError   a vLLM version, runner or option that was not tested; at start-up: exit code 2
         |-- LockstepError            members of one request came apart; ends that request
@@ -95,6 +96,19 @@ class Interrupted(SoftspecError):
         super().__init__(message)
         self.signal_number = signal_number
         self.exit_code = 128 + signal_number
+
+
+class UpstreamError(SoftspecError):
+    """An upstream did not answer a routed request.
+
+    `outcome` is one of those of `softspec.server.upstream.faults`, `status` the upstream's HTTP status, where it sent
+    one. The message may be shown to a caller: it holds no key and no address.
+    """
+
+    def __init__(self, message: str, outcome: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.outcome = outcome
+        self.status = status
 
 
 class EngineError(SoftspecError):

@@ -18,7 +18,7 @@ from softspec.artefact.activation import shared_tokens
 from softspec.artefact.manifest import Manifest, load_manifest, member_dir
 from softspec.artefact.weights import load_whole
 from softspec.maths.answer import TokenUncertainty
-from softspec.maths.mixture import mixture_logits, update_log_weights
+from softspec.maths.mixture import mixture_logits, prefix_log_weights, update_log_weights
 from softspec.maths.sampling import SamplingSpec, apply_penalties, draw_tokens
 from softspec.maths.uncertainty import Predictive, predict
 
@@ -95,12 +95,19 @@ class ReferenceEnsemble:
     @torch.no_grad()
     def score(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> Tensor:
         """Log-probability of each token of a known completion under each member, (K, T)."""
-        caches = self.caches_after_shared_prompt(prompt_ids)
-        pending = [*prompt_ids[caches[0].get_seq_length() :], *completion_ids]
-        num_tokens = len(completion_ids)
-        logprobs = self._logits(pending, caches)[:, -num_tokens - 1 : -1].log_softmax(-1)
-        targets = torch.tensor(completion_ids, dtype=torch.int64).expand(len(caches), num_tokens)
-        return logprobs.gather(-1, targets[..., None]).squeeze(-1)
+        return _chosen(self._along(prompt_ids, completion_ids), completion_ids)
+
+    @torch.no_grad()
+    def replay(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> list[TokenUncertainty]:
+        """The tokens of a known completion with the numbers they would have had if `decode` had drawn them."""
+        logprobs = self._along(prompt_ids, completion_ids)
+        weights = prefix_log_weights(self.prior, _chosen(logprobs, completion_ids))
+        if self.manifest.weights_rule == "fixed":
+            weights = self.prior[:, None].expand_as(weights)
+        return [
+            _record(token_id, logprobs[:, t], predict(logprobs[:, t], weights[:, t]))
+            for t, token_id in enumerate(completion_ids)
+        ]
 
     def caches_after_shared_prompt(self, prompt_ids: Sequence[int]) -> list[DynamicCache]:
         """One cache per member, filled by the base alone with the tokens on which adapters are off."""
@@ -110,6 +117,12 @@ class ReferenceEnsemble:
             with self.model.disable_adapter():
                 self.model(torch.tensor([prompt_ids[:shared]]), past_key_values=trunk, use_cache=True)
         return [copy.deepcopy(trunk) for _ in range(self.manifest.num_members)]
+
+    def _along(self, prompt_ids: Sequence[int], completion_ids: Sequence[int]) -> Tensor:
+        """Log-probabilities (K, T, V) before each token of a known completion, in one pass for each member."""
+        caches = self.caches_after_shared_prompt(prompt_ids)
+        pending = [*prompt_ids[caches[0].get_seq_length() :], *completion_ids]
+        return self._logits(pending, caches)[:, -len(completion_ids) - 1 : -1].log_softmax(-1)
 
     def _logits(self, token_ids: Sequence[int], caches: Sequence[DynamicCache]) -> Tensor:
         """Logits (K, T, V) after the next T tokens of each member, whose cache grows by them."""
@@ -149,6 +162,12 @@ def draw_next(
         torch.tensor([len(output_ids)]),
     )
     return int(drawn.item())
+
+
+def _chosen(logprobs: Tensor, token_ids: Sequence[int]) -> Tensor:
+    """What (K, T, V) log-probabilities say of these T tokens, (K, T)."""
+    targets = torch.tensor(token_ids, dtype=torch.int64).expand(logprobs.shape[:-1])
+    return logprobs.gather(-1, targets[..., None]).squeeze(-1)
 
 
 def _record(token_id: int, member_logprobs: Tensor, predictive: Predictive) -> TokenUncertainty:

@@ -27,7 +27,7 @@ HOUSE = {
 FLOORS = {
     "engine": (("wire", "trace"), ("requirements", "options"), ("worker", "core", "front"), ("start",)),
     "train": (
-        ("yaml_text", "places", "foreign_keys"),
+        ("places", "foreign_keys"),
         ("kinds",),
         ("config", "processes"),
         ("data",),
@@ -38,7 +38,13 @@ FLOORS = {
         ("result",),
         ("run",),
     ),
-    "server": (("policy", "fields"), ("ops",), ("chat",), ("ensembles",), ("plugin",)),
+    "server": (
+        ("policy", "fields", "upstream", "record"),
+        ("ops",),
+        ("chat",),
+        ("ensembles", "scores", "decisions", "dialects"),
+        ("plugin",),
+    ),
     "app": (("child_server", "interruption", "smollm2"), ("bench", "demo"), ("cli",)),
     "app.bench": (("core",), ("serving", "training")),
 }
@@ -46,7 +52,10 @@ FLOORS = {
 
 OUTSIDE = {
     "vllm": ("engine", "server.plugin"),
-    "fastapi": ("server.ops", "server.chat", "server.ensembles", "server.plugin"),
+    "fastapi": tuple(
+        f"server.{room}" for room in ("ops", "chat", "ensembles", "scores", "decisions", "dialects", "plugin")
+    ),
+    "httpx2": ("server.upstream",),
     "peft": ("train.result", "train.members", "reference", "app.bench"),
     "cyclopts": ("app",),
 }

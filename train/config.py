@@ -13,11 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from softspec.artefact.activation import DEFAULT_BLOCK_SIZE, Activation, BlockActivation
 from softspec.artefact.manifest import WeightsRule
 from softspec.artefact.validation import first_problem
+from softspec.artefact.yaml_file import in_line, read_mapping
+from softspec.artefact.yaml_text import YamlError, dump_yaml, parse_yaml
 from softspec.errors import ConfigError
 from softspec.train.foreign_keys import suggestion
 from softspec.train.kinds import Count, Folder, Layers, Modules, Number, Switch, Text, Trackers
 from softspec.train.places import place_of_base, place_of_data, place_of_output
-from softspec.train.yaml_text import YamlError, dump_yaml, parse_yaml
 
 PLACES: dict[str, Callable[[Path, str], str | Path]] = {
     "base_model": place_of_base,
@@ -292,19 +293,10 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     Raises:
         ConfigError: no such file, not a YAML mapping, an unknown key, or a value of the wrong kind or out of range.
     """
-    source = _in_line(str(path))
-    try:
-        content = parse_yaml(path.read_bytes())
-    except (OSError, ValueError) as error:
-        if isinstance(error, YamlError):
-            raise ConfigError(f"{source}: not YAML as expected: {error}") from error
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"cannot read '{source}': {reason}; expected a YAML file") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{source}: found {_kind(content)}, expected keys such as 'base_model: ...'")
+    content = read_mapping(path, example="base_model: ...")
     for override in overrides:
         _override(content, override)
-    source = " ".join([source, *(_in_line(override) for override in overrides)])
+    source = " ".join([in_line(str(path)), *(in_line(override) for override in overrides)])
     return parse_config(content, source, folder=path.parent)
 
 
@@ -323,16 +315,14 @@ def _key_and_value(override: str) -> tuple[str, Any]:
     """What an override says; a path in it is made absolute."""
     key, sign, text = override.partition("=")
     if not key or not sign:
-        raise ConfigError(
-            f"--set is '{_in_line(override)}': expected KEY=VALUE, for instance renyi_alpha=0.5"
-        )
+        raise ConfigError(f"--set is '{in_line(override)}': expected KEY=VALUE, for instance renyi_alpha=0.5")
     try:
         value = parse_yaml(text)
         if key in PLACES and isinstance(value, str) and value.strip():
             value = str(PLACES[key](Path.cwd(), value))
     except (YamlError, ConfigError) as error:
         what = "" if isinstance(error, ConfigError) else "the value is not YAML as expected: "
-        raise ConfigError(f"--set {_in_line(override)}: {what}{error}") from error
+        raise ConfigError(f"--set {in_line(override)}: {what}{error}") from error
     return key, value
 
 
@@ -346,7 +336,7 @@ def _override(content: dict[str, Any], override: str) -> None:
     for name in inner[:-1]:
         target = target.get(name) if isinstance(target, dict) else None
     if not isinstance(target, dict):
-        raise ConfigError(f"--set {_in_line(override)}: '{key.rpartition('.')[0]}' has no keys")
+        raise ConfigError(f"--set {in_line(override)}: '{key.rpartition('.')[0]}' has no keys")
     if inner == ["kind"] and target.get("kind") != value:
         target.clear()  # the other keys are those of another kind
     target[inner[-1]] = value
@@ -362,7 +352,7 @@ def parse_config(content: dict[str, Any], source: str, folder: Path) -> TrainCon
     known = {name: field.description or "" for name, field in TrainConfig.model_fields.items()}
     for key in content:
         if key not in known:
-            raise ConfigError(f"{source}: unknown key '{_in_line(str(key))}'; {suggestion(str(key), known)}")
+            raise ConfigError(f"{source}: unknown key '{in_line(str(key))}'; {suggestion(str(key), known)}")
     try:
         config = TrainConfig.model_validate(content)
     except ValidationError as error:
@@ -380,13 +370,3 @@ def _resolved(config: TrainConfig, source: str, folder: Path) -> dict[str, Any]:
             except ConfigError as error:
                 raise ConfigError(f"{source}: {field} {error}") from error
     return resolved
-
-
-def _in_line(text: str) -> str:
-    """Text that fits into one line of a message."""
-    return text if text.isprintable() else ascii(text)[1:-1]
-
-
-def _kind(value: Any) -> str:
-    kinds = {list: "a list", str: "text", type(None): "nothing"}
-    return kinds.get(type(value), f"'{value}'")

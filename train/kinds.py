@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from softspec.train.yaml_text import SWITCHES
+from softspec.artefact.yaml_text import SWITCHES
 
 LARGEST = 2**31 - 1
 ALL_LINEAR = "all-linear"

@@ -107,7 +107,7 @@ def _naming_the_model(scope: Scope, route: APIRoute, fields: Json, body: bytes) 
     asked = (header and headers.get(header)) or fields.get("model")
     model = service.model_named(asked)
     if model in service.ensembles and not route.path.endswith(_READ_ONLY):
-        refuse_unfollowed(service.default_policy, model, route.path)
+        refuse_unfollowed(service.rules.default, model, route.path)
     if header:
         headers[header] = model
     if model == fields.get("model"):

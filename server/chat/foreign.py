@@ -11,7 +11,9 @@ WITHOUT_EFFECT = frozenset(
     {
         # OpenAI's: labels, storage, caching and speed. (Length of style, too: a wish that no model here was taught.)
         *("metadata", "prediction", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"),
-        *("safety_identifier", "service_tier", "store", "verbosity"),
+        *("safety_identifier", "service_tier", "store", "stream_options", "user", "verbosity"),
+        # Anthropic's: caching, speed and place.
+        *("cache_control", "diagnostics", "inference_geo", "speed", "user_profile_id", "workspace_id"),
         # Other servers': their caches, and the settings of samplers that are switched by a field of SWITCHED_OFF.
         *("cache_prompt", "id", "id_slot", "slot_id", "keep_alive", "use_cache", "num_keep", "n_keep"),
         *("mirostat_tau", "mirostat_eta", "dry_base", "dry_allowed_length", "dry_penalty_last_n"),
@@ -39,24 +41,34 @@ SWITCHED_OFF: dict[str, tuple[object, ...]] = {
 """Fields that change the text or what comes with it, and the values that say it shall not be."""
 
 _INSTEAD = {
-    "do_sample": "'temperature': 0",
-    "enable_thinking": "'chat_template_kwargs'",
-    "function_call": "'tool_choice'",
-    "functions": "'tools'",
-    "grammar": "'structured_outputs'",
-    "guided_choice": "'structured_outputs'",
-    "guided_grammar": "'structured_outputs'",
-    "guided_json": "'structured_outputs'",
-    "guided_regex": "'structured_outputs'",
-    "json_schema": "'response_format'",
-    "max_new_tokens": "'max_tokens'",
-    "n_predict": "'max_tokens'",
-    "n_probs": "'top_logprobs'",
-    "num_predict": "'max_tokens'",
-    "repeat_penalty": "'repetition_penalty'",
-    "stop_sequences": "'stop'",
-    "top_n_tokens": "'top_logprobs'",
+    "conversation": ("input",),
+    "do_sample": ("temperature",),
+    "enable_thinking": ("chat_template_kwargs",),
+    "function_call": ("tool_choice",),
+    "functions": ("tools",),
+    "grammar": ("structured_outputs",),
+    "guided_choice": ("structured_outputs",),
+    "guided_grammar": ("structured_outputs",),
+    "guided_json": ("structured_outputs", "output_config"),
+    "guided_regex": ("structured_outputs",),
+    "instructions": ("system", "messages"),
+    "json_schema": ("response_format", "text", "output_config"),
+    "max_completion_tokens": ("max_output_tokens", "max_tokens"),
+    "max_new_tokens": ("max_tokens", "max_output_tokens"),
+    "max_tokens": ("max_output_tokens",),
+    "messages": ("input",),
+    "n_predict": ("max_tokens", "max_output_tokens"),
+    "n_probs": ("top_logprobs",),
+    "num_predict": ("max_tokens", "max_output_tokens"),
+    "output_format": ("output_config", "response_format", "text"),
+    "repeat_penalty": ("repetition_penalty",),
+    "response_format": ("text", "output_config"),
+    "stop": ("stop_sequences",),
+    "stop_sequences": ("stop",),
+    "system": ("instructions", "messages"),
+    "top_n_tokens": ("top_logprobs",),
 }
+"""Where a field's wish belongs: the first of these that the route has."""
 
 
 def objection(field: str, value: object, num_samples: int, known: Collection[str]) -> str | None:
@@ -66,7 +78,8 @@ def objection(field: str, value: object, num_samples: int, known: Collection[str
     """
     if field in WITHOUT_EFFECT or value is None:
         return None
-    instead = f"use {_INSTEAD[field]}" if field in _INSTEAD else "leave it out"
+    better = next((name for name in _INSTEAD.get(field, ()) if name in known), None)
+    instead = f"use '{better}'" if better else "leave it out"
     if field == "best_of":
         return (
             None if value in (1, num_samples) else "'best_of' is not supported for ensembles: sample with 'n'"
@@ -78,7 +91,7 @@ def objection(field: str, value: object, num_samples: int, known: Collection[str
     if not is_set(value):
         return None
     nearest = get_close_matches(field, [*known, *SWITCHED_OFF, *WITHOUT_EFFECT], n=1, cutoff=0.8)
-    if field not in _INSTEAD and nearest:
+    if better is None and nearest:
         instead = f"did you mean '{nearest[0]}'?"
     return f"unknown field '{field}', which would have no effect: {instead}"
 

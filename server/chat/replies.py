@@ -1,15 +1,18 @@
-"""The `uncertainty` field added to OpenAI choices, and choices that abstain.
+"""The `uncertainty` field added to OpenAI choices, and choices that abstain or are answered elsewhere.
 
-In: JSON of vLLM's response, the engine's trace and the caller's terms. Out: the JSON to send. An abstaining
-choice carries nothing of its answer: no text, tool calls, log-probabilities, token ids or per-token numbers. It has the
-shape of a refusal by OpenAI's own models, which every client reads.
+In: JSON of vLLM's response, the engine's trace and the caller's terms. Out: the JSON to send. A choice that is withheld
+carries nothing of its answer: no text, tool calls, log-probabilities, token ids or per-token numbers. One that abstains
+has the shape of a refusal by OpenAI's own models, which every client reads.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from softspec.engine.trace import ChoiceTrace, RequestTrace
-from softspec.errors import EngineError
-from softspec.maths.answer import AnswerUncertainty, summarise
+from softspec.errors import EngineError, UpstreamError
+from softspec.maths.answer import AnswerUncertainty, TokenUncertainty, summarise
+from softspec.server.chat.forwarding import Forwarded
+from softspec.server.chat.usage import with_upstream
 from softspec.server.chat.wire import (
     EXTENSION,
     DecodeToken,
@@ -20,43 +23,111 @@ from softspec.server.chat.wire import (
     token_reports,
 )
 from softspec.server.fields.message import Message
-from softspec.server.policy.policy import Decision
+from softspec.server.policy.policy import Decision, Policy
 from softspec.server.policy.running import RunningDecision
 
 Observe = Callable[[Decision, AnswerUncertainty], None]
 
 
-def annotate_body(
-    body: Json, trace: RequestTrace, terms: Terms, decode: DecodeToken, observe: Observe
-) -> Json:
-    """A response that is not streamed, with `uncertainty` in every choice."""
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one choice: its tokens as far as they count, what was done, and who answered instead, if any."""
+
+    index: int
+    trace: ChoiceTrace
+    tokens: Sequence[TokenUncertainty]
+    decision: Decision
+    forwarded: Forwarded | None = None
+
+
+Settled = Callable[[Outcome], None]
+"""Is told of every choice once."""
+
+
+def judge_choices(body: Json, trace: RequestTrace, policy: Policy) -> list[Outcome]:
+    """What the policy decides on every choice of a response that is not streamed."""
+    found = []
+    for choice in body["choices"]:
+        running = RunningDecision(policy, choice_trace(trace, choice["index"]))
+        tokens = running.catch_up()
+        found.append(Outcome(choice["index"], trace.choices[choice["index"]], tokens, running.decision))
+    return found
+
+
+def settle(judged: Outcome, forwarded: Forwarded | UpstreamError, policy: Policy) -> Outcome:
+    """What becomes of a choice to be routed, once its upstream has answered or failed.
+
+    Raises:
+        UpstreamError: it failed, and the policy says that this is an error.
+    """
+    if isinstance(forwarded, Forwarded):
+        decision = replace(judged.decision, upstream=policy.upstream)
+        return replace(judged, decision=decision, forwarded=forwarded)
+    decision = without_upstream(judged.decision, forwarded, policy)
+    tokens = judged.trace.tokens if decision.action == "answer" else judged.tokens
+    return replace(judged, decision=decision, tokens=tokens)
+
+
+def without_upstream(decision: Decision, error: UpstreamError, policy: Policy) -> Decision:
+    """What is done in place of routing when the upstream failed.
+
+    Raises:
+        UpstreamError: the policy says that this is an error.
+    """
+    if policy.on_failure == "error":
+        raise error
+    return replace(decision, action=policy.on_failure, reason=f"{decision.reason}; {error}")
+
+
+def annotate_body(body: Json, outcomes: Sequence[Outcome], terms: Terms, decode: DecodeToken) -> Json:
+    """A response that is not streamed, with `uncertainty` in every choice; `model` is the first choice's."""
+    by_index: Mapping[int, Outcome] = {outcome.index: outcome for outcome in outcomes}
     choices = [
-        annotate_choice(choice, choice_trace(trace, choice["index"]), terms, decode, observe)
-        for choice in body["choices"]
+        annotate_choice(choice, by_index[choice["index"]], terms, decode) for choice in body["choices"]
     ]
+    forwarded = [outcome.forwarded for outcome in outcomes if outcome.forwarded is not None]
+    if forwarded:
+        usage = with_upstream(body.get("usage") or {}, [each.usage for each in forwarded])
+        first = by_index[0].forwarded
+        body = {**body, "model": first.model if first else body["model"], "usage": usage}
     return {**body, "choices": choices}
 
 
-def annotate_choice(
-    choice: Json, trace: ChoiceTrace, terms: Terms, decode: DecodeToken, observe: Observe
-) -> Json:
+def annotate_choice(choice: Json, outcome: Outcome, terms: Terms, decode: DecodeToken) -> Json:
     """One finished choice with its `uncertainty`, whose numbers are those of the prefix that was judged."""
+    report = full_report(outcome.trace, outcome.tokens, outcome.decision, terms.detail)
+    if outcome.forwarded is not None:
+        return {**outcome.forwarded.choice, "index": outcome.index, EXTENSION: report}
+    if outcome.decision.action == "abstain":
+        return {**withdrawn(choice, outcome.decision), EXTENSION: report}
+    if terms.detail == "tokens":
+        report["tokens"] = token_reports(outcome.tokens, decode)
+    if terms.fields:
+        report["fields"] = field_reports(Message().add(choice), outcome.tokens, outcome.trace, decode)
+    return {**choice, EXTENSION: report}
+
+
+def verdict_on(
+    trace: ChoiceTrace, terms: Terms, decode: DecodeToken, observe: Observe
+) -> tuple[Decision, Json]:
+    """The decision on one finished choice, and its `uncertainty`: of a withheld one without its tokens."""
     running = RunningDecision(terms.policy, trace)
     tokens, decision = running.catch_up(), running.decision
     observe(decision, summarise(tokens, trace.log_weights, trace.weights_rule))
     report = full_report(trace, tokens, decision, terms.detail)
-    if decision.action == "abstain":
-        return {**withdrawn(choice, decision), EXTENSION: report}
-    if terms.detail == "tokens":
+    if terms.detail == "tokens" and decision.action == "answer":
         report["tokens"] = token_reports(tokens, decode)
-    if terms.fields:
-        report["fields"] = field_reports(Message().add(choice), tokens, trace, decode)
-    return {**choice, EXTENSION: report}
+    return decision, report
+
+
+def refusal_of(decision: Decision) -> str:
+    """The sentence that stands in place of a withheld answer."""
+    return f"No answer: the models behind this one are too uncertain ({decision.reason})."
 
 
 def withdrawn(choice: Json, decision: Decision) -> Json:
     """The choice without its answer; HTTP stays 200, as for a refusal of the model itself."""
-    refusal = f"No answer: the models behind this one are too uncertain ({decision.reason})."
+    refusal = refusal_of(decision)
     empty: Json = {
         **dict.fromkeys(choice),
         "index": choice["index"],

@@ -1,13 +1,14 @@
 """One chat or text completion: its path through the server, from the request's fields to the answer's.
 
-In: vLLM's request model and vLLM's route. Out: that route's response with the `uncertainty` field. Requests
-to a single member or the base pass through untouched. Knows FastAPI; the engine only by the trace it fills.
+In: vLLM's request model and vLLM's route. Out: that route's response with the `uncertainty` field, answered by an
+upstream where the policy routes. Requests to a single member or the base pass through untouched. Knows FastAPI; the
+engine only by the trace it fills.
 """
 
 import json
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
 
@@ -16,7 +17,12 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from softspec.engine.trace import RequestTrace, tracing
 from softspec.errors import FieldError, UnknownModelError
-from softspec.server.chat.replies import annotate_body
+from softspec.maths.answer import summarise
+from softspec.server.chat.forwarding import Forwarding
+from softspec.server.chat.leaving import unless_gone
+from softspec.server.chat.recording import recorded
+from softspec.server.chat.replies import Outcome, Settled, annotate_body, judge_choices
+from softspec.server.chat.routing import answered_elsewhere
 from softspec.server.chat.stream import AnswerStream
 from softspec.server.chat.structured import wants_fields
 from softspec.server.chat.unsupported import (
@@ -25,14 +31,17 @@ from softspec.server.chat.unsupported import (
     refuse_reserved,
     refuse_unsupported,
 )
-from softspec.server.chat.wire import EXTENSION, DecodeToken, Terms, read_terms
+from softspec.server.chat.usage import StreamUsage
+from softspec.server.chat.wire import EXTENSION, DecodeToken, Json, Terms, read_terms
 from softspec.server.ops.metrics import Metrics
-from softspec.server.policy.policy import Policy
+from softspec.server.policy.rules import PolicyRules
 from softspec.server.policy.running import judge_of
+from softspec.server.record.recorder import Recorder
+from softspec.server.upstream.client import Upstream
 
 # vLLM's route; None when the client went away.
 Route = Callable[[Any, Request], Awaitable[Response | None]]
-_CLIENT_WENT_AWAY = 499
+CLIENT_WENT_AWAY = 499
 
 
 @dataclass(frozen=True)
@@ -44,10 +53,11 @@ class Service:
 
     ensembles: Collection[str]
     models: Callable[[], Sequence[str]]
-    default_policy: Policy
-    pinned: bool
+    rules: PolicyRules
     decode: DecodeToken
     metrics: Metrics
+    upstreams: Mapping[str, Upstream] = field(default_factory=dict)
+    recorder: Recorder | None = None
 
     def model_named(self, model: str | None) -> str:
         """The model that a request asks: the one that it names or, if it names none, the only ensemble.
@@ -76,40 +86,87 @@ async def complete(request: OpenAIRequest, raw_request: Request, route: Route, s
     Raises:
         FieldError: a field that this model cannot honour, or no model.
         EngineError: the engine failed before the first byte was sent.
+        UpstreamError: so did an upstream, and the policy says that this is an error.
     """
     started = time.monotonic()
     request.model = service.model_named(request.model)
     refuse_reserved(request)
     if request.model not in service.ensembles:
         refuse_extension(request)
-        return await route(request, raw_request) or Response(status_code=_CLIENT_WENT_AWAY)
+        return await route(request, raw_request) or Response(status_code=CLIENT_WENT_AWAY)
     refuse_unsupported(request)
     extension = (request.model_extra or {}).pop(EXTENSION, None)
-    terms = read_terms(extension, service.default_policy, service.pinned)
+    terms = read_terms(extension, service.rules)
     terms = replace(terms, fields=wants_fields(request, terms.detail))
+    asked = await _asked(request, raw_request, service)
     hide_usage = _ask_for_continuous_usage(request, terms)
-    with tracing(judge_of(terms.policy)) as trace:
-        response = await route(request, raw_request) or Response(status_code=_CLIENT_WENT_AWAY)
+    with tracing(judge_of(terms.policy, streamed=bool(request.stream))) as trace:
+        response = await route(request, raw_request) or Response(status_code=CLIENT_WENT_AWAY)
     if isinstance(response, StreamingResponse):
-        _annotate_stream(response, request, trace, terms, hide_usage, started, service)
+        _annotate_stream(response, request, trace, terms, asked, hide_usage, started, service)
     elif isinstance(response, JSONResponse) and response.status_code == 200:
-        _annotate_json(response, request, trace, terms, service)
+        work = _annotate_json(response, trace, terms, asked, service)
+        gone = Response(status_code=CLIENT_WENT_AWAY)
+        response = await (unless_gone(raw_request, work, gone) if terms.policy.action == "route" else work)
     response.headers.setdefault("x-request-id", raw_request.headers.get("x-request-id", request.request_id))
     return response
 
 
-def _annotate_json(
-    response: JSONResponse, request: OpenAIRequest, trace: RequestTrace, terms: Terms, service: Service
-) -> None:
-    observe = service.metrics.of_request((request.n or 1) * _num_prompts(request))
-    body = annotate_body(json.loads(bytes(response.body)), trace, terms, service.decode, observe)
+@dataclass(frozen=True)
+class _Asked:
+    """What was asked, and who is told what became of it."""
+
+    num_choices: int
+    forwarding: Forwarding
+    settled: Settled
+
+
+async def _asked(request: OpenAIRequest, raw_request: Request, service: Service) -> _Asked:
+    num_samples = request.n or 1
+    num_choices = num_samples * _num_prompts(request)
+    observe = service.metrics.of_request(str(request.model), num_choices)
+    forwarding = Forwarding(
+        path="/chat/completions" if hasattr(request, "messages") else "/completions",
+        # Read again, as vLLM's models change the parsed body on their way through it.
+        body=await raw_request.body(),
+        headers=raw_request.headers,
+        num_samples=num_samples,
+        upstreams=service.upstreams,
+    )
+
+    def settled(outcome: Outcome) -> None:
+        trace = outcome.trace
+        observe(outcome.decision, summarise(outcome.tokens, trace.log_weights, trace.weights_rule))
+        if service.recorder is not None and outcome.decision.reason is not None:
+            service.recorder.keep(partial(recorded, outcome, str(request.model), forwarding, time.time()))
+
+    return _Asked(num_choices, forwarding, settled)
+
+
+async def _annotate_json(
+    response: JSONResponse, trace: RequestTrace, terms: Terms, asked: _Asked, service: Service
+) -> JSONResponse:
+    body = json.loads(bytes(response.body))
+    outcomes = judge_choices(body, trace, terms.policy)
+    if terms.policy.action == "route":
+        outcomes = await answered_elsewhere(outcomes, asked.forwarding, terms.policy)
+    for outcome in outcomes:
+        asked.settled(outcome)
+    body = annotate_body(body, outcomes, terms, service.decode)
+    # Headers tell of the first choice only; with n > 1 read the body.
+    send(response, body, body["choices"][0][EXTENSION])
+    return response
+
+
+def send(response: JSONResponse, body: Json, report: Json) -> None:
+    """Give a response this body, and headers that tell of this `uncertainty`."""
     response.body = response.render(body)
     response.headers["content-length"] = str(len(response.body))
-    # Headers tell of the first choice only; with n > 1 read the body.
-    first = body["choices"][0][EXTENSION]
-    response.headers["x-softspec-decision"] = first["decision"]
-    if "mutual_information" in first:
-        response.headers["x-softspec-mutual-information"] = f"{first['mutual_information']:.6g}"
+    response.headers["x-softspec-decision"] = report["decision"]
+    if "upstream" in report:
+        response.headers["x-softspec-upstream"] = report["upstream"]
+    if "mutual_information" in report:
+        response.headers["x-softspec-mutual-information"] = f"{report['mutual_information']:.6g}"
 
 
 def _annotate_stream(
@@ -117,27 +174,28 @@ def _annotate_stream(
     request: OpenAIRequest,
     trace: RequestTrace,
     terms: Terms,
+    asked: _Asked,
     hide_usage: bool,
     started: float,
     service: Service,
 ) -> None:
-    num_samples = request.n or 1
-    num_choices = num_samples * _num_prompts(request)
+    options = request.stream_options
+    is_continuous = bool(options and options.continuous_usage_stats) and not hide_usage
     stream = AnswerStream(
         trace,
         terms,
-        num_choices=num_choices,
-        num_samples=num_samples,
-        hide_usage=hide_usage,
+        asked.forwarding,
+        StreamUsage(trace, asked.forwarding.num_samples, hide_usage, is_continuous),
+        num_choices=asked.num_choices,
         decode=service.decode,
-        observe=service.metrics.of_request(num_choices),
-        observe_first_token=partial(_first_token, service.metrics, started),
+        settled=asked.settled,
+        observe_first_token=partial(_first_token, service.metrics, str(request.model), started),
     )
     response.body_iterator = stream.events(cast(AsyncGenerator[str, None], response.body_iterator))
 
 
-def _first_token(metrics: Metrics, started: float) -> None:
-    metrics.first_token(time.monotonic() - started)
+def _first_token(metrics: Metrics, model: str, started: float) -> None:
+    metrics.first_token(model, time.monotonic() - started)
 
 
 def _ask_for_continuous_usage(request: OpenAIRequest, terms: Terms) -> bool:

@@ -20,20 +20,25 @@ class StreamOptions(Protocol):
     continuous_usage_stats: bool | None
 
 
-class OpenAIRequest(Protocol):
-    """What vLLM's chat and completion request models have in common; unknown fields land in `model_extra`."""
+class EnsembleRequest(Protocol):
+    """What all of vLLM's request models have in common; unknown fields land in `model_extra`."""
 
     model: str | None
     stream: bool | None
-    n: int | None
-    echo: bool | None
     vllm_xargs: dict[str, object] | None
-    stream_options: StreamOptions | None
-    request_id: str
     model_fields: ClassVar[Mapping[str, object]]
 
     @property
     def model_extra(self) -> dict[str, object] | None: ...
+
+
+class OpenAIRequest(EnsembleRequest, Protocol):
+    """What vLLM's chat and completion request models have in common."""
+
+    n: int | None
+    echo: bool | None
+    stream_options: StreamOptions | None
+    request_id: str
 
 
 _REASONS = {
@@ -47,7 +52,7 @@ _REASONS = {
 }
 
 
-def refuse_reserved(request: OpenAIRequest) -> None:
+def refuse_reserved(request: EnsembleRequest) -> None:
     """Refuse, whatever the model, the field by which the server talks to its engine: it is not a caller's."""
     if request.vllm_xargs and "softspec" in request.vllm_xargs:
         raise FieldError(
@@ -55,7 +60,7 @@ def refuse_reserved(request: OpenAIRequest) -> None:
         )
 
 
-def refuse_extension(request: OpenAIRequest) -> None:
+def refuse_extension(request: EnsembleRequest) -> None:
     """Refuse the `uncertainty` field for a member or the base: one model cannot disagree with itself."""
     if _extras(request).get(EXTENSION) is not None:
         raise FieldError(
@@ -65,7 +70,7 @@ def refuse_extension(request: OpenAIRequest) -> None:
         )
 
 
-def refuse_unsupported(request: OpenAIRequest) -> None:
+def refuse_unsupported(request: EnsembleRequest) -> None:
     """Refuse, for an ensemble, everything that the mixture cannot honour, and every field nobody knows."""
     for field, reason in _REASONS.items():
         if is_set(getattr(request, field, None)):
@@ -77,19 +82,21 @@ def refuse_unsupported(request: OpenAIRequest) -> None:
             raise FieldError(field, f"'{field}' is {asked}: expected a number from 0 to {MAX_TOP_LOGPROBS}")
     known = (EXTENSION, *type(request).model_fields)
     for field, value in _extras(request).items():
-        problem = None if field == EXTENSION else objection(field, value, request.n or 1, known)
+        problem = (
+            None if field == EXTENSION else objection(field, value, getattr(request, "n", None) or 1, known)
+        )
         if problem is not None:
             raise FieldError(field, problem)
 
 
-def _refuse_echoed_logprobs(request: OpenAIRequest) -> None:
+def _refuse_echoed_logprobs(request: EnsembleRequest) -> None:
     # To echo, vLLM's chat handler always asks for prompt_logprobs; its completion handler only with logprobs.
     is_chat = hasattr(request, "messages")
-    if request.echo and (is_chat or getattr(request, "logprobs", None) is not None):
+    if getattr(request, "echo", None) and (is_chat or getattr(request, "logprobs", None) is not None):
         raise FieldError(
             "echo", f"'echo' needs prompt_logprobs here: {_REASONS['prompt_logprobs']}; remove 'echo'"
         )
 
 
-def _extras(request: OpenAIRequest) -> dict[str, object]:
+def _extras(request: EnsembleRequest) -> dict[str, object]:
     return request.model_extra or {}

@@ -16,7 +16,9 @@ from softspec.errors import ConfigError, FieldError
 from softspec.maths.answer import TokenUncertainty, summarise
 from softspec.server.fields.doubt import doubtful_fields
 from softspec.server.fields.message import Message
-from softspec.server.policy.policy import Action, Decision, Policy
+from softspec.server.policy.fields import PolicyFields
+from softspec.server.policy.policy import Decision, Policy
+from softspec.server.policy.rules import PolicyRules
 
 Json = dict[str, Any]
 EXTENSION = "uncertainty"
@@ -30,15 +32,6 @@ DecodeToken = Callable[[int], tuple[str, list[int]]]
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class PolicyFields(_Strict):
-    """The policy of a request, as it is written; what is left out is the server's."""
-
-    action: Action | None = None
-    metric: str | None = None
-    threshold: float | None = None
-    min_tokens: int | None = None
 
 
 class ExtensionFields(_Strict):
@@ -60,32 +53,27 @@ class Terms:
     fields: bool = False
 
 
-def read_terms(extension: object, default: Policy, pinned: bool = False) -> Terms:
-    """The terms of a request's `uncertainty` field, or the server's default where it says nothing.
+def read_terms(extension: object, rules: PolicyRules) -> Terms:
+    """The terms of a request's `uncertainty` field, or the server's policy where it says nothing.
 
     Raises:
-        FieldError: unknown field, wrong type, a policy that cannot be followed, or one that loosens a pinned default.
+        FieldError: unknown field, wrong type, a policy that cannot be followed, or one that the server does not allow.
     """
     if extension is None:
-        return Terms("summary", default)
+        return Terms("summary", rules.default)
     try:
         fields = ExtensionFields.model_validate(extension)
     except ValidationError as error:
         path = ".".join(str(part) for part in (EXTENSION, *error.errors()[0]["loc"]))
         raise FieldError(path, f"{EXTENSION}: {first_problem(error)}") from error
     if fields.policy is None:
-        return Terms(fields.detail, default)
+        return Terms(fields.detail, rules.default)
     try:
-        policy = default.changed(**fields.policy.model_dump())
+        return Terms(fields.detail, rules.asked_by(fields.policy))
+    except FieldError as error:
+        raise FieldError(f"{EXTENSION}.policy.{error.field}", f"{EXTENSION}.policy: {error}") from error
     except ConfigError as error:
         raise FieldError(f"{EXTENSION}.policy", str(error)) from error
-    loosened = default.loosened_by(policy) if pinned else None
-    if loosened is not None:
-        path = f"{EXTENSION}.policy.{loosened}"
-        raise FieldError(
-            path, f"'{path}' would loosen the server's policy, which is pinned: leave it out, or tighten it"
-        )
-    return Terms(fields.detail, policy)
 
 
 def full_report(
@@ -93,15 +81,26 @@ def full_report(
 ) -> Json:
     """The `uncertainty` field of one finished choice, without its tokens and fields.
 
-    `confidence` stays null until the ensemble is calibrated; `seed` replays exactly this choice.
+    `seed` replays exactly this choice.
     """
-    verdict = {"decision": decision.action, "reason": decision.reason, "decided_at": decision.decided_at}
+    verdict: Json = {
+        "decision": decision.action,
+        "reason": decision.reason,
+        "decided_at": decision.decided_at,
+    }
+    if decision.upstream is not None:
+        verdict["upstream"] = decision.upstream
     if detail == "none":
         return verdict
+    return {**summary_report(trace, tokens), "seed": trace.seed, **verdict}
+
+
+def summary_report(trace: ChoiceTrace, tokens: Sequence[TokenUncertainty]) -> Json:
+    """The numbers of one answer, whoever wrote it; `confidence` stays null until the ensemble is calibrated."""
     summary = asdict(summarise(tokens, trace.log_weights, trace.weights_rule))
     summary["log_prob"] = _finite(summary["log_prob"])
     summary["member_log_probs"] = [_finite(value) for value in summary["member_log_probs"]]
-    return {"unit": "nats", **summary, "confidence": None, "seed": trace.seed, **verdict}
+    return {"unit": "nats", **summary, "confidence": None}
 
 
 def token_reports(tokens: Sequence[TokenUncertainty], decode: DecodeToken) -> list[Json]:

@@ -32,6 +32,7 @@ async def load_ensemble(request: LoadEnsembleRequest, raw_request: Request) -> P
     state = raw_request.app.state
     registry: Registry = state.softspec_registry
     ensemble = await registry.load(Path(request.path), request.replace, state.softspec_canary)
+    state.softspec_chat.metrics.expect(registry.lora_requests)
     return PlainTextResponse(f"Success: ensemble '{ensemble.name}' added successfully.")
 
 

@@ -15,6 +15,7 @@ from softspec.errors import (
     SoftspecError,
     UnknownModelError,
     UnsupportedEngineError,
+    UpstreamError,
     UserError,
 )
 
@@ -23,6 +24,7 @@ _STATUS_AND_TYPE: tuple[tuple[type[SoftspecError], HTTPStatus, str], ...] = (
     (UnknownModelError, HTTPStatus.NOT_FOUND, "NotFoundError"),
     (UserError, HTTPStatus.BAD_REQUEST, "BadRequestError"),
     (UnsupportedEngineError, HTTPStatus.NOT_IMPLEMENTED, "NotImplementedError"),
+    (UpstreamError, HTTPStatus.BAD_GATEWAY, "UpstreamError"),
     (EngineError, HTTPStatus.INTERNAL_SERVER_ERROR, "InternalServerError"),
     (SoftspecError, HTTPStatus.INTERNAL_SERVER_ERROR, "InternalServerError"),
 )
@@ -32,13 +34,29 @@ def error_body(error: SoftspecError) -> dict[str, Any]:
     """The OpenAI error envelope of one of our errors."""
     status, kind = next((status, kind) for cls, status, kind in _STATUS_AND_TYPE if isinstance(error, cls))
     param = error.field if isinstance(error, FieldError) else None
-    return {"error": {"message": str(error), "type": kind, "param": param, "code": status.value}}
+    body = {
+        "message": _writable(str(error)),
+        "type": kind,
+        "param": param and _writable(param),
+        "code": status.value,
+    }
+    return {"error": body}
+
+
+def _writable(text: str) -> str:
+    """Text that may quote half a surrogate pair of a caller's, as UTF-8 can have it."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def error_status(error: SoftspecError) -> int:
+    """The HTTP status of one of our errors."""
+    code: int = error_body(error)["error"]["code"]
+    return code
 
 
 def error_response(error: SoftspecError) -> JSONResponse:
     """The HTTP answer that one of our errors becomes."""
-    body = error_body(error)
-    return JSONResponse(body, status_code=body["error"]["code"])
+    return JSONResponse(error_body(error), status_code=error_status(error))
 
 
 async def respond_to_error(_request: Request, error: Exception) -> JSONResponse:

@@ -1,42 +1,58 @@
 """Every metric that softspec adds to vLLM's `/metrics`, in one table.
 
-In: decisions and summaries. Out: Prometheus series. Labels never hold text of a user.
+In: decisions and summaries. Out: Prometheus series. Labels never hold text of a user; `model` is a name that is served.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
 from softspec.errors import EngineError, MixingError
 from softspec.maths.answer import AnswerUncertainty
 from softspec.server.policy.policy import Decision
+from softspec.server.upstream.faults import Outcome
 
 _NATS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0)
 _SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0)
+_LONG_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 120.0, 300.0)
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One row of the table; a histogram when it has buckets, else a counter."""
+    """One row of the table; a histogram when it has buckets, a gauge when it is a state, else a counter."""
 
     name: str
     help: str
-    labels: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ("model",)
     buckets: tuple[float, ...] = ()
+    is_state: bool = False
+
+    @property
+    def kind(self) -> str:
+        """What Prometheus calls it."""
+        return "histogram" if self.buckets else "gauge" if self.is_state else "counter"
 
 
 METRICS = (
     Metric(
         "softspec_requests_total",
         "Requests that ensembles answered, by what the policy decided: an action if it was taken on any choice.",
-        labels=("decision",),
+        labels=("model", "decision"),
     ),
     Metric(
         "softspec_choices_total",
         "Choices of ensembles' answers by what the policy decided.",
-        labels=("decision",),
+        labels=("model", "decision"),
+    ),
+    Metric(
+        "softspec_decisions_total",
+        "Answers to questions of /v1/decisions by what the policy decided.",
+        labels=("model", "decision"),
+    ),
+    Metric(
+        "softspec_scored_answers_total", "Answers that existed already and were scored, for /v1/uncertainty."
     ),
     Metric(
         "softspec_mutual_information_nats",
@@ -63,6 +79,28 @@ METRICS = (
         "softspec_group_preemptions_total",
         "Answers of ensembles and members that made room in the KV cache, all their rows at once.",
     ),
+    Metric(
+        "softspec_upstream_requests_total",
+        "Requests to an upstream by how they ended, all attempts of one together.",
+        labels=("upstream", "outcome"),
+    ),
+    Metric(
+        "softspec_upstream_seconds",
+        "From a request to an upstream to the end of its answer, attempts and pauses included.",
+        labels=("upstream",),
+        buckets=_LONG_SECONDS,
+    ),
+    Metric(
+        "softspec_upstream_circuit_open",
+        "Whether an upstream failed so often that it is left alone for a while: 1, or 0.",
+        labels=("upstream",),
+        is_state=True,
+    ),
+    Metric(
+        "softspec_record_errors_total",
+        "Requests that should have been recorded and could not be written.",
+        labels=(),
+    ),
 )
 
 
@@ -73,44 +111,81 @@ class Metrics:
         self._counters = {
             metric.name: Counter(metric.name, metric.help, metric.labels, registry=registry)
             for metric in METRICS
-            if not metric.buckets
+            if metric.kind == "counter"
+        }
+        self._states = {
+            metric.name: Gauge(metric.name, metric.help, metric.labels, registry=registry)
+            for metric in METRICS
+            if metric.kind == "gauge"
         }
         self._histograms = {
             metric.name: Histogram(
                 metric.name, metric.help, metric.labels, buckets=metric.buckets, registry=registry
             )
             for metric in METRICS
-            if metric.buckets
+            if metric.kind == "histogram"
         }
 
-    def of_request(self, num_choices: int) -> Callable[[Decision, AnswerUncertainty], None]:
+    def expect(self, models: Iterable[str]) -> None:
+        """Show what may befall these models at 0, so that the first time is seen to rise."""
+        for metric in METRICS:
+            if metric.name in self._counters and metric.labels == ("model",):
+                for model in models:
+                    self._counters[metric.name].labels(model=model)
+
+    def of_request(self, model: str, num_choices: int) -> Callable[[Decision, AnswerUncertainty], None]:
         """What counts the choices of one request, and with the last of them the request."""
         actions: list[str] = []
 
         def answered(decision: Decision, summary: AnswerUncertainty) -> None:
-            self._count_choice(decision, summary)
+            self._count_choice(model, decision, summary)
             actions.append(decision.action)
             if len(actions) == num_choices:
                 taken = next((action for action in actions if action != "answer"), "answer")
-                self._counters["softspec_requests_total"].labels(decision=taken).inc()
+                self._counters["softspec_requests_total"].labels(model=model, decision=taken).inc()
 
         return answered
 
-    def _count_choice(self, decision: Decision, summary: AnswerUncertainty) -> None:
-        self._counters["softspec_choices_total"].labels(decision=decision.action).inc()
-        self._histograms["softspec_mutual_information_nats"].observe(summary.mutual_information)
-        self._histograms["softspec_epistemic_nats"].observe(summary.epistemic)
-        self._histograms["softspec_disagreement_ratio"].observe(summary.disagreement)
+    def _count_choice(self, model: str, decision: Decision, summary: AnswerUncertainty) -> None:
+        self._counters["softspec_choices_total"].labels(model=model, decision=decision.action).inc()
+        self._observe("softspec_mutual_information_nats", model, summary.mutual_information)
+        self._observe("softspec_epistemic_nats", model, summary.epistemic)
+        self._observe("softspec_disagreement_ratio", model, summary.disagreement)
 
-    def first_token(self, seconds: float) -> None:
+    def _observe(self, name: str, model: str, value: float) -> None:
+        self._histograms[name].labels(model=model).observe(value)
+
+    def scored(self, model: str, num_answers: int) -> None:
+        """Count answers that were scored and not written."""
+        self._counters["softspec_scored_answers_total"].labels(model=model).inc(num_answers)
+
+    def decided(self, model: str, decision: Decision) -> None:
+        """Count an answer to a question with known options."""
+        self._counters["softspec_decisions_total"].labels(model=model, decision=decision.action).inc()
+
+    def first_token(self, model: str, seconds: float) -> None:
         """Count a streamed answer that began so many seconds after its request."""
-        self._histograms["softspec_time_to_first_token_seconds"].observe(seconds)
+        self._observe("softspec_time_to_first_token_seconds", model, seconds)
 
-    def failed(self, reason: EngineError) -> None:
+    def failed(self, model: str, reason: EngineError) -> None:
         """Count a request that had to be ended, for a fault that is ours."""
         kind = "mixing" if isinstance(reason, MixingError) else "lockstep"
-        self._counters[f"softspec_{kind}_errors_total"].inc()
+        self._counters[f"softspec_{kind}_errors_total"].labels(model=model).inc()
 
-    def group_preemption(self) -> None:
+    def group_preemption(self, model: str) -> None:
         """Count a group whose rows will be computed again, for want of KV blocks."""
-        self._counters["softspec_group_preemptions_total"].inc()
+        self._counters["softspec_group_preemptions_total"].labels(model=model).inc()
+
+    def upstream_answered(self, upstream: str, outcome: Outcome, seconds: float | None) -> None:
+        """Count a call to an upstream; `seconds` is None when nothing was sent."""
+        self._counters["softspec_upstream_requests_total"].labels(upstream=upstream, outcome=outcome).inc()
+        if seconds is not None:
+            self._histograms["softspec_upstream_seconds"].labels(upstream=upstream).observe(seconds)
+
+    def upstream_circuit(self, upstream: str, is_open: bool) -> None:
+        """Say whether an upstream is left alone."""
+        self._states["softspec_upstream_circuit_open"].labels(upstream=upstream).set(is_open)
+
+    def record_failed(self) -> None:
+        """Count a request that could not be recorded."""
+        self._counters["softspec_record_errors_total"].inc()

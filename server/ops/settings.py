@@ -7,10 +7,11 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import TypeVar
 
 from softspec.errors import ConfigError
-from softspec.server.policy.policy import Action, Policy
+from softspec.server.policy.policy import Policy
+from softspec.server.policy.rules import PolicyRules
 
 Number = TypeVar("Number", int, float)
 
@@ -26,23 +27,16 @@ ALLOW_UNTESTED = "SOFTSPEC_ALLOW_UNTESTED"
 
 @dataclass(frozen=True)
 class Settings:
-    """What a server is told: the directories of its ensembles, its policy, which a request may change, and risks.
+    """What a server is told: the directories of its ensembles, its policy with what a request may change, and risks.
 
-    Where the policy is pinned, a request may only tighten it. `base_unchecked` serves ensembles on whatever base there
+    `base_unchecked` serves ensembles on whatever base there
     is; `allow_untested` takes any option of vLLM's engine.
     """
 
     ensembles: tuple[Path, ...]
-    policy: Policy = field(default_factory=Policy)
-    pinned: bool = False
+    rules: PolicyRules = field(default_factory=PolicyRules)
     base_unchecked: bool = False
     allow_untested: bool = False
-
-    def __post_init__(self) -> None:
-        if self.pinned and self.policy.action == "answer":
-            raise ConfigError(
-                "the policy is pinned but withholds nothing: give action 'abstain' and a threshold"
-            )
 
     @staticmethod
     def from_environment(environment: Mapping[str, str]) -> "Settings":
@@ -55,15 +49,14 @@ class Settings:
         if not paths:
             raise ConfigError(f"{ENSEMBLES} is not set: expected one or more ensemble directories")
         policy = Policy().changed(
-            action=cast(Action | None, environment.get(POLICY_ACTION)),
+            action=environment.get(POLICY_ACTION),
             metric=environment.get(POLICY_METRIC),
             threshold=_number(POLICY_THRESHOLD, environment, float),
             min_tokens=_number(POLICY_MIN_TOKENS, environment, int),
         )
         return Settings(
             tuple(Path(path) for path in paths),
-            policy,
-            pinned=_is_on(POLICY_PINNED, environment),
+            PolicyRules(policy, pinned=_is_on(POLICY_PINNED, environment)),
             base_unchecked=_is_on(BASE_UNCHECKED, environment),
             allow_untested=_is_on(ALLOW_UNTESTED, environment),
         )
@@ -75,13 +68,13 @@ class Settings:
             BASE_UNCHECKED: str(int(self.base_unchecked)),
             ALLOW_UNTESTED: str(int(self.allow_untested)),
         }
-        if self.policy.action != "answer":
+        if self.rules.default.action != "answer":
             variables |= {
-                POLICY_ACTION: self.policy.action,
-                POLICY_METRIC: self.policy.metric,
-                POLICY_THRESHOLD: repr(self.policy.threshold),
-                POLICY_MIN_TOKENS: str(self.policy.min_tokens),
-                POLICY_PINNED: str(int(self.pinned)),
+                POLICY_ACTION: self.rules.default.action,
+                POLICY_METRIC: self.rules.default.metric,
+                POLICY_THRESHOLD: repr(self.rules.default.threshold),
+                POLICY_MIN_TOKENS: str(self.rules.default.min_tokens),
+                POLICY_PINNED: str(int(self.rules.pinned)),
             }
         return variables
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from softspec.artefact.manifest import Manifest
-from softspec.server.policy.policy import Policy
+from softspec.server.policy.rules import PolicyRules
 
 
 class Served(Protocol):
@@ -17,7 +17,7 @@ class Served(Protocol):
     def manifest(self) -> Manifest: ...
 
 
-def welcome(ensembles: Mapping[str, Served], bases: Sequence[str], policy: Policy, pinned: bool) -> str:
+def welcome(ensembles: Mapping[str, Served], bases: Sequence[str], rules: PolicyRules) -> str:
     """The names under which models are served, the policy that holds, and where to ask whether it is ready."""
     names = ", ".join(
         f"'{name}' ({ensemble.manifest.num_members} members: '{name}/member-0', ...)"
@@ -25,13 +25,14 @@ def welcome(ensembles: Mapping[str, Served], bases: Sequence[str], policy: Polic
     )
     return (
         f"softspec is ready: serves {names or 'no ensemble'} on the base '{', '.join(bases)}'; "
-        f"policy {_told(policy, pinned)}; GET /ready says so too"
+        f"policy {_told(rules)}; GET /ready says so too"
     )
 
 
-def _told(policy: Policy, pinned: bool) -> str:
+def _told(rules: PolicyRules) -> str:
+    policy = rules.default
     if policy.action == "answer":
         return "'answer': no answer is withheld unless a request asks for it"
     begin = f" from token {policy.min_tokens} on" if policy.min_tokens > 1 else ""
     rule = f"'{policy.action}' once {policy.metric} is above {policy.threshold:g}{begin}"
-    return f"{rule}, which requests {'may only tighten' if pinned else 'may change'}"
+    return f"{rule}, which requests {'may only tighten' if rules.pinned else 'may change'}"

@@ -1,9 +1,11 @@
 """What to do with an uncertain answer: the policy, and its decision on one value of its metric.
 
-In: settings, and the value of a metric. Out: answer or abstain, with a reason. Knows no HTTP, no engine and no tokens.
+In: settings, and the value of a metric. Out: answer, abstain or route, with a reason. Knows no HTTP, no engine, no
+tokens and none of the upstreams.
 """
 
 import math
+import operator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -11,94 +13,152 @@ from softspec.errors import ConfigError
 from softspec.maths.answer import METRICS
 
 Action = Literal["answer", "abstain", "route"]
+OnFailure = Literal["answer", "abstain", "error"]
 DEFAULT_METRIC = "mutual_information"
+CONFIDENCE = "confidence"
+"""The metric of which less is worse: a policy acts below its threshold."""
+HELD = {"answer": 0, "abstain": 0, "route": 16}
+"""Action -> tokens of a stream that are held back where nobody says how many."""
+MOST_HELD = 65_536
+"""What is held lies in the server's memory until it is sent: a few kilobytes for every token, with all its numbers."""
+_RULE = ("metric", "threshold", "min_tokens", "hold_tokens")
+EFFECTIVE: dict[str, tuple[str, ...]] = {
+    "answer": (),
+    "abstain": _RULE,
+    "route": (*_RULE, "upstream", "on_failure"),
+}
+"""Action -> the fields beside it that have an effect."""
 
 
 @dataclass(frozen=True)
 class Policy:
-    """A rule: `action` happens at the first prefix of an answer whose `metric` is greater than `threshold`.
+    """A rule: `action` happens at the first prefix of an answer whose `metric` crosses `threshold`.
 
-    `metric` is in nats, a share for the disagreements. Prefixes are judged from `min_tokens` tokens on.
+    `metric` is in nats, a share for the disagreements, a probability for `confidence`. Prefixes are judged from
+    `min_tokens` tokens on; of a stream the last `held` tokens are not sent yet. To route is to ask `upstream`, None
+    being the only one that there is, and where that fails `on_failure` happens.
     """
 
     action: Action = "answer"
     metric: str = DEFAULT_METRIC
     threshold: float | None = None
     min_tokens: int = 1
+    hold_tokens: int | None = None
+    upstream: str | None = None
+    on_failure: OnFailure = "abstain"
 
     def __post_init__(self) -> None:
-        if self.metric not in METRICS:
-            raise ConfigError(f"policy metric is '{self.metric}': expected one of {', '.join(METRICS)}")
-        if self.action == "route":
-            raise ConfigError(
-                "policy action 'route' is not available: no upstream is configured; use answer or abstain"
-            )
-        if self.action not in ("answer", "abstain"):
+        if self.action not in EFFECTIVE:
             raise ConfigError(f"policy action is '{self.action}': expected answer, abstain or route")
-        if self.threshold is None and self.action != "answer":
-            raise ConfigError(f"policy action '{self.action}' needs a threshold: give a number of at least 0")
-        if self.threshold is not None and not (math.isfinite(self.threshold) and self.threshold >= 0):
-            raise ConfigError(f"policy threshold is {self.threshold}: expected a finite number of at least 0")
+        if self.metric not in (*METRICS, CONFIDENCE):
+            expected = ", ".join((*METRICS, CONFIDENCE))
+            raise ConfigError(f"policy metric is '{self.metric}': expected one of {expected}")
+        self._check_threshold()
         if self.min_tokens < 1:
             raise ConfigError(f"policy min_tokens is {self.min_tokens}: expected a number of at least 1")
+        if self.hold_tokens is not None and not 0 <= self.hold_tokens <= MOST_HELD:
+            raise ConfigError(
+                f"policy hold_tokens is {self.hold_tokens}: expected a number from 0 to {MOST_HELD}"
+            )
+        if self.on_failure not in ("answer", "abstain", "error"):
+            raise ConfigError(f"policy on_failure is '{self.on_failure}': expected answer, abstain or error")
 
-    def changed(
-        self,
-        action: Action | None = None,
-        metric: str | None = None,
-        threshold: float | None = None,
-        min_tokens: int | None = None,
-    ) -> "Policy":
+    def _check_threshold(self) -> None:
+        if self.threshold is None:
+            if self.action != "answer":
+                raise ConfigError(
+                    f"policy action '{self.action}' needs a threshold: give a number of at least 0"
+                )
+        elif not (math.isfinite(self.threshold) and self.threshold >= 0):
+            raise ConfigError(f"policy threshold is {self.threshold}: expected a finite number of at least 0")
+        elif self.metric == CONFIDENCE and self.threshold > 1:
+            raise ConfigError(
+                f"policy threshold is {self.threshold}: expected a probability from 0 to 1, as the metric is "
+                f"'{CONFIDENCE}'"
+            )
+
+    @property
+    def held(self) -> int:
+        """How many tokens of a stream are held back, so that they can still be replaced."""
+        return HELD[self.action] if self.hold_tokens is None else self.hold_tokens
+
+    def changed(self, **given: Any) -> "Policy":
         """This policy with the fields that somebody gave; None stands for those that were not given.
 
+        What the new action has no use for is dropped, and so is a threshold whose metric was changed.
+
         Raises:
-            ConfigError: the result cannot be followed, or a field would have no effect.
+            ConfigError: the result cannot be followed, or a field that was given would have no effect.
         """
-        given = {"metric": metric, "threshold": threshold, "min_tokens": min_tokens}
-        rule: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        if (action or self.action) == "answer":
-            if rule:
-                Policy(
-                    **{"action": "abstain", "threshold": 0.0, **rule}
-                )  # what is wrong in itself is said first
-                raise ConfigError(
-                    f"policy {' and '.join(rule)} given for action 'answer', which withholds nothing: give action "
-                    "'abstain' too, or nothing"
-                )
-            return Policy("answer")
-        whole: dict[str, Any] = {**asdict(self), **rule, "action": action or self.action}
-        if whole["metric"] != self.metric and threshold is None:
-            whole["threshold"] = None  # a threshold belongs to its metric
-        return Policy(**whole)
+        given = {name: value for name, value in given.items() if value is not None}
+        action = given.pop("action", self.action)
+        idle = [name for name in given if name not in EFFECTIVE.get(action, given)]
+        if idle:
+            Policy(
+                **{"action": "abstain", "threshold": 0.0, **given}
+            )  # what is wrong in itself is said first
+            raise ConfigError(f"policy {' and '.join(idle)} given for action '{action}', {_use_of(action)}")
+        kept = {name: value for name, value in asdict(self).items() if name in EFFECTIVE.get(action, ())}
+        if given.get("metric", self.metric) != self.metric:
+            kept.pop("threshold", None)
+        return Policy(**{**kept, **given, "action": action})
+
+    def crosses(self, value: float) -> bool:
+        """Whether the policy acts at this value of its metric: above the threshold, or below it for `confidence`."""
+        assert self.threshold is not None
+        return value < self.threshold if self.metric == CONFIDENCE else value > self.threshold
 
     def loosened_by(self, other: "Policy") -> str | None:
-        """The field by which `other` may send what this policy withholds; None when it withholds at least as much."""
-        assert self.threshold is not None
-        if other.action != self.action or other.threshold is None:
+        """The field by which `other` may send what this policy withholds, or send it elsewhere; None if by none.
+
+        To abstain is tighter than to route: it withholds the same and asks nobody else. To hold fewer tokens is looser,
+        as those sent before the crossing are out.
+        """
+        if other.threshold is None or other.action not in (self.action, "abstain"):
             return "action"
         if other.metric != self.metric:
             return "metric"
-        if other.threshold > self.threshold:
+        if self.crosses(other.threshold):
             return "threshold"
-        return "min_tokens" if other.min_tokens > self.min_tokens else None
+        if other.min_tokens > self.min_tokens:
+            return "min_tokens"
+        if other.held < self.held:
+            return "hold_tokens"
+        if other.action == "route" and other.upstream != self.upstream:
+            return "upstream"
+        is_sent = other.action == "route" and other.on_failure == "answer"
+        return "on_failure" if is_sent and self.on_failure != "answer" else None
 
     def decide(self, value: float, num_tokens: int) -> "Decision":
         """The decision on a prefix of so many tokens whose metric has this value."""
-        if self.action == "answer" or self.threshold is None or num_tokens < self.min_tokens:
-            return ANSWER
-        if not value > self.threshold:
-            return ANSWER
-        comparison = _comparison(value, self.threshold)
-        return Decision(self.action, f"{self.metric} {comparison} at token {num_tokens}", num_tokens)
+        crossing = None if num_tokens < self.min_tokens else self.crossing(value)
+        return Decision(self.action, f"{crossing} at token {num_tokens}", num_tokens) if crossing else ANSWER
+
+    def crossing(self, value: float) -> str | None:
+        """A value of the metric at which the policy acts, in words; None where it does not."""
+        if self.threshold is None or not self.crosses(value):
+            return None
+        return f"{self.metric} {_comparison(value, self.threshold)}"
+
+
+def _use_of(action: str) -> str:
+    """Why fields were refused for an action, and what to do."""
+    if action == "answer":
+        return "which withholds nothing: give action 'abstain' too, or nothing"
+    return "which asks nobody else: give action 'route' too, or leave it out"
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What a policy decided; `reason` and `decided_at` (which token, from 1) are None when it had no objection."""
+    """What a policy decided; `reason` and `decided_at` (which token, from 1) are None when it had no objection.
+
+    `upstream` is the one that answered in place of the ensemble, if one did.
+    """
 
     action: Action
     reason: str | None
     decided_at: int | None
+    upstream: str | None = None
 
 
 ANSWER = Decision("answer", None, None)
@@ -106,8 +166,11 @@ ANSWER = Decision("answer", None, None)
 
 def _comparison(value: float, threshold: float) -> str:
     """Text like `0.41 > 0.40`, with enough decimals to be true, and to show a short threshold as it was given."""
-    true = [decimals for decimals in range(2, 7) if round(value, decimals) > round(threshold, decimals)]
+    sign, is_true = (">", operator.gt) if value > threshold else ("<", operator.lt)
+    true = [
+        decimals for decimals in range(2, 7) if is_true(round(value, decimals), round(threshold, decimals))
+    ]
     exact = [decimals for decimals in true if round(threshold, decimals) == threshold]
     for decimals in (*exact[:1], *true[:1]):
-        return f"{value:.{decimals}f} > {threshold:.{decimals}f}"
-    return f"{value!r} > {threshold!r}"
+        return f"{value:.{decimals}f} {sign} {threshold:.{decimals}f}"
+    return f"{value!r} {sign} {threshold!r}"

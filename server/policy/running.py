@@ -9,20 +9,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from softspec.artefact.manifest import WeightsRule
-from softspec.engine.trace import ChoiceTrace, JudgeOf
+from softspec.engine.trace import ChoiceTrace, Judge, JudgeOf
 from softspec.maths.answer import TokenUncertainty, summarise
-from softspec.server.policy.policy import ANSWER, Policy
+from softspec.server.policy.policy import ANSWER, Decision, Policy
 
 
 class RunningDecision:
     """A policy and the tokens of one choice so far. Once it objects, the answer ends and nothing after it counts.
 
     Every token is judged in its turn, so the outcome does not depend on how tokens are grouped into chunks, nor on
-    whether the answer is streamed.
+    whether the answer is streamed; but of a stream only the tokens that are held back can be replaced.
     """
 
-    def __init__(self, policy: Policy, trace: ChoiceTrace) -> None:
+    def __init__(self, policy: Policy, trace: ChoiceTrace, streamed: bool = False) -> None:
         self._policy = policy
+        self._held = held_of(policy) if streamed else None
         self._trace = trace
         self._metric = RunningMetric(policy.metric, trace.log_weights, trace.weights_rule)
         self.num_tokens = 0
@@ -32,8 +33,16 @@ class RunningDecision:
         """Judge the answer that ends with this token; true ends it there."""
         if self.decision.action == "answer":
             self.num_tokens += 1
-            self.decision = self._policy.decide(self._metric.add(token), self.num_tokens)
+            self.decision = self._in_time(self._policy.decide(self._metric.add(token), self.num_tokens))
         return self.decision.action != "answer"
+
+    def _in_time(self, decision: Decision) -> Decision:
+        """The decision, or to abstain where routing would come after tokens that were sent."""
+        if decision.action != "route" or self._held is None or self.num_tokens <= self._held:
+            return decision
+        were = "token was" if self._held == 1 else "tokens were"
+        reason = f"{decision.reason}; too late to route: {self._held} {were} held"
+        return replace(decision, action="abstain", reason=reason)
 
     def catch_up(self) -> Sequence[TokenUncertainty]:
         """Judge and return the trace's tokens since the last call, up to the one that ends the answer."""
@@ -48,9 +57,29 @@ class RunningDecision:
         return self._trace.tokens[: self.num_tokens]
 
 
-def judge_of(policy: Policy) -> JudgeOf | None:
-    """What the engine asks about every token of a choice, so that it computes none after the one that decides."""
-    return None if policy.action == "answer" else lambda trace: RunningDecision(policy, trace).objects
+def held_of(policy: Policy) -> int:
+    """How many tokens of a stream are held back; where it may be routed at least the one that is being judged."""
+    return max(policy.held, 1) if policy.action == "route" else policy.held
+
+
+def judge_of(policy: Policy, streamed: bool = False) -> JudgeOf | None:
+    """What the engine asks about every token of a choice, so that it computes none after the one that decides.
+
+    An answer that may still be sent, once the upstream fails, goes on to its end.
+    """
+    if policy.action == "answer":
+        return None
+
+    def judge(trace: ChoiceTrace) -> Judge:
+        running = RunningDecision(policy, trace, streamed)
+
+        def ends(token: TokenUncertainty) -> bool:
+            is_kept = policy.on_failure == "answer"
+            return running.objects(token) and not (is_kept and running.decision.action == "route")
+
+        return ends
+
+    return judge
 
 
 class RunningMetric:

@@ -47,16 +47,17 @@ def first_problem(error: ValidationError, content: object = None) -> str:
         content: what was validated, when it is at hand: the path is then made of its own keys. Without it, pydantic's
             names of a union's alternatives stand among them.
     """
-    problems = [(_path(problem, content), problem) for problem in error.errors(include_url=False)]
-    same_field = next(groupby(problems, key=lambda found: found[0][:1]))[1]
-    by_depth = sorted(same_field, key=lambda found: -len(found[0]))
-    path, deepest = by_depth[0]
+    path, deepest, alternatives = _first(error, content)
     field = ".".join(as_key(part) for part in path)
     prefix = f"{field}: " if field else ""
-    wish = _wish([problem for other, problem in by_depth if other == path])
     is_about_keys = deepest["type"] == "missing" or not path
     found = _keys(deepest["input"]) if is_about_keys else shown(deepest["input"])
-    return f"{prefix}{wish} (found {found})"
+    return f"{prefix}{_wish(alternatives)} (found {found})"
+
+
+def place_of_first(error: ValidationError, content: object) -> str:
+    """The dotted path of what `first_problem` complains of."""
+    return ".".join(as_key(part) for part in _first(error, content)[0])
 
 
 def shown(value: object, most: int = MOST_SHOWN) -> str:
@@ -72,6 +73,17 @@ def as_key(part: object) -> str:
     """A part of a path as it is, or as JSON where it would not fit into a line."""
     text = str(part)
     return text if text.isprintable() and len(text) <= MOST_SHOWN // 2 else shown(text, MOST_SHOWN // 2)
+
+
+def _first(
+    error: ValidationError, content: object
+) -> tuple[tuple[int | str, ...], Mapping[str, Any], list[Mapping[str, Any]]]:
+    """Where the first field with a complaint has its deepest one, that complaint, and all of that place."""
+    problems = [(_path(problem, content), problem) for problem in error.errors(include_url=False)]
+    same_field = next(groupby(problems, key=lambda found: found[0][:1]))[1]
+    by_depth = sorted(same_field, key=lambda found: -len(found[0]))
+    path, deepest = by_depth[0]
+    return path, deepest, [problem for other, problem in by_depth if other == path]
 
 
 def _path(problem: Mapping[str, Any], content: Any) -> tuple[int | str, ...]:

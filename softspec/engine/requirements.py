@@ -159,7 +159,8 @@ def _require_room(config: "VllmConfig", ensemble: LoadedEnsemble) -> None:
         ("rows", rows, _active(config), "--max-num-active-seqs"),
         (
             "log-probability columns",
-            num_columns(manifest.num_members),
+            # Options are scored by watching at least one token at a time.
+            num_columns(manifest.num_members, num_watched=1),
             config.model_config.max_logprobs,
             "--max-logprobs",
         ),

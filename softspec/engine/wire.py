@@ -3,8 +3,8 @@
 `GroupSpec` goes from the front end to the scheduler inside `SamplingParams.extra_args` (plain lists and numbers);
 `Seat` goes from the scheduler to the sampler and tells which row of which group a request is. Back come a token's
 numbers, in extra columns of the log-probability row that vLLM sends with it: the drawn token, the n likeliest tokens,
-then `COLUMNS` and K more. They arrive with the token, in order, through any executor, with no side channel. Knows
-nothing of schedulers; needs neither vLLM nor torch.
+then `COLUMNS` and K more, then K for each watched token. They arrive with the token, in order, through any executor,
+with no side channel. Knows nothing of schedulers; needs neither vLLM nor torch.
 """
 
 import math
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 KEY = "softspec"
 """Our key in `SamplingParams.extra_args`."""
+
+MAX_WATCHED = 128
+"""Tokens of which one step of a group may tell each member's log-probability, beside the drawn one."""
 
 MAX_TOP_LOGPROBS = 20
 """OpenAI's limit on likeliest tokens, and ours for every model; the engine's own is larger, because telemetry travels
@@ -55,6 +58,9 @@ class GroupSpec:
     log_weights: K normalised natural logs. block_size: tokens; that of the activation, None where the adapters act on
     every token. num_top: how many of the mixture's likeliest tokens the caller wants beside each drawn token.
     has_readers: whether the caller reads any log-probability, be it the drawn token's alone; their tokens need text.
+    model: the name under which the group is served, for whoever counts.
+    forced: the answer, where it is known: token t of the output is forced[t], and everything else is as if it had been
+    drawn. watched: for each of those steps the tokens whose log-probability under each member is told as well.
     """
 
     adapters: tuple[Adapter, ...]
@@ -63,6 +69,9 @@ class GroupSpec:
     block_size: int | None
     num_top: int
     has_readers: bool = False
+    model: str = ""
+    forced: tuple[int, ...] = ()
+    watched: tuple[tuple[int, ...], ...] = ()
 
     def to_wire(self) -> dict[str, Any]:
         """The group as plain lists and numbers, which vLLM's processes can send."""
@@ -73,6 +82,9 @@ class GroupSpec:
             "block_size": self.block_size,
             "num_top": self.num_top,
             "has_readers": self.has_readers,
+            "model": self.model,
+            "forced": list(self.forced),
+            "watched": [list(token_ids) for token_ids in self.watched],
         }
 
     @classmethod
@@ -85,12 +97,28 @@ class GroupSpec:
             block_size=wire["block_size"],
             num_top=wire["num_top"],
             has_readers=wire["has_readers"],
+            model=wire["model"],
+            forced=tuple(wire["forced"]),
+            watched=tuple(map(tuple, wire["watched"])),
         )
 
     @property
     def num_members(self) -> int:
         """K, how many rows the group takes."""
         return len(self.adapters)
+
+    @property
+    def num_columns(self) -> int:
+        """How many log-probability columns come after the drawn and the likeliest tokens."""
+        return num_columns(self.num_members, max(map(len, self.watched), default=0))
+
+    def forced_at(self, position: int) -> int | None:
+        """The token that must come at this position of the output; None where one is drawn."""
+        return self.forced[position] if position < len(self.forced) else None
+
+    def watched_at(self, position: int) -> tuple[int, ...]:
+        """The tokens whose log-probabilities under each member are told at this position of the output."""
+        return self.watched[position] if position < len(self.watched) else ()
 
     def shared_tokens(self, prompt_tokens: int) -> int:
         """How many leading prompt tokens all members share."""
@@ -113,9 +141,9 @@ them come the drawn token's log-probabilities under each member. A column is a n
 a member's log-probability is the token that this member found likeliest."""
 
 
-def num_columns(num_members: int) -> int:
-    """How many log-probability columns the telemetry of K members takes."""
-    return len(COLUMNS) + num_members
+def num_columns(num_members: int, num_watched: int = 0) -> int:
+    """How many log-probability columns the telemetry of K members takes, each watched token's K among them."""
+    return len(COLUMNS) + num_members * (1 + num_watched)
 
 
 def unpack(
@@ -133,3 +161,14 @@ def unpack(
         member_choices=tuple(token_ids[members]) if is_measured else (),
         **numbers,
     )
+
+
+def unpack_watched(
+    token_ids: Sequence[int], log_probs: Sequence[float], spec: GroupSpec, position: int
+) -> dict[int, tuple[float, ...]]:
+    """The log-probabilities under each member of the tokens that were watched at a position, from the same row."""
+    first, size = 1 + spec.num_top + num_columns(spec.num_members), spec.num_members
+    return {
+        token_ids[start]: tuple(log_probs[start : start + size])
+        for start in range(first, first + size * len(spec.watched_at(position)), size)
+    }

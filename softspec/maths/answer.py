@@ -100,6 +100,8 @@ def summarise(
 def _posterior(log_weights: Sequence[float], loglik: Sequence[float]) -> list[float]:
     joint = [weight + score for weight, score in zip(log_weights, loglik, strict=True)]
     top = max(joint)
+    if top == -math.inf:  # an answer that no member can give says nothing about them
+        return list(log_weights)
     evidence = top + math.log(math.fsum(math.exp(score - top) for score in joint))
     return [score - evidence for score in joint]
 

@@ -31,6 +31,7 @@ ROOMS: dict[str, list[set[str]]] = {
     "softspec/artefact/fingerprint.py": [{"serve-cpu"}, {"serve-gpu"}, {"train"}],
     "softspec/artefact/fit.py": [{"serve-cpu"}, {"serve-gpu"}],
     "softspec/artefact/weights.py": [{"train"}],
+    "softspec/artefact/yaml_text.py": [{"serve-cpu"}, {"serve-gpu"}, {"train"}],
     "softspec/engine": [{"serve-cpu"}, {"serve-gpu"}],
     "softspec/reference.py": [{"train"}],
     "server": [{"serve-cpu"}, {"serve-gpu"}],

@@ -53,7 +53,7 @@ def config(**changes: Any) -> SimpleNamespace:
             "decode_context_parallel_size": 1,
             "enable_batch_sharded_sampling": False,
         },
-        "model_config": {"max_logprobs": 6, "max_model_len": 64, "hf_text_config": SimpleNamespace()},
+        "model_config": {"max_logprobs": 8, "max_model_len": 64, "hf_text_config": SimpleNamespace()},
         "cache_config": {"block_size": 16, "num_gpu_blocks": 10, "enable_prefix_caching": True},
         "device_config": {"device_type": "cuda"},
     }
@@ -88,7 +88,7 @@ def test_untested_versions_are_refused_by_name(version: str) -> None:
             {"scheduler_config__max_num_active_seqs": 2},
             "3 rows but the engine allows 2: .* --max-num-active-seqs 3",
         ),
-        ({"model_config__max_logprobs": 5}, "6 log-probability columns .* allows 5: .* --max-logprobs 6"),
+        ({"model_config__max_logprobs": 7}, "8 log-probability columns .* allows 7: .* --max-logprobs 8"),
         ({"cache_config__block_size": 128}, "multiples of 32 tokens .* blocks have 128: .* --block-size 32"),
         ({"cache_config__num_gpu_blocks": 9}, "room for 48 tokens .* may have 64: .* --max-model-len 48"),
         ({"cache_config__enable_prefix_caching": False}, "prefix caching is off .* --enable-prefix-caching"),

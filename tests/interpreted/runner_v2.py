@@ -26,7 +26,7 @@ from vllm.v1.worker.gpu.states import RequestState
 
 from softspec.artefact.manifest import WeightsRule
 from softspec.engine.core.requests import member_requests
-from softspec.engine.wire import COLUMNS, Adapter, GroupSpec, num_columns, unpack
+from softspec.engine.wire import COLUMNS, Adapter, GroupSpec, unpack, unpack_watched
 from softspec.engine.worker.install import EnsembleWorker
 from softspec.engine.worker.runner_v2 import EnsembleSampler
 from softspec.maths.answer import TokenUncertainty
@@ -120,13 +120,17 @@ class Group:
         num_members: int,
         weights_rule: WeightsRule = "prefix_posterior",
         num_top: int = 0,
+        forced: tuple[int, ...] = (),
+        watched: tuple[tuple[int, ...], ...] = (),
         **settings: Any,
     ) -> None:
         log_weights = torch.arange(1.0, num_members + 1).log().log_softmax(0).tolist()
         adapters = tuple(Adapter(f"{name}/{k}", 1 + k, "path") for k in range(num_members))
-        self.spec = GroupSpec(adapters, tuple(log_weights), weights_rule, block_size=None, num_top=num_top)
+        self.spec = GroupSpec(
+            adapters, tuple(log_weights), weights_rule, None, num_top, forced=forced, watched=watched
+        )
         words = settings.pop("bad_words", None)
-        params = SamplingParams(**{"seed": 7, "logprobs": num_top + num_columns(num_members), **settings})
+        params = SamplingParams(**{"seed": 7, "logprobs": num_top + self.spec.num_columns, **settings})
         params._bad_words_token_ids = words  # what vLLM's front end makes of words
         params._all_stop_token_ids = set(params.stop_token_ids or ())
         self.settings = params
@@ -139,6 +143,7 @@ class Group:
         }
         self.log_weights = [torch.tensor(log_weights, dtype=torch.float64)]
         self.output: list[int] = []
+        self.expected_watched: dict[int, tuple[float, ...]] = {}
 
     @property
     def lengths(self) -> dict[str, int]:
@@ -155,7 +160,13 @@ class Group:
         weights = self.log_weights[len(self.output)]
         predictive = predict(member_logprobs, weights)
         scores = mixture_logits(predictive.logprobs, weights, member_logits.logsumexp(-1))
-        token_id = draw_next(scores, PROMPT, self.output, self.sampling)
+        token_id = self.spec.forced_at(len(self.output))
+        if token_id is None:
+            token_id = draw_next(scores, PROMPT, self.output, self.sampling)
+        self.expected_watched = {
+            token: tuple(member_logprobs[:, token].tolist())
+            for token in self.spec.watched_at(len(self.output))
+        }
         updated = update_log_weights(weights, member_logprobs[:, token_id])
         del self.log_weights[len(self.output) + 1 :]
         self.log_weights.append(weights if self.spec.weights_rule == "fixed" else updated)
@@ -220,6 +231,8 @@ def check_row(
     token = unpack(ids, log_probs, group.spec.num_top, group.spec.num_members)
     assert token.member_choices == expected.member_choices
     assert largest_difference([token], [expected]) < 1e-5
+    told = unpack_watched(ids, log_probs, group.spec, len(group.output) - 1)
+    assert told == {each: pytest.approx(seen) for each, seen in group.expected_watched.items()}
     top = mixture.topk(group.spec.num_top)
     assert found.logprob_token_ids[row, 1:end].tolist() == top.indices.tolist()
     torch.testing.assert_close(found.logprobs[row, 1:end], top.values)
@@ -338,6 +351,29 @@ def test_preempted_group_resumes_where_it_was(lost: int) -> None:
     run(runner, [], dict.fromkeys(group.members, len(PROMPT) + 1), logits)
     for step in range(3):
         run(runner, [group], {"squatter-1": len(PROMPT) + step}, logits, shift=step)
+
+
+@pytest.mark.parametrize("lost", [0, 2])
+def test_known_tokens_come_in_their_turn_and_watched_ones_are_told_of(lost: int) -> None:
+    """Beside groups that draw, and after a preemption."""
+    runner, logits = Runner(), some_logits(8)
+    known = Group(
+        "known", 4, forced=(9, 9, 41, 0, 3, 17), watched=((5, 6), (), (7,), (1, 2, 3), (), (49,)), num_top=1
+    )
+    fixed, drawing = Group("fixed", 2, "fixed", forced=(2,) * 9), Group("drawing", 2, temperature=1.0)
+    for group in (known, fixed, drawing):
+        group.enter(runner)
+    for step in range(4):
+        run(runner, [known, fixed, drawing], {}, logits, shift=step)
+
+    runner.leave(preempted=list(known.members))
+    runner.enter("squatter", SamplingParams(temperature=0))
+    del known.output[len(known.output) - lost :]
+    known.enter(runner)
+
+    while len(known.output) < 6:
+        run(runner, [known, fixed, drawing], {"squatter": len(PROMPT)}, logits)
+    assert known.output == [9, 9, 41, 0, 3, 17]
 
 
 def test_slots_of_finished_groups_are_free_for_anyone() -> None:

@@ -1,115 +1,69 @@
 """How a real server ends: told to stop, told to while it starts, and when its engine dies. Nobody is left waiting."""
 
-import os
+import json
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
 import psutil
 import pytest
 
-from softspec.app.child_server import free_port
 from softspec.artefact.activation import BlockActivation
-from tests.support.tiny import random_adapters
+from tests.support.real_server import BASE, RealServer, descendants, softspec_server
+from tests.support.tiny import random_adapters, tiny_llama
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 NAME = "law"
-MODELS = (NAME, f"{NAME}/member-0", "base")
-FLAGS = ("--max-model-len", "1024", "--enforce-eager", "--max-num-seqs", "32")
+MODELS = (NAME, f"{NAME}/member-0", BASE)
+LONGEST = 32_768
+ENDLESS = LONGEST - 1_000
+"""Tokens of an answer that no machine ends before the server does."""
 
 
-@dataclass
-class Running:
-    """A server in a process of its own."""
-
-    process: subprocess.Popen[bytes]
-    url: str
-    log: Path
-
-    def get(self, path: str) -> int:
-        return httpx2.get(f"{self.url}{path}", timeout=5).status_code
-
-    def wait_for(self, sign: str, timeout_s: float = 300) -> None:
-        """Until the log says something."""
-        deadline = time.monotonic() + timeout_s
-        while sign not in (text := self.log.read_text(errors="replace")):
-            assert self.process.poll() is None, text[-4000:]
-            assert time.monotonic() < deadline, text[-4000:]
-            time.sleep(0.2)
-
-    def ask(self, model: str, stream: bool, length: int = 900) -> tuple[int, str, float]:
-        """The status, the whole body and the end of one long answer."""
-        body = {"model": model, "messages": [{"role": "user", "content": "hello"}], "stream": stream}
-        body |= {"max_tokens": length, "ignore_eos": True}
-        answer = httpx2.post(f"{self.url}/v1/chat/completions", json=body, timeout=120)
-        return answer.status_code, answer.text, time.monotonic()
-
-    def end(self) -> None:
-        """End whatever is left."""
-        for process in [*descendants(self.process.pid), self.process]:
-            process.kill()
-        self.process.wait()
+@pytest.fixture(scope="module")
+def ensemble(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ensembles")
+    base = tiny_llama(folder / "base")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "max_position_embeddings": LONGEST}))
+    return random_adapters(base, folder / NAME, num_members=2, activation=BlockActivation(), name=NAME)
 
 
-def descendants(pid: int) -> list[psutil.Process]:
-    return psutil.Process(pid).children(recursive=True) if psutil.pid_exists(pid) else []
+def ask(server: RealServer, model: str, stream: bool, length: int) -> tuple[int, str, float]:
+    """The status, the whole body and the end of one answer of `length` tokens."""
+    answer = server.chat(model, stream=stream, max_tokens=length, ignore_eos=True)
+    return answer.status_code, answer.text, time.monotonic()
 
 
 def left_of(processes: list[psutil.Process], timeout_s: float = 10) -> list[psutil.Process]:
     """Those that still run after a while; one whose parent never asks for its exit code has ended too."""
     deadline = time.monotonic() + timeout_s
-    while left := [each for each in processes if _runs(each)]:
+    while left := [each for each in processes if runs(each)]:
         if time.monotonic() > deadline:
             break
         time.sleep(0.2)
     return left
 
 
-def _runs(process: psutil.Process) -> bool:
+def runs(process: psutil.Process) -> bool:
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 
 
-@pytest.fixture(scope="module")
-def ensemble(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("ensembles") / NAME
-    return random_adapters(tiny_base, folder, num_members=2, activation=BlockActivation(), name=NAME)
-
-
 @contextmanager
-def running(ensemble: Path, log: Path, *flags: str) -> Iterator[Running]:
-    port = free_port()
-    command = [sys.executable, "-P", "-m", "softspec.app.cli", "serve", str(ensemble), "--port", str(port)]
-    environment = {**os.environ, "VLLM_LOGGING_LEVEL": "INFO", "VLLM_CPU_KVCACHE_SPACE": "1"}
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [*command, "--host", "127.0.0.1", "--served-model-name", "base", *FLAGS, *flags],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=environment,
-        )
-    server = Running(process, f"http://127.0.0.1:{port}", log)
-    try:
-        yield server
-    finally:
-        server.end()
-
-
-@contextmanager
-def six_requests(server: Running) -> Iterator[list[Future[tuple[int, str, float]]]]:
+def six_requests(server: RealServer, length: int) -> Iterator[list[Future[tuple[int, str, float]]]]:
     """Three streams and three whole answers: of the ensemble, a member and the base; all of them have begun."""
     with ThreadPoolExecutor() as pool:
-        asked = [pool.submit(server.ask, model, stream) for stream in (True, False) for model in MODELS]
+        asked = [
+            pool.submit(ask, server, model, stream, length) for stream in (True, False) for model in MODELS
+        ]
         deadline = time.monotonic() + 30
         while "vllm:num_requests_running" not in (
             page := httpx2.get(f"{server.url}/metrics").text
@@ -122,7 +76,7 @@ def six_requests(server: Running) -> Iterator[list[Future[tuple[int, str, float]
         yield asked
 
 
-def states_until_gone(server: Running) -> list[tuple[int, int]]:
+def states_until_gone(server: RealServer) -> list[tuple[int, int]]:
     """What `/health`, and `/ready` after it, say until nobody listens any more."""
     seen = []
     with suppress(httpx2.ConnectError):
@@ -137,17 +91,17 @@ def test_server_that_is_told_to_stop_ends_every_request_and_itself(
     ensemble: Path, tmp_path: Path, drain_s: int
 ) -> None:
     flags = ("--shutdown-timeout", str(drain_s)) if drain_s else ()
-    with running(ensemble, tmp_path / "log", *flags) as server:
+    with softspec_server(ensemble, tmp_path / "log", *flags) as server:
         server.wait_for(f"softspec is ready: serves '{NAME}' (2 members")
         assert server.get("/ready") == 200
         processes = descendants(server.process.pid)
-        with six_requests(server) as asked:
+        with six_requests(server, 900 if drain_s else ENDLESS) as asked:
             server.process.send_signal(signal.SIGTERM)
             told = time.monotonic()
             if drain_s:
                 time.sleep(0.3)
                 assert (server.get("/ready"), server.get("/health")) == (503, 200)
-                assert server.ask(NAME, stream=False)[0] == 503
+                assert ask(server, NAME, stream=False, length=1)[0] == 503
             answers = [future.result() for future in asked]
         code = server.process.wait(30)
 
@@ -165,10 +119,10 @@ def test_server_that_is_told_to_stop_ends_every_request_and_itself(
 def test_server_whose_engine_dies_says_so_everywhere_and_ends_with_an_error(
     ensemble: Path, tmp_path: Path
 ) -> None:
-    with running(ensemble, tmp_path / "log") as server:
+    with softspec_server(ensemble, tmp_path / "log") as server:
         server.wait_for("softspec is ready")
         engine = next(p for p in descendants(server.process.pid) if "EngineCore" in " ".join(p.cmdline()))
-        with six_requests(server) as asked:
+        with six_requests(server, ENDLESS) as asked:
             engine.kill()
             seen = states_until_gone(server)
             answers = [future.result() for future in asked]
@@ -190,7 +144,7 @@ def test_server_whose_engine_dies_says_so_everywhere_and_ends_with_an_error(
 def test_server_that_is_told_to_stop_while_it_starts_is_gone_within_seconds(
     ensemble: Path, tmp_path: Path, sign: str, number: signal.Signals
 ) -> None:
-    with running(ensemble, tmp_path / "log") as server:
+    with softspec_server(ensemble, tmp_path / "log") as server:
         server.wait_for(sign)
         processes = descendants(server.process.pid)
         server.process.send_signal(number)

@@ -180,7 +180,7 @@ def test_unknown_model_is_a_404_of_vllm(server: Server) -> None:
 
 def test_request_ended_by_the_engine_is_named_and_counted(server: Server) -> None:
     def counted() -> float:
-        return REGISTRY.get_sample_value("softspec_lockstep_errors_total") or 0.0
+        return REGISTRY.get_sample_value("softspec_lockstep_errors_total", {"model": NAME}) or 0.0
 
     before = counted()
     server.engine.broken = LOCKSTEP_FAILED
@@ -199,5 +199,5 @@ def test_our_metrics_stand_beside_vllms(server: Server) -> None:
     server.chat()
 
     page = server.get("/metrics").text
-    assert 'softspec_choices_total{decision="answer"}' in page
+    assert 'softspec_choices_total{decision="answer",model="tiny-ensemble"}' in page
     assert "http_requests_total" in page

@@ -176,7 +176,7 @@ def metrics_table() -> str:
         (
             (
                 f"`{metric.name}`",
-                "histogram" if metric.buckets else "counter",
+                metric.kind,
                 ", ".join(f"`{label}`" for label in metric.labels),
                 metric.help,
             )

@@ -86,11 +86,8 @@ class EngineHarness:
         self.preemptions = _Preemptions()
         self.engine = AsyncLLM.from_engine_args(args, stat_loggers=[lambda *_: self.preemptions])
         self.adapters = self.call_workers("install_ensemble_sampler")
-        self.group_preemptions = 0
-        self.client = EnsembleClient(self.engine, loaded, on_preemption=self._count_preemption)
-
-    def _count_preemption(self) -> None:
-        self.group_preemptions += 1
+        self.group_preemptions: list[str] = []
+        self.client = EnsembleClient(self.engine, loaded, on_preemption=self.group_preemptions.append)
 
     def call_workers(self, method: str, *args: Any) -> list[Any]:
         return self._loop.run_until_complete(self.engine.collective_rpc(method, args=args))

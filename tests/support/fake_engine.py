@@ -7,7 +7,8 @@ vLLM's is a test.
 
 import json
 import math
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +27,10 @@ from softspec.server.chat.service import Service
 from softspec.server.ops.errors import respond_to_error
 from softspec.server.ops.metrics import Metrics
 from softspec.server.policy.policy import Policy
+from softspec.server.policy.rules import PolicyRules
+from softspec.server.record.recorder import Recorder
+from softspec.server.upstream.settings import UpstreamSettings
+from softspec.server.upstream.upstreams import Upstreams
 
 ENSEMBLE = "jurists"
 UNIFORM = (math.log(0.5), math.log(0.5))
@@ -86,6 +91,7 @@ class _CommonFields(BaseModel):
     logprob_token_ids: list[int] | None = None
     max_tokens: int | None = None
     temperature: float | None = None
+    seed: int | None = None
     response_format: _ResponseFormat | None = None
 
 
@@ -209,17 +215,29 @@ def make_app(
     registry: CollectorRegistry | None = None,
     pinned: bool = False,
     ensembles: Sequence[str] = (ENSEMBLE,),
+    rules: PolicyRules | None = None,
+    upstreams: Mapping[str, UpstreamSettings] = {},
+    recorder: Recorder | None = None,
 ) -> FastAPI:
     """The routes as the server's plugin adds them, around the scripted engine."""
-    app = FastAPI()
+    metrics = Metrics(registry or CollectorRegistry())
+    asked = Upstreams(upstreams, {}, metrics)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await asked.aclose()
+
+    app = FastAPI(lifespan=lifespan)
     app.add_exception_handler(SoftspecError, respond_to_error)
     app.state.softspec_chat = Service(
         ensembles=ensembles,
         models=lambda: [*ensembles, f"{ENSEMBLE}/member-0", f"{ENSEMBLE}/member-1", "base"],
-        default_policy=policy or Policy(),
-        pinned=pinned,
+        rules=rules or PolicyRules(policy or Policy(), tuple(upstreams), pinned=pinned),
         decode=spell,
-        metrics=Metrics(registry or CollectorRegistry()),
+        metrics=metrics,
+        upstreams=asked,
+        recorder=recorder,
     )
     routes = {
         "/v1/chat/completions": UpstreamRoute(ChatFields, engine.route),

@@ -6,8 +6,9 @@ tokens were asked of it. The choices of all requests take the scripts in the ord
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -41,12 +42,15 @@ class _Running:
 class ScriptedCore:
     """Stands in for the engine core's process. `burst` tokens of every choice come in one message.
 
-    `said` counts the tokens of every choice that ever arrived, in order of arrival.
+    `said` counts the tokens of every choice that ever arrived, in order of arrival. Tokens that are forced, to score
+    them, are given whatever the script says; `believes` tells what member k thinks of a token after those before it
+    (prompt and output), by default what the script says of its step.
     """
 
     scripts: Sequence[Sequence[Said]]
     token_of: Any
     burst: int = 1
+    believes: Callable[[Sequence[int], int, int], float] | None = None
     running: dict[str, _Running] = field(default_factory=dict)
     said: list[_Running] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)
@@ -80,36 +84,45 @@ class ScriptedCore:
     def shutdown(self, timeout: float | None = None) -> None:
         """Nothing runs in another process."""
 
+    def _belief(self, said: Said, before: Sequence[int], token_id: int, member: int) -> float:
+        return said.members[member] if self.believes is None else self.believes(before, token_id, member)
+
     def _next(self, state: _Running) -> EngineCoreOutput | None:
         params = state.request.sampling_params
         assert params is not None
-        length = min(len(state.script), params.max_tokens or len(state.script))
+        wire = (params.extra_args or {}).get(KEY)
+        spec = None if wire is None else GroupSpec.from_wire(wire)
+        forced = spec.forced if spec else ()
+        length = len(forced) or min(len(state.script), params.max_tokens or len(state.script))
         if state.said == length:
             return None
-        said, state.said = state.script[state.said], state.said + 1
+        step, state.said = state.said, state.said + 1
+        said = state.script[step % len(state.script)]
         finish = None
         if state.said == length:
             finish = FinishReason.LENGTH
             del self.running[state.request.request_id]
-        token_id = self.token_of(said.letter)
+        token_id = forced[step] if forced else self.token_of(said.letter)
+        before = [*(state.request.prompt_token_ids or ()), *forced[:step]]
         return EngineCoreOutput(
             request_id=state.request.request_id,
             new_token_ids=[token_id],
-            new_logprobs=_logprobs(token_id, said, params),
+            new_logprobs=spec and _logprobs(token_id, said, spec, step, partial(self._belief, said, before)),
             finish_reason=finish,
         )
 
 
-def _logprobs(token_id: int, said: Said, params: Any) -> LogprobsLists | None:
-    wire = (params.extra_args or {}).get(KEY)
-    if wire is None:
-        return None
-    spec = GroupSpec.from_wire(wire)
-    members = said.members[: spec.num_members]
+def _logprobs(
+    token_id: int, said: Said, spec: GroupSpec, step: int, belief: Callable[[int, int], float]
+) -> LogprobsLists:
+    members = [belief(token_id, k) for k in range(spec.num_members)]
     mixture = math.log(sum(math.exp(w + m) for w, m in zip(spec.log_weights, members, strict=True)))
     numbers = [0.5 + said.epistemic, 0.5, said.epistemic, said.epistemic / 2, *members]
     ids = [token_id] * (1 + spec.num_top) + [0] * len(COLUMNS) + [token_id] * len(members)
     values = [mixture] * (1 + spec.num_top) + numbers
+    for watched in spec.watched_at(step):
+        ids += [watched] * spec.num_members
+        values += [belief(watched, k) for k in range(spec.num_members)]
     return LogprobsLists(np.array([ids]), np.array([values]), np.array([1]))
 
 

@@ -21,6 +21,7 @@ from softspec.engine.wire import KEY, GroupSpec
 from softspec.server.ops.launch import server_arguments, server_environment
 from softspec.server.ops.settings import Settings
 from softspec.server.policy.policy import Policy
+from softspec.server.policy.rules import PolicyRules
 
 T = TypeVar("T")
 
@@ -157,6 +158,19 @@ class FakeAsyncLLM:
         return rows
 
 
+class _Bridge(httpx2.BaseTransport):
+    """Carries a blocking client's requests into the loop in which the app lives."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, http: httpx2.AsyncClient) -> None:
+        self._loop = loop
+        self._http = http
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        ask = self._http.request(request.method, request.url, content=request.read(), headers=request.headers)
+        answer = asyncio.run_coroutine_threadsafe(ask, self._loop).result()
+        return httpx2.Response(answer.status_code, headers=answer.headers, content=answer.content)
+
+
 class Server:
     """The app, its engine, and one event loop for all tests."""
 
@@ -201,6 +215,16 @@ class Server:
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         return self._runner.run(work)
 
+    def blocking(self, work: Callable[[httpx2.Client], T]) -> T:
+        """Run what a program without asyncio does; its client reaches the app from another thread."""
+
+        async def in_thread() -> T:
+            bridge = _Bridge(asyncio.get_running_loop(), self.http)
+            with httpx2.Client(transport=bridge, base_url="http://server") as client:
+                return await asyncio.to_thread(work, client)
+
+        return self._runner.run(in_thread())
+
     def post(self, path: str, body: dict[str, Any]) -> Any:
         return self._runner.run(self.http.post(path, json=body))
 
@@ -227,7 +251,7 @@ def serving(
     ensemble: Path,
     *flags: str,
     policy: Policy | None = None,
-    pinned: bool = False,
+    rules: PolicyRules | None = None,
     engine_of: Callable[[Any], Any] | None = None,
     unreadable: str = "",
     **environment: str,
@@ -252,7 +276,7 @@ def serving(
         return app
 
     variables = {
-        **server_environment(Settings((ensemble,), policy or Policy(), pinned), {}),
+        **server_environment(Settings((ensemble,), rules or PolicyRules(policy or Policy())), {}),
         "HF_HUB_OFFLINE": "1",
         **environment,
     }

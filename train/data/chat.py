@@ -12,13 +12,12 @@ from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
 
+from softspec.artefact.answer_tokens import MARKER, first_stop
 from softspec.errors import DataError
 from softspec.train.data.messages import Message
 from softspec.train.data.rows import LabelledRow
 from softspec.train.data.served import dumped, for_template, served_tool, with_all_keys
 
-MARKER = "softspec0answer0here"
-"""Stands for an answer where the template is asked what it puts before and behind one."""
 OPEN_TAG = re.compile(r"([<\[])(\w+)([>\]])\s*$")
 CLOSED_TAG = re.compile(r"[<\[]/\w+[>\]]")
 
@@ -43,7 +42,7 @@ class Chat:
         self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str], started_on: date | None = None
     ) -> None:
         self._tokenizer = tokenizer
-        self._stops = sorted(stops, key=len, reverse=True)
+        self._stops = stops
         self._day = started_on or date.today()
 
     def rendered(self, turns: Sequence[Message], row: LabelledRow) -> Rendered:
@@ -79,11 +78,10 @@ class Chat:
 
     def _end(self, behind: str) -> tuple[str, str]:
         """What a template puts behind an answer, cut after the first token at which the server stops."""
-        found = [(behind.find(stop), stop) for stop in self._stops if stop in behind]
-        if not found:
+        found = first_stop(behind, self._stops)
+        if found is None:
             raise DataError(self._no_stop(behind))
-        first, stop = min(found, key=lambda each: each[0])  # of several at one place the longest
-        end = first + len(stop)
+        end = found[0] + len(found[1])
         return behind[:end], behind[end:]
 
     def _no_stop(self, behind: str) -> str:

@@ -10,11 +10,10 @@ from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
 
+from softspec.artefact.answer_tokens import continuing, decoded, end_of_text, stop_texts
 from softspec.errors import DataError
 from softspec.train.data.notes import Notes
 
-ANCHORS = ("", "\n", "a", "=", "0", ".", ")", " a")
-"""What a completion is tokenised behind where its tokens depend on what stands before it, beside special tokens."""
 Ids = list[int]
 
 
@@ -29,8 +28,8 @@ class Tokens:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop_ids: Collection[int], notes: Notes) -> None:
         self._tokenizer = tokenizer
         self._notes = notes
-        self._texts = {token: self._text_of(token) for token in sorted(stop_ids)}
-        self.stops = {text: token for token, text in self._texts.items() if text.strip()}
+        self._stop_ids = frozenset(stop_ids)
+        self.stops = stop_texts(tokenizer, stop_ids)
 
     def of_text(self, prompt: str, completion: str, place: str) -> tuple[Ids, Ids]:
         """Ids of a prompt as `/v1/completions` makes them, and of its completion with an end.
@@ -75,8 +74,10 @@ class Tokens:
         if whole[: len(prompt_ids)] == prompt_ids:
             found = whole[len(prompt_ids) :]
         else:
-            found = self._apart(prompt_ids, completion, {self._decode(whole), prompt + completion})
-        if not found or (ends and found[-1] not in self._texts):
+            found = self._apart(
+                prompt_ids, completion, {decoded(self._tokenizer, whole), prompt + completion}
+            )
+        if not found or (ends and found[-1] not in self._stop_ids):
             ended = self._tokenizer.convert_ids_to_tokens(found[-1]) if found else "nothing"
             raise DataError(f"the answer ends in the token {ended!r}, at which the server does not stop")
         self._check_spelling(prompt_ids + found, found[:-1] if ends else found, prompt + completion, place)
@@ -84,24 +85,22 @@ class Tokens:
 
     def _apart(self, prompt_ids: Ids, completion: str, readings: set[str]) -> Ids:
         """Ids of a completion by itself, without the space that some tokenizers put before every text."""
-        for anchor in (*self._special_texts, *ANCHORS):
-            before = self._encode(anchor) if anchor else []
-            ids = self._encode(anchor + completion)
-            if ids[: len(before)] == before and self._decode(prompt_ids + ids[len(before) :]) in readings:
-                return ids[len(before) :]
-        raise DataError(
-            "the tokenizer cannot continue the prompt with this completion without changing the text; move the edge "
-            "between them to another place"
-        )
+        ids = continuing(self._tokenizer, prompt_ids, completion, readings)
+        if ids is None:
+            raise DataError(
+                "the tokenizer cannot continue the prompt with this completion without changing the text; move the "
+                "edge between them to another place"
+            )
+        return ids
 
     def _check_spelling(self, ids: Ids, answer: Ids, text: str, place: str) -> None:
         unknown = self._tokenizer.unk_token_id
-        if unknown in answer and unknown not in self._texts and self._tokenizer.unk_token not in text:
+        if unknown in answer and unknown not in self._stop_ids and self._tokenizer.unk_token not in text:
             raise DataError(
                 f"the tokenizer has no token for a part of the answer, which would be learnt as "
                 f"{self._tokenizer.unk_token!r}"
             )
-        if _squeezed(text) not in _squeezed(self._decode(ids)):
+        if _squeezed(text) not in _squeezed(decoded(self._tokenizer, ids)):
             self._notes.add("the base's tokenizer changes the text, as it will in serving", place)
 
     def _without_end(self, completion: str, place: str) -> tuple[str, int]:
@@ -113,35 +112,21 @@ class Tokens:
                 f"a text completion ends in {own[1]!r} itself, so no other end is put behind it", place
             )
             return completion[: own.start()], self.stops[own[1]]
-        end = self._tokenizer.eos_token_id
+        end = end_of_text(self._tokenizer, self._stop_ids)
         if end is None:
-            if not self._texts:
-                raise DataError(
-                    "the base has no token to end a completion with; expected an eos_token in its tokenizer_config.json"
-                )
-            end = min(self._texts)
+            raise DataError(
+                "the base has no token to end a completion with; expected an eos_token in its tokenizer_config.json"
+            )
         return completion, end
 
     @cached_property
     def _adds_bos(self) -> bool:
         return self._encode("", add_special_tokens=True)[:1] == [self._tokenizer.bos_token_id]
 
-    @cached_property
-    def _special_texts(self) -> list[str]:
-        """Tokens that split the text around them; what stands behind one is mostly tokenised as if it stood alone."""
-        return [str(token) for token in self._tokenizer.all_special_tokens[:4]]
-
-    def _text_of(self, token: int) -> str:
-        added = self._tokenizer.added_tokens_decoder.get(token)
-        return added.content if added else self._decode([token])
-
     def _encode(self, text: str, add_special_tokens: bool = False) -> Ids:
         # Not verbose: the length is checked elsewhere.
         ids = self._tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"]
         return list(ids)
-
-    def _decode(self, ids: Ids) -> str:
-        return str(self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 def _squeezed(text: str) -> str:

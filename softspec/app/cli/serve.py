@@ -1,6 +1,6 @@
 """`softspec serve`: vLLM's OpenAI-compatible server over ensembles."""
 
-from typing import Annotated, cast
+from typing import Annotated
 
 from cyclopts import App, Parameter
 
@@ -59,14 +59,18 @@ def serve(
 
     from softspec.server.ops.launch import serve as run_server
     from softspec.server.ops.settings import Settings
-    from softspec.server.policy.policy import Action, Policy
+    from softspec.server.policy.policy import Policy
+    from softspec.server.policy.rules import PolicyRules
 
-    action = cast(Action | None, policy_action)
-    policy = Policy().changed(action, policy_metric, policy_threshold, policy_min_tokens)
+    policy = Policy().changed(
+        action=policy_action,
+        metric=policy_metric,
+        threshold=policy_threshold,
+        min_tokens=policy_min_tokens,
+    )
     settings = Settings(
         tuple(ensembles),
-        policy,
-        pinned=policy_pinned,
+        PolicyRules(policy, pinned=policy_pinned),
         base_unchecked=base_unchecked,
         allow_untested=allow_untested,
     )

@@ -409,10 +409,12 @@ class LockstepScheduler(AsyncScheduler):
         """End the group if the worker's log-probability row says that it could not be mixed."""
         if math.isfinite(logprobs[0]):
             return
-        if logprobs[0] == -math.inf:
-            self._fail(group, NO_TOKEN_LEFT, "its constraints leave no token that it may draw")
-            return
         members = zip(group.spec.adapters, logprobs[1 + group.spec.num_top + len(COLUMNS) :], strict=False)
         broken = ", ".join(adapter.name for adapter, found in members if math.isnan(found))
+        if logprobs[0] == -math.inf:
+            # A forced token may well be one that no member would ever give.
+            if not group.spec.forced or broken:
+                self._fail(group, NO_TOKEN_LEFT, "its constraints leave no token that it may draw")
+            return
         found = f"no finite numbers from {broken}" if broken else "the worker's log says why"
         self._fail(group, MIXING_FAILED, f"its members could not be mixed, {found}")

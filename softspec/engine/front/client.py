@@ -7,15 +7,16 @@ the base pass the same gate, and nothing else of it is touched.
 vLLM 0.32 place: `vllm.engine.protocol.EngineClient`.
 """
 
-from collections.abc import AsyncGenerator, Callable, Collection
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import aclosing
 from typing import Any
 
 from vllm.engine.protocol import EngineClient
-from vllm.inputs import PromptType
+from vllm.inputs import PromptType, TokensPrompt
 from vllm.lora.request import LoRARequest
-from vllm.outputs import RequestOutput
-from vllm.sampling_params import SamplingParams
+from vllm.outputs import CompletionOutput, RequestOutput
+from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from softspec.engine.front.ensemble import Ensemble, lora_request_of
 from softspec.engine.front.gate import Gate
@@ -32,6 +33,7 @@ from softspec.engine.front.translation import (
     refuse_unsupported,
 )
 from softspec.engine.trace import ChoiceTrace, current_trace
+from softspec.engine.wire import GroupSpec
 from softspec.errors import ConfigError, EngineError, FieldError
 
 
@@ -45,20 +47,21 @@ class EnsembleClient:
         base_names: Collection[str] = (),
         *,
         may_run: Callable[[str], None] | None = None,
-        on_failed: Callable[[EngineError], None] | None = None,
-        on_preemption: Callable[[], None] | None = None,
+        on_failed: Callable[[str, EngineError], None] | None = None,
+        on_preemption: Callable[[str], None] | None = None,
     ) -> None:
         """Serve `ensembles` on `engine`, beside its base.
 
         Args:
             may_run: called with the name of the ensemble that a request asks, before anything else; raises to refuse.
-            on_failed: called with the reason when a group had to be ended.
-            on_preemption: called for every preemption of a group, with the group's next token.
+            on_failed: called with the model's name and the reason when a group had to be ended.
+            on_preemption: called with the model's name for every preemption of a group, with the group's next token.
         """
         self._engine = engine
         self._may_run = may_run
         self._on_failed = on_failed
         self._gate, self._grammars = Gate(engine), Grammars(engine)
+        self._places: dict[int, asyncio.Semaphore] = {}
         self.registry = Registry(engine, ensembles, base_names)
         processor = getattr(engine, "output_processor", None)
         if processor is not None:
@@ -105,9 +108,47 @@ class EnsembleClient:
             outputs = self._engine.generate(prompt, params, request_id, **kwargs)
         else:
             choices = open_choices(current_trace.get(), params.n)
-            answers = self._answer(model, prompt, params, request_id, choices, **kwargs)
-            outputs = self._raising(answers, request_id)
+            outputs = self._answer(model, prompt, params, request_id, choices, **kwargs)
         return self._compiled(outputs, params) if params.structured_outputs else outputs
+
+    def follow(
+        self,
+        spec: GroupSpec,
+        prompt_ids: Sequence[int],
+        request_id: str,
+        choice: ChoiceTrace,
+        priority: int = 0,
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """Go along the tokens that `spec` forces; their numbers come into `choice`, token by token.
+
+        No judge is asked and no policy applies: nothing is answered. The caller holds the model whose `spec` it is, and
+        has checked that the tokens are the model's and that they fit behind the prompt.
+
+        Raises:
+            FieldError, VLLMClientError: the priority or the prompt cannot be.
+            LockstepError, MixingError: while iterating, if the group had to be ended.
+        """
+        params = SamplingParams(
+            temperature=0,
+            seed=0,
+            max_tokens=len(spec.forced),
+            ignore_eos=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+        )
+        params = self._gate.admit(params, priority)
+        prompt = TokensPrompt(prompt_token_ids=list(prompt_ids))
+        return self._ask(spec, prompt, params, request_id, [choice], priority=priority)
+
+    def places_to_follow(self, num_members: int) -> asyncio.Semaphore:
+        """As many places as groups of known tokens may be in the engine at once: they take half of its run slots.
+
+        All who score share them, so that whoever wants an answer meanwhile finds the other half.
+        """
+        if num_members not in self._places:
+            rows = self._engine.vllm_config.scheduler_config.max_num_seqs // 2
+            self._places[num_members] = asyncio.Semaphore(max(rows // num_members, 1))
+        return self._places[num_members]
 
     def admit(self, model: str | None, params: SamplingParams, priority: object = 0) -> SamplingParams:
         """What the engine gets for a request with these parameters; `model` None is the base.
@@ -139,15 +180,31 @@ class EnsembleClient:
         before, and then nothing must be waited for.
         """
         with self.registry.holding(model) as spec:
-            group = group_params(params, spec)
-            describe(choices, spec, group)
-            lora_request = lora_request_of(spec.adapters[0])
-            outputs = self._engine.generate(prompt, group, request_id, lora_request=lora_request, **kwargs)
-            async with aclosing(judged(outputs, choices)) as outputs:
+            outputs = self._ask(spec, prompt, params, request_id, choices, **kwargs)
+            async with aclosing(outputs):
                 async for output in outputs:
-                    for completion in output.outputs:
-                        record(completion, params, spec, choices[completion.index])
                     yield output
+
+    async def _ask(
+        self,
+        spec: GroupSpec,
+        prompt: PromptType,
+        params: SamplingParams,
+        request_id: str,
+        choices: list[ChoiceTrace],
+        **kwargs: object,
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """The same from members whose adapters stay in the engine for as long as this is iterated."""
+        group = group_params(params, spec)
+        describe(choices, spec, group)
+        lora_request = lora_request_of(spec.adapters[0])
+        outputs = self._engine.generate(prompt, group, request_id, lora_request=lora_request, **kwargs)
+        async with aclosing(judged(outputs, choices)) as outputs:
+            async for output in outputs:
+                for completion in output.outputs:
+                    record(completion, params, spec, choices[completion.index])
+                    self._raise_if_ended(completion, spec.model, request_id)
+                yield output
 
     async def _compiled(
         self, outputs: AsyncGenerator[RequestOutput, None], params: SamplingParams
@@ -158,19 +215,13 @@ class EnsembleClient:
             async for output in outputs:
                 yield output
 
-    async def _raising(
-        self, outputs: AsyncGenerator[RequestOutput, None], request_id: str
-    ) -> AsyncGenerator[RequestOutput, None]:
-        """The outputs as they come, until one says that the group had to be ended; that one becomes an error."""
-        async with aclosing(outputs):
-            async for output in outputs:
-                for completion in output.outputs:
-                    failure = failure_of(completion, request_id)
-                    if failure is not None:
-                        if self._on_failed is not None and isinstance(failure, EngineError):
-                            self._on_failed(failure)
-                        raise failure
-                yield output
+    def _raise_if_ended(self, completion: CompletionOutput, model: str, request_id: str) -> None:
+        """Raise if this output says that its group had to be ended."""
+        failure = failure_of(completion, request_id)
+        if failure is not None:
+            if self._on_failed is not None and isinstance(failure, EngineError):
+                self._on_failed(model, failure)
+            raise failure
 
     def _refuse_seed_on_cpu(self, params: SamplingParams) -> None:
         """Refuse a seed for the base on a CPU; ensembles and members draw with noise of our own instead.

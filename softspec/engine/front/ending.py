@@ -4,16 +4,19 @@ In: the engine client of vLLM's server. Out: whether its end has begun, and whet
 Knows no HTTP.
 
 vLLM 0.32 places: `vllm.v1.engine.async_llm.AsyncLLM.shutdown`,
-`vllm.v1.engine.output_processor.OutputProcessor.propagate_error`. When vLLM stops an engine it closes the sockets,
-which fails the task that hands out answers, and cancels that task; where the second comes first, as it does here, no
-request hears of the end.
+`vllm.v1.engine.output_processor.OutputProcessor` (`propagate_error`, `process_outputs`). When vLLM stops an engine it
+closes the sockets, which fails the task that hands out answers, and cancels that task; where the second comes first, as
+it does here, no request hears of the end. An engine that stops at once says of each request that it was aborted, which
+vLLM's front end, if the word still reaches it, would hand out as an answer that is whole.
 """
 
 import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from vllm.v1.engine import EngineCoreOutput, FinishReason
 from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.engine.output_processor import OutputProcessor, OutputProcessorOutput
 
 
 class Ending:
@@ -55,5 +58,17 @@ def ending_of(engine: Any) -> Ending:
     """The end of an engine, watched from the first call on."""
     if not isinstance(engine.shutdown, Ending):
         engine.shutdown = Ending(engine)
+        _hand_out_no_aborted(engine.output_processor)
     ending: Ending = engine.shutdown
     return ending
+
+
+def _hand_out_no_aborted(processor: OutputProcessor) -> None:
+    """Let what an engine gives up, because it stops, wait for the error that follows, and not end as an answer."""
+    process_outputs = processor.process_outputs
+
+    def process(outputs: list[EngineCoreOutput], *args: object, **kwargs: object) -> OutputProcessorOutput:
+        kept = [output for output in outputs if output.finish_reason != FinishReason.ABORT]
+        return process_outputs(kept, *args, **kwargs)
+
+    processor.process_outputs = process

@@ -40,10 +40,12 @@ class Ensemble:
             weights_rule=self.manifest.weights_rule,
             block_size=self.manifest.activation.block_size,
             num_top=0,
+            model=self.name,
         )
         members = {
-            f"{self.name}/member-{k}": replace(whole, adapters=(adapter,), log_weights=(0.0,))
+            name: replace(whole, adapters=(adapter,), log_weights=(0.0,), model=name)
             for k, adapter in enumerate(self.adapters)
+            if (name := f"{self.name}/member-{k}")
         }
         return {self.name: whole} | members
 

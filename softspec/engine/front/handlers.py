@@ -25,6 +25,7 @@ from vllm.logger import init_logger
 from vllm.sampling_params import SamplingParams
 
 from softspec.engine.front.client import EnsembleClient
+from softspec.engine.front.messages import convert_judged
 from softspec.errors import ConfigError, EngineError, SoftspecError, UserError
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ def put_into_handlers(client: EnsembleClient, engine: EngineClient, state: "Stat
             handler.engine_client = client
     if state.openai_serving_responses is not None:
         _admit_before_streaming(client, state.openai_serving_responses)
+    if state.anthropic_serving_messages is not None:
+        convert_judged(state.anthropic_serving_messages)
     # This one keeps further references to the engine and would answer an ensemble's name with a single model.
     state.serving_structured_decisions = None
 

@@ -10,10 +10,11 @@ log-probabilities, and `process_outputs`, which gets the engine's events.
 """
 
 from collections.abc import Callable
+from weakref import WeakKeyDictionary
 
 from vllm.logprobs import FlatLogprobs, LogprobsOnePosition
 from vllm.v1.engine import EngineCoreEventType, EngineCoreOutput, EngineCoreRequest
-from vllm.v1.engine.output_processor import OutputProcessor, OutputProcessorOutput
+from vllm.v1.engine.output_processor import OutputProcessor, OutputProcessorOutput, RequestState
 
 from softspec.engine.wire import KEY
 
@@ -36,26 +37,30 @@ def carry_telemetry(processor: OutputProcessor) -> None:
     processor.add_request = add
 
 
-def watch_preemptions(processor: OutputProcessor, observe: Callable[[], None]) -> None:
-    """Call `observe` for every preemption of a group from now on, with the group's next token.
+def watch_preemptions(processor: OutputProcessor, observe: Callable[[str], None]) -> None:
+    """Call `observe` with the model of a group for its every preemption from now on, when its next token comes.
 
     With --disable-log-stats the engine tells of none.
     """
-    process_outputs = processor.process_outputs
+    add_request, process_outputs = processor.add_request, processor.process_outputs
+    models: WeakKeyDictionary[RequestState, str] = WeakKeyDictionary()
 
-    def is_group(request_id: str) -> bool:
-        state = processor.request_states.get(request_id)
-        logprobs = state and state.logprobs_processor and state.logprobs_processor.logprobs
-        return isinstance(logprobs, _Columns)
+    def add(request: EngineCoreRequest, *args: object, **kwargs: object) -> None:
+        add_request(request, *args, **kwargs)
+        params = request.sampling_params
+        wire = (params.extra_args or {}).get(KEY) if params else None
+        if isinstance(wire, dict):
+            models[processor.request_states[request.request_id]] = wire["model"]
 
     def process(outputs: list[EngineCoreOutput], *args: object, **kwargs: object) -> OutputProcessorOutput:
         for output in outputs:
             for event in output.events or ():
-                if event.type == EngineCoreEventType.PREEMPTED and is_group(output.request_id):
-                    observe()
+                state = processor.request_states.get(output.request_id)
+                if event.type == EngineCoreEventType.PREEMPTED and state is not None and state in models:
+                    observe(models[state])
         return process_outputs(outputs, *args, **kwargs)
 
-    processor.process_outputs = process
+    processor.add_request, processor.process_outputs = add, process
 
 
 class _Columns(FlatLogprobs):

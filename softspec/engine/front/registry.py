@@ -78,6 +78,10 @@ class Registry:
             self._holders[ensemble] -= 1
             self._leave_when_done(ensemble)
 
+    def spec_of(self, model: str) -> GroupSpec | None:
+        """What `model` stands for now, without holding it; None if it is no ensemble and no member."""
+        return self._specs[model][1] if model in self._specs else None
+
     async def fill(self) -> None:
         """Read the weights of the ensembles to start with into the engine.
 

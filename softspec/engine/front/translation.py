@@ -21,8 +21,8 @@ from softspec.engine.wire import (
     MIXING_FAILED,
     NO_TOKEN_LEFT,
     GroupSpec,
-    num_columns,
     unpack,
+    unpack_watched,
 )
 from softspec.errors import ConfigError, EngineError, FieldError, LockstepError, MixingError
 from softspec.maths.answer import TokenUncertainty
@@ -34,7 +34,7 @@ def group_params(params: SamplingParams, spec: GroupSpec) -> SamplingParams:
     group = copy(params)
     wire = replace(spec, num_top=num_top, has_readers=params.logprobs is not None).to_wire()
     group.extra_args = {**(params.extra_args or {}), KEY: wire}
-    group.logprobs = num_top + num_columns(spec.num_members)
+    group.logprobs = num_top + spec.num_columns
     group.flat_logprobs = True
     group.seed = secrets.randbelow(2**53) if params.seed is None else params.seed
     return group
@@ -46,13 +46,17 @@ def split_position(
     """One token's telemetry, and the mixture log-probabilities that the caller asked for."""
     start = logprobs.start_indices[position]
     end = start + 1 + num_top
-    row = slice(start, logprobs.end_indices[position])
+    row = _row(logprobs, position)
     token = unpack(logprobs.token_ids[row], logprobs.logprobs[row], num_top, spec.num_members)
     top = {
         logprobs.token_ids[i]: Logprob(logprobs.logprobs[i], logprobs.ranks[i], logprobs.decoded_tokens[i])
         for i in range(start, end)
     }
     return token, top
+
+
+def _row(logprobs: FlatLogprobs, position: int) -> slice:
+    return slice(logprobs.start_indices[position], logprobs.end_indices[position])
 
 
 def refuse_unsupported(params: SamplingParams) -> None:
@@ -128,6 +132,11 @@ def record(
     assert isinstance(logprobs, FlatLogprobs)
     split = [split_position(logprobs, i, spec, params.logprobs or 0) for i in range(len(logprobs))]
     seen = 0 if params.output_kind == RequestOutputKind.DELTA else len(choice.tokens)
+    if spec.watched:
+        for i in range(seen, len(logprobs)):
+            row = _row(logprobs, i)
+            found = logprobs.token_ids[row], logprobs.logprobs[row]
+            choice.watched.append(unpack_watched(*found, spec, len(choice.watched)))
     choice.tokens += [token for token, _ in split[seen:]]
     if params.logprobs is None:
         completion.logprobs = completion.cumulative_logprob = None

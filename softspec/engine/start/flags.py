@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from softspec.artefact.manifest import Manifest
 from softspec.engine.requirements import SCHEDULER, WORKER_EXTENSION
-from softspec.engine.wire import num_columns
+from softspec.engine.wire import MAX_WATCHED, num_columns
 from softspec.errors import ConfigError
 
 # The ranks for which vLLM has LoRA kernels.
@@ -54,7 +54,10 @@ def engine_flags(manifests: Collection[Manifest], rank: int, num_top: int) -> li
     values: dict[str, str | int] = {
         "--max-loras": sum(manifest.num_members for manifest in manifests),
         "--max-lora-rank": engine_rank(rank),
-        "--max-logprobs": num_top + num_columns(most_members),
+        # Who watches tokens, to score options, asks for no likeliest ones.
+        "--max-logprobs": max(
+            num_top + num_columns(most_members), num_columns(most_members, num_watched=MAX_WATCHED)
+        ),
         # Training tokenises with transformers; where a base brings Mistral's own tokenizer too, vLLM would take that.
         "--tokenizer-mode": "hf",
         "--scheduler-cls": SCHEDULER,

@@ -43,8 +43,11 @@ def interruptible_start() -> Iterator[None]:
     before = {number: signal.signal(number, interrupt) for number in _SIGNALS}
     try:
         yield
-    except KeyboardInterrupt as error:
-        raise told(received or signal.SIGINT) from error
+    except BaseException as error:
+        # What was interrupted may end with an error of its own, for instance that the engine did not start.
+        if received or isinstance(error, KeyboardInterrupt):
+            raise told(received or signal.SIGINT) from error
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

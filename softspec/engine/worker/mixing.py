@@ -20,7 +20,14 @@ from torch import Tensor
 
 from softspec.engine.wire import COLUMNS
 from softspec.engine.worker.posterior import PrefixPosteriors
-from softspec.engine.worker.rows import GroupRows, Lineup, line_up, on_host
+from softspec.engine.worker.rows import (
+    GroupRows,
+    Lineup,
+    forced_tokens,
+    line_up,
+    on_host,
+    watched_tokens,
+)
 from softspec.maths.mixture import distributions, mix, mixture_logits, update_log_weights
 from softspec.maths.sampling import draw_tokens
 from softspec.maths.uncertainty import Predictive, predict, unmeasured
@@ -178,6 +185,10 @@ class GroupMixer:
         token_logprobs = batch.member_logprobs.gather(-1, tokens).squeeze(-1)
         if not batch.lineup.all_fixed:
             updated = update_log_weights(batch.log_weights, token_logprobs)
+            if any(group.seat.spec.forced for group in batch.groups):
+                # A forced token that no member can give says nothing about them.
+                impossible = token_logprobs.amax(-1, keepdim=True) == -math.inf
+                updated = torch.where(impossible, batch.log_weights, updated)
             for group, weights in zip(batch.groups, updated, strict=True):
                 self._posteriors.learn(group, weights)
         _write_rows(reported, batch, token_logprobs)
@@ -191,6 +202,9 @@ def _draw(batch: _Batch, logits: Tensor) -> None:
     positions = on_host([group.position for group in batch.groups], logits.device)
     scores = logits.index_select(0, batch.lineup.leaders)
     batch.tokens = draw_tokens(scores, **batch.lineup.settings, positions=positions)
+    forced = forced_tokens(batch.groups, logits.device)
+    if forced is not None:
+        batch.tokens = batch.tokens.index_copy(0, *forced)
 
 
 def _widened(
@@ -229,4 +243,11 @@ def _write_rows(reported: LogprobRows, batch: _Batch, token_logprobs: Tensor) ->
         columns = lineup.columns[:, len(COLUMNS) :]
         choices = batch.predictive.member_choices.to(torch.int32)
         reported.logprob_token_ids[lineup.leaders[:, None], columns] = choices
+    watched = watched_tokens(batch.groups, mixture.device)
+    if watched is not None:
+        which, token_ids, first = watched
+        rows = lineup.leaders[which][:, None]
+        columns = first[:, None] + torch.arange(lineup.rows.shape[1], device=mixture.device)
+        reported.logprobs[rows, columns] = batch.member_logprobs[which, :, token_ids]
+        reported.logprob_token_ids[rows, columns] = token_ids[:, None].to(torch.int32)
     reported.selected_token_ranks[lineup.leaders] = (mixture >= logprobs[:, :1]).sum(-1)

@@ -51,7 +51,8 @@ def complete_groups(drawing: Iterable[tuple[Seat, int, int]]) -> list[GroupRows]
 class Lineup:
     """The tensors that stay the same while the same G groups decode in the same rows, made once.
 
-    rows, prior: (G, K). columns: (G, num_columns(K)), where telemetry goes. settings: (G,) each, on the host.
+    rows, prior: (G, K). columns: (G, num_columns(K)), where telemetry goes; `width` is that of the widest group's row,
+    watched tokens included. settings: (G,) each, on the host.
     on_logits: (G, 1), whose scores must be on the scale of logits: those with a repetition penalty, as nothing else
     depends on where zero is. biases: groups, token ids and what is added to their scores, (N,) each. None if none asks.
     """
@@ -59,6 +60,7 @@ class Lineup:
     rows: Tensor
     prior: Tensor
     columns: Tensor
+    width: int
     num_top: int
     all_fixed: bool
     settings: dict[str, Tensor]
@@ -69,11 +71,6 @@ class Lineup:
     def leaders(self) -> Tensor:
         """The row (G,) of each group's member 0."""
         return self.rows[:, 0]
-
-    @property
-    def width(self) -> int:
-        """Log-probability columns of a leader's row: the drawn token, the likeliest ones, telemetry."""
-        return 1 + self.num_top + num_columns(self.rows.shape[1])
 
 
 def line_up(groups: Sequence[GroupRows], vocab_size: int, device: torch.device) -> Lineup:
@@ -90,6 +87,7 @@ def line_up(groups: Sequence[GroupRows], vocab_size: int, device: torch.device) 
         rows=_on_device([group.rows for group in groups], device),
         prior=_on_device([spec.log_weights for spec in specs], device),
         columns=_on_device([[1 + spec.num_top + column for column in telemetry] for spec in specs], device),
+        width=max(1 + spec.num_top + spec.num_columns for spec in specs),
         num_top=max(spec.num_top for spec in specs),
         all_fixed=all(spec.weights_rule == "fixed" for spec in specs),
         settings={
@@ -102,6 +100,33 @@ def line_up(groups: Sequence[GroupRows], vocab_size: int, device: torch.device) 
         on_logits=_on_device(on_logits, device) if any(map(any, on_logits)) else None,
         biases=_biases(sampling, vocab_size, device),
     )
+
+
+def forced_tokens(groups: Sequence[GroupRows], device: torch.device) -> tuple[Tensor, Tensor] | None:
+    """Which of the groups must give a certain token in this step, and which token: (N,) each; None if none must."""
+    found = [
+        (number, token)
+        for number, group in enumerate(groups)
+        if (token := group.seat.spec.forced_at(group.position)) is not None
+    ]
+    if not found:
+        return None
+    which, token_ids = zip(*found, strict=True)
+    return _on_device(which, device), _on_device(token_ids, device)
+
+
+def watched_tokens(groups: Sequence[GroupRows], device: torch.device) -> tuple[Tensor, Tensor, Tensor] | None:
+    """The groups whose callers watch tokens in this step, the tokens, and the first column of each: (N,) each."""
+    found = []
+    for number, group in enumerate(groups):
+        spec = group.seat.spec
+        first = 1 + spec.num_top + num_columns(spec.num_members)
+        for place, token in enumerate(spec.watched_at(group.position)):
+            found.append((number, token, first + place * spec.num_members))
+    if not found:
+        return None
+    which, token_ids, columns = zip(*found, strict=True)
+    return _on_device(which, device), _on_device(token_ids, device), _on_device(columns, device)
 
 
 def _biases(

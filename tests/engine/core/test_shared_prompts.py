@@ -1,6 +1,8 @@
 """What members share is computed once, by whoever comes first; and an answer does not depend on who else was there."""
 
+import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
@@ -196,3 +198,53 @@ def test_seed_replays_an_answer_in_any_company_and_after_a_restart(
 
     for tokens in (crowded.tokens, elsewhere.choices[0].tokens):
         assert largest_difference(tokens, alone.tokens) < 1e-4
+
+
+def known(engine: "InProcessEngine", model: str, **known_tokens: Any) -> str:
+    """The name of a model that goes along tokens which are known."""
+    engine.specs["known"] = replace(engine.specs[model], **known_tokens)
+    return "known"
+
+
+@pytest.mark.parametrize(
+    ("model", "prompt_tokens"), [("block-4", SHARED + 4 * OWN), ("always-4", 4 * len(PROMPT))]
+)
+def test_options_of_one_token_cost_the_prompt_and_one_step(
+    engine: "InProcessEngine", model: str, prompt_tokens: int
+) -> None:
+    """Ten of them: no row more than a single drawn token takes."""
+    options = tuple(range(30, 40))
+
+    asked = Asked(engine, known(engine, model, forced=options[:1], watched=(options,)), PROMPT)
+
+    assert sum(asked.computed) == prompt_tokens
+    assert asked.token_ids == [30]
+
+
+@pytest.mark.parametrize("model", ["block-4", "always-4"])
+def test_a_second_answer_to_a_prompt_computes_what_is_behind_its_last_block(
+    engine: "InProcessEngine", model: str
+) -> None:
+    answer = (5, 6, 7)
+    name = known(engine, model, forced=answer)
+    first, second = [Asked(engine, name, PROMPT, max_tokens=3) for _ in range(2)]
+
+    assert sum(second.computed) == 4 * OWN + 2 * 4
+    assert second.token_ids == [*answer]
+    assert largest_difference(second.tokens, first.tokens) < 1e-4
+
+
+def test_a_forced_token_that_no_member_can_give_ends_nothing(engine: "InProcessEngine") -> None:
+    """Its probability is zero, and that is the answer; a request that draws would have to end."""
+    mixer = engine.runner.sampler.mixer
+    mix = mixer.mix
+
+    def without_token_7(logits: Any, groups: Any) -> None:
+        logits[:, 7] = -math.inf
+        mix(logits, groups)
+
+    with patch.object(mixer, "mix", without_token_7):
+        asked = Asked(engine, known(engine, "block-2", forced=(5, 7, 9)), PROMPT, max_tokens=3)
+
+    assert asked.token_ids == [5, 7, 9]
+    assert [token.log_prob > -math.inf for token in asked.tokens] == [True, False, True]

@@ -1,6 +1,7 @@
 """vLLM's own output processor with a group's columns in it: what reaches the reader of a stream."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,27 +11,11 @@ from transformers import AutoTokenizer
 
 from softspec.engine.front.translation import group_params, split_position
 from softspec.engine.wire import COLUMNS, KEY, Adapter, GroupSpec, num_columns
+from tests.support.processor import core_request
 
 pytestmark = pytest.mark.vllm
 
 SPEC = GroupSpec((Adapter("a", 1, "a"), Adapter("b", 2, "b")), (-0.7, -0.7), "prefix_posterior", None, 0)
-
-
-def core_request(params: Any) -> Any:
-    from vllm.v1.engine import EngineCoreRequest
-
-    return EngineCoreRequest(
-        request_id="group",
-        external_req_id="group",
-        prompt_token_ids=[5],
-        mm_features=None,
-        sampling_params=params,
-        pooling_params=None,
-        arrival_time=0.0,
-        lora_request=None,
-        cache_salt=None,
-        data_parallel_rank=None,
-    )
 
 
 @pytest.fixture
@@ -110,3 +95,29 @@ def test_log_probabilities_that_were_asked_for_have_their_text(stream: Any) -> N
 
     assert {token: entry.decoded_token for token, entry in top.items()}.keys() == {41, 50}
     assert all(entry.decoded_token for entry in top.values())
+
+
+@pytest.mark.parametrize("model", ["jurists", "jurists/member-1"])
+def test_preemption_is_told_with_the_model_that_was_asked(tiny_base: Path, model: str) -> None:
+    from vllm.sampling_params import SamplingParams
+    from vllm.v1.engine import EngineCoreEvent, EngineCoreEventType, EngineCoreOutput
+    from vllm.v1.engine.output_processor import OutputProcessor
+
+    from softspec.engine.front.output import carry_telemetry, watch_preemptions
+
+    processor = OutputProcessor(AutoTokenizer.from_pretrained(tiny_base), log_stats=False)
+    carry_telemetry(processor)
+    told: list[str] = []
+    watch_preemptions(processor, told.append)
+    processor.add_request(
+        core_request(group_params(SamplingParams(seed=1), replace(SPEC, model=model))), None
+    )
+    other = core_request(SamplingParams())
+    other.request_id = other.external_req_id = "base"
+    processor.add_request(other, None)
+    event = EngineCoreEvent.new_event(EngineCoreEventType.PREEMPTED)
+
+    for request_id in ("group", "base", "left"):
+        processor.process_outputs([EngineCoreOutput(request_id, [], events=[event])])
+
+    assert told == [model]

@@ -30,7 +30,7 @@ def test_engine_has_room_for_all_members_and_columns_for_the_largest_ensemble() 
 
     assert value(flags, "--max-loras") == "7"
     assert value(flags, "--max-lora-rank") == "16"
-    assert value(flags, "--max-logprobs") == str(20 + 4 + 5)
+    assert value(flags, "--max-logprobs") == str(4 + 5 + 128 * 5)
 
 
 def test_kv_blocks_end_wherever_an_ensembles_adapters_may_begin() -> None:

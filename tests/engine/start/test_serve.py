@@ -48,6 +48,7 @@ with interruption.interruptible_start():
         except KeyboardInterrupt:
             pass
 """
+# Tells how it ended; `wait` is what it does until then.
 OBEDIENT = """
 import time
 from softspec.engine.start.interruption import interruptible_start
@@ -56,11 +57,18 @@ from softspec.errors import Interrupted
 try:
     with interruptible_start():
         print("begun", flush=True)
-        time.sleep(60)
+        {wait}
 except Interrupted as error:
     print(error)
     raise SystemExit(error.exit_code)
 """
+
+
+SLEEP = "time.sleep(60)"
+SLEEP_BADLY = """try:
+            time.sleep(60)
+        finally:
+            raise RuntimeError("the engine did not start")"""
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +155,7 @@ def test_only_an_engine_that_died_by_itself_ends_the_server_with_an_error(
     from softspec.engine.start import serve
 
     ensemble = tiny_ensembles["block-2"]
-    engine = Engine(output_processor=SimpleNamespace(propagate_error=lambda _error: None))
+    engine = Engine(output_processor=SimpleNamespace(propagate_error=id, process_outputs=id))
 
     async def serve_until_the_end(*_: object) -> Any:
         if dies:
@@ -195,8 +203,10 @@ def test_start_that_does_not_end_by_itself_is_ended_with_all_that_it_started(num
 
 
 @pytest.mark.slow
-def test_start_that_is_told_to_stop_says_so() -> None:
-    process = subprocess.Popen([sys.executable, "-c", OBEDIENT], stdout=subprocess.PIPE, text=True)
+@pytest.mark.parametrize("wait", [SLEEP, SLEEP_BADLY], ids=["ends", "ends with an error of its own"])
+def test_start_that_is_told_to_stop_says_so(wait: str) -> None:
+    script = OBEDIENT.format(wait=wait)
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     process.stdout.readline()
 

@@ -428,10 +428,10 @@ def test_every_choice_of_a_request_is_counted_and_the_request_once() -> None:
     )
 
     page = generate_latest(registry).decode()
-    assert 'softspec_choices_total{decision="answer"} 2.0' in page
-    assert 'softspec_choices_total{decision="abstain"} 1.0' in page
-    assert 'softspec_requests_total{decision="abstain"} 1.0' in page
-    assert 'softspec_requests_total{decision="answer"}' not in page
+    assert 'softspec_choices_total{decision="answer",model="jurists"} 2.0' in page
+    assert 'softspec_choices_total{decision="abstain",model="jurists"} 1.0' in page
+    assert 'softspec_requests_total{decision="abstain",model="jurists"} 1.0' in page
+    assert 'softspec_requests_total{decision="answer",model="jurists"}' not in page
 
 
 def test_answers_are_counted_by_decision() -> None:
@@ -447,6 +447,6 @@ def test_answers_are_counted_by_decision() -> None:
 
     page = generate_latest(registry).decode()
     for kind in ("requests", "choices"):
-        assert f'softspec_{kind}_total{{decision="answer"}} 1.0' in page
-        assert f'softspec_{kind}_total{{decision="abstain"}} 1.0' in page
-    assert "softspec_time_to_first_token_seconds_count 2.0" in page
+        assert f'softspec_{kind}_total{{decision="answer",model="jurists"}} 1.0' in page
+        assert f'softspec_{kind}_total{{decision="abstain",model="jurists"}} 1.0' in page
+    assert 'softspec_time_to_first_token_seconds_count{model="jurists"} 2.0' in page

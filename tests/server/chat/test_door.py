@@ -8,7 +8,7 @@ import pytest
 from fastapi.routing import APIRoute
 from pydantic import TypeAdapter
 
-from tests.support.other_routes import FOLLOWERS, GENERATING, HELLO, READ_ONLY
+from tests.support.other_routes import FOLLOWERS, GENERATING, OURS, READ_ONLY
 from tests.support.scripted_core import Said, ScriptedAsyncLLM
 from tests.support.scripted_vllm import NAME, Server, serving
 from tests.support.tiny import random_adapters, tiny_llama
@@ -31,7 +31,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def other_routes(server: Server) -> list[str]:
     """The path of every POST route that vLLM or we have, but for those that carry the field."""
     routes = [route for route in server.app.routes if isinstance(route, APIRoute) and "POST" in route.methods]
-    return sorted({route.path for route in routes} - set(FOLLOWERS))
+    return sorted({route.path for route in routes} - {*FOLLOWERS, *OURS})
 
 
 @pytest.mark.parametrize("model", [NAME, f"{NAME}/member-0", BASE, None])
@@ -90,13 +90,8 @@ def test_request_that_names_no_model_gets_the_only_ensemble(
     server: Server, path: str, named: dict[str, Any]
 ) -> None:
     core = server.engine.play([Said("a"), Said("b"), Said("c")])
-    bodies = {
-        "/v1/chat/completions": {"messages": HELLO},
-        "/v1/completions": {"prompt": "hello"},
-        **GENERATING,
-    }
 
-    answer = server.post(path, {**bodies[path], **named})
+    answer = server.post(path, {**FOLLOWERS, **GENERATING}[path] | named)
 
     assert answer.status_code == 200, answer.text
     assert answer.json().get("model", NAME) == NAME
@@ -129,8 +124,7 @@ def test_alias_of_another_host_asks_the_model_of_its_header_or_body(
 
 @pytest.mark.parametrize("path", [*FOLLOWERS, *GENERATING, *READ_ONLY])
 def test_model_that_is_not_served_is_a_404_that_lists_what_is(server: Server, path: str) -> None:
-    bodies = {"/v1/chat/completions": {"messages": HELLO}, "/v1/completions": {"prompt": "hello"}}
-    body = {**bodies, **GENERATING, **READ_ONLY}[path]
+    body = {**FOLLOWERS, **GENERATING, **READ_ONLY}[path]
 
     answer = server.post(path, {**body, "model": "tiny-ensemble-2"})
 
@@ -142,16 +136,16 @@ def test_model_that_is_not_served_is_a_404_that_lists_what_is(server: Server, pa
 def test_what_is_no_object_is_left_to_the_route(server: Server, body: bytes) -> None:
     headers = {"content-type": "application/json"}
 
-    answer = server.run(server.http.post("/v1/messages", content=body, headers=headers))
+    answer = server.run(server.http.post("/tokenize", content=body, headers=headers))
 
     assert 400 <= answer.status_code < 500
 
 
 def test_escaped_name_of_the_field_is_the_same_name(server: Server) -> None:
-    body = json.dumps({**GENERATING["/v1/responses"], "model": NAME})[:-1] + ', "\\u0075ncertainty": {}}'
+    body = json.dumps({**GENERATING["/invocations"], "model": NAME})[:-1] + ', "\\u0075ncertainty": {}}'
 
     answer = server.run(
-        server.http.post("/v1/responses", content=body, headers={"content-type": "application/json"})
+        server.http.post("/invocations", content=body, headers={"content-type": "application/json"})
     )
 
     assert answer.json()["error"]["param"] == "uncertainty"

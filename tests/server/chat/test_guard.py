@@ -9,7 +9,7 @@ from softspec.engine.trace import tracing
 from softspec.errors import ConfigError
 from softspec.server.chat.guard import policy_guard
 from softspec.server.policy.policy import Policy
-from tests.support.other_routes import GENERATING, HELLO, READ_ONLY, STREAMED
+from tests.support.other_routes import FOLLOWERS, GENERATING, READ_ONLY, STREAMED
 from tests.support.tiny import random_adapters, tiny_llama
 
 BASE, NAME = "tiny-base", "tiny-ensemble"
@@ -69,12 +69,18 @@ def test_routes_that_generate_nothing_still_read_for_the_ensemble(strict: Any, p
 @pytest.mark.vllm
 @pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages", "/invocations"])
 def test_base_has_no_policy_on_any_route(strict: Any, path: str) -> None:
-    assert strict.post(path, {**GENERATING[path], "model": BASE}).status_code == 200
+    assert strict.post(path, {**FOLLOWERS, **GENERATING}[path] | {"model": BASE}).status_code == 200
 
 
 @pytest.mark.vllm
-def test_policy_is_followed_where_no_model_is_named(strict: Any) -> None:
-    answer = strict.post("/v1/chat/completions", {"messages": HELLO}).json()
+@pytest.mark.parametrize("path", FOLLOWERS)
+def test_policy_is_followed_where_no_model_is_named(strict: Any, path: str) -> None:
+    from tests.support.scripted_core import Said
 
+    strict.engine.play([Said("a"), Said("b"), Said("c", 0.9)])
+
+    answer = strict.post(path, FOLLOWERS[path]).json()
+
+    [choice] = answer.get("choices", [answer])
     assert answer["model"] == NAME
-    assert answer["choices"][0]["uncertainty"]["decided_at"] == 3
+    assert choice["uncertainty"]["decided_at"] == 3

@@ -350,7 +350,7 @@ def test_adapters_that_the_engine_has_not_leave_without_a_word(
         ("lora_config", "max_lora_rank", 2, "has 4 LoRA rank but the engine allows 2: .* --max-lora-rank 4"),
         ("lora_config", "max_cpu_loras", 2, "have 3 members but the engine keeps 2 .* --max-loras 3, or"),
         ("scheduler_config", "max_num_seqs", 1, "2 rows but the engine allows 1: .* --max-num-seqs 2"),
-        ("model_config", "max_logprobs", 5, "6 log-probability columns .* --max-logprobs 6"),
+        ("model_config", "max_logprobs", 7, "8 log-probability columns .* --max-logprobs 8"),
         ("cache_config", "num_gpu_blocks", 9, "the KV cache has room for .* --max-model-len"),
     ],
 )

@@ -11,6 +11,7 @@ from softspec.server.ops.canary import canary_of
 from softspec.server.ops.readiness import Readiness, obstacle
 from softspec.server.ops.welcome import welcome
 from softspec.server.policy.policy import Policy
+from softspec.server.policy.rules import PolicyRules
 from tests.support.fake_engine import AGREED
 
 
@@ -83,12 +84,12 @@ def test_server_says_once_that_it_is_ready_what_it_serves_and_which_policy_holds
         assert not told
 
     async def scenario() -> None:
-        policy = Policy("abstain", "max_epistemic", 0.5)
+        rules = PolicyRules(Policy("abstain", "max_epistemic", 0.5), pinned=True)
         readiness = Readiness(
             ensembles,
             canary,
             lambda: None,
-            on_ready=lambda: told.append(welcome(ensembles, ["base"], policy, pinned=True)),
+            on_ready=lambda: told.append(welcome(ensembles, ["base"], rules)),
         )
         readiness.begin()
         for _ in range(3):

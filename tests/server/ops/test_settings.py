@@ -7,6 +7,7 @@ import pytest
 from softspec.errors import ConfigError
 from softspec.server.ops.settings import Settings
 from softspec.server.policy.policy import Policy
+from softspec.server.policy.rules import PolicyRules
 
 
 @pytest.mark.parametrize(
@@ -14,7 +15,10 @@ from softspec.server.policy.policy import Policy
 )
 def test_settings_survive_the_environment(policy: Policy, pinned: bool) -> None:
     settings = Settings(
-        (Path("/models/a"), Path("/models/b")), policy, pinned, base_unchecked=True, allow_untested=True
+        (Path("/models/a"), Path("/models/b")),
+        PolicyRules(policy, pinned=pinned),
+        base_unchecked=True,
+        allow_untested=True,
     )
 
     assert Settings.from_environment(settings.to_environment()) == settings
@@ -23,7 +27,7 @@ def test_settings_survive_the_environment(policy: Policy, pinned: bool) -> None:
 def test_default_policy_answers_everything() -> None:
     settings = Settings.from_environment({"SOFTSPEC_ENSEMBLE": "/models/a"})
 
-    assert settings.policy == Policy("answer")
+    assert settings.rules.default == Policy("answer")
 
 
 @pytest.mark.parametrize(
@@ -33,7 +37,10 @@ def test_default_policy_answers_everything() -> None:
         ({"SOFTSPEC_ENSEMBLE": "a", "SOFTSPEC_BASE_UNCHECKED": "yes"}, "'yes': expected 0 or 1"),
         ({"SOFTSPEC_ENSEMBLE": "a", "SOFTSPEC_POLICY_THRESHOLD": "high"}, "expected a number"),
         ({"SOFTSPEC_ENSEMBLE": "a", "SOFTSPEC_POLICY_ACTION": "abstain"}, "needs a threshold"),
-        ({"SOFTSPEC_ENSEMBLE": "a", "SOFTSPEC_POLICY_ACTION": "route"}, "no upstream"),
+        (
+            {"SOFTSPEC_ENSEMBLE": "a", "SOFTSPEC_POLICY_ACTION": "route", "SOFTSPEC_POLICY_THRESHOLD": "0.3"},
+            "no upstream",
+        ),
         ({"SOFTSPEC_ENSEMBLE": "a", "SOFTSPEC_POLICY_THRESHOLD": "0.3"}, "withholds nothing"),
         ({"SOFTSPEC_ENSEMBLE": "a", "SOFTSPEC_POLICY_MIN_TOKENS": "2.5"}, "MIN_TOKENS is '2.5': expected"),
         ({"SOFTSPEC_ENSEMBLE": "a", "SOFTSPEC_POLICY_PINNED": "1"}, "pinned but withholds nothing"),

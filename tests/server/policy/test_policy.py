@@ -42,7 +42,8 @@ def test_default_policy_always_answers() -> None:
         ("abstain", "epistemic", None, "needs a threshold"),
         ("abstain", "epistemic", -0.1, "finite number of at least 0"),
         ("abstain", "epistemic", math.nan, "finite number of at least 0"),
-        ("route", "epistemic", 0.1, "no upstream is configured"),
+        ("route", "epistemic", None, "'route' needs a threshold"),
+        ("abstain", "confidence", 1.1, "expected a probability from 0 to 1"),
         ("refuse", "epistemic", 0.1, "expected answer, abstain or route"),
     ],
 )
@@ -54,6 +55,7 @@ def test_policies_that_cannot_be_followed_are_refused(
 
 
 STRICT = Policy("abstain", "max_epistemic", 0.5, min_tokens=3)
+ROUTE = Policy("route", "max_epistemic", 0.5, min_tokens=3, upstream="big", on_failure="error")
 
 
 @pytest.mark.parametrize(
@@ -66,6 +68,11 @@ STRICT = Policy("abstain", "max_epistemic", 0.5, min_tokens=3)
         (STRICT, {"metric": "epistemic", "threshold": 0.1}, Policy("abstain", "epistemic", 0.1, 3)),
         (STRICT, {"action": "abstain"}, STRICT),
         (STRICT, {"action": "answer"}, Policy()),
+        (STRICT, {"hold_tokens": 8}, Policy("abstain", "max_epistemic", 0.5, 3, hold_tokens=8)),
+        (ROUTE, {"threshold": 0.4}, Policy("route", "max_epistemic", 0.4, 3, None, "big", "error")),
+        (ROUTE, {"upstream": "small"}, Policy("route", "max_epistemic", 0.5, 3, None, "small", "error")),
+        (ROUTE, {"action": "abstain"}, STRICT),
+        (STRICT, {"action": "route"}, Policy("route", "max_epistemic", 0.5, 3)),
         (Policy(), {}, Policy()),
         (Policy(), {"action": "answer"}, Policy()),
         (Policy(), {"action": "abstain", "threshold": 0.0}, Policy("abstain", "mutual_information", 0.0, 1)),
@@ -91,7 +98,18 @@ def test_field_that_is_not_given_is_the_servers(
         (STRICT, {"action": "answer", "threshold": 0.3}, "threshold given for action 'answer'"),
         (STRICT, {"metric": "epistemic"}, "needs a threshold"),
         (STRICT, {"min_tokens": 0}, "min_tokens is 0: expected a number of at least 1"),
-        (STRICT, {"action": "route"}, "no upstream"),
+        (STRICT, {"hold_tokens": -1}, "hold_tokens is -1: expected a number from 0 to 65536"),
+        (STRICT, {"hold_tokens": 65_537}, "hold_tokens is 65537: expected a number from 0 to 65536"),
+        (Policy(), {"hold_tokens": 4}, "hold_tokens given for action 'answer'"),
+        (STRICT, {"upstream": "big"}, "upstream given for action 'abstain', which asks nobody else"),
+        (
+            STRICT,
+            {"on_failure": "error", "upstream": "a"},
+            "on_failure and upstream given for action 'abstain'",
+        ),
+        (STRICT, {"on_failure": "retry"}, "on_failure is 'retry': expected answer, abstain or error"),
+        (ROUTE, {"action": "abstain", "upstream": "big"}, "upstream given for action 'abstain'"),
+        (ROUTE, {"action": "answer", "on_failure": "abstain"}, "on_failure given for action 'answer'"),
     ],
 )
 def test_rule_that_would_be_ignored_is_refused(

@@ -1,0 +1,1 @@
+"""Decisions: questions with known options, answered by the exact distribution over them."""

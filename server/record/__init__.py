@@ -1,0 +1,1 @@
+"""What an ensemble did not know, kept as rows that training reads."""

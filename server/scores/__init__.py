@@ -1,0 +1,1 @@
+"""Answers that exist already, scored as if the ensemble had written them."""
