@@ -49,10 +49,15 @@ class Vocabulary:
         return len(self.pieces) - 1
 
     def fields(
-        self, message: Message, *tokens: TokenUncertainty, prior: tuple[float, ...] = PRIOR, rule: Any = None
+        self, message: Message, *tokens: TokenUncertainty, rule: Any = None
     ) -> list[FieldUncertainty] | None:
-        trace = ChoiceTrace(prior, rule or "prefix_posterior")
+        trace = ChoiceTrace(PRIOR, rule or "prefix_posterior")
         return doubtful_fields(message, tokens, trace, self.pieces.__getitem__)
+
+    def first(self, message: Message, *tokens: TokenUncertainty, rule: Any = None) -> FieldUncertainty:
+        found = self.fields(message, *tokens, rule=rule)
+        assert found
+        return found[0]
 
 
 def spoken(*pieces: str) -> list[FieldUncertainty] | None:
@@ -77,7 +82,8 @@ def written(value: Any, space: str, path: str = "", at: int = 0) -> tuple[str, l
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         return text, [(path, at, at + len(text.encode()) + is_number)]
     members = value.items() if isinstance(value, dict) else ((str(i), each) for i, each in enumerate(value))
-    text, places = "{" if isinstance(value, dict) else "[", []
+    places: list[tuple[str, int, int]] = []
+    text = "{" if isinstance(value, dict) else "["
     for number, (key, inner) in enumerate(members):
         text += f",{space}" if number else ""
         text += f"{json.dumps(key, ensure_ascii=False)}{space}: " if isinstance(value, dict) else space
@@ -148,8 +154,8 @@ def test_content_is_found_behind_reasoning_that_quotes_it_and_before_a_stop_stri
     pieces = ["<think>", '{"a": 1}', "</think>", '{"a"', ": 1", "}", "END", " more"]
     tokens = [words.token(piece.encode()) for piece in pieces]
 
-    [field] = words.fields(Message(reasoning='{"a": 1}', content='{"a": 1}', stop="END"), *tokens) or ()
-    [kept] = words.fields(Message(reasoning='{"a": 1}', content='{"a": 1}'), *tokens[:-2]) or ()
+    field = words.first(Message(reasoning='{"a": 1}', content='{"a": 1}', stop="END"), *tokens)
+    kept = words.first(Message(reasoning='{"a": 1}', content='{"a": 1}'), *tokens[:-2])
     outside = words.fields(Message(content='{"a": 2}'), *tokens)
 
     assert (field.path, field.first_token, field.num_tokens) == ("/a", 5, 2)
@@ -278,7 +284,7 @@ def test_members_that_part_are_named_with_the_belief_in_them(rule: Any) -> None:
     ]
     expected = summarise(tokens[:3], PRIOR, rule).member_weights
 
-    [field] = words.fields(Message(content='{"city": "Paris"}'), *tokens, rule=rule) or ()
+    field = words.first(Message(content='{"city": "Paris"}'), *tokens, rule=rule)
 
     likely, unlikely = field.alternatives if rule != "fixed" else field.alternatives[::-1]
     assert (likely.text, likely.members, likely.complete) == ('"Paris', (0,), False)
@@ -291,7 +297,7 @@ def parted(*steps: tuple[bytes, bytes, bytes]) -> list[tuple[str, bool]]:
     words = Vocabulary()
     tokens = [words.token(*step) for step in steps]
     content = b"".join(step[0] for step in steps).decode()
-    field, *_ = words.fields(Message(content=content), *tokens) or ()
+    field = words.first(Message(content=content), *tokens)
     return sorted((each.text, each.complete) for each in field.alternatives)
 
 
@@ -321,6 +327,6 @@ def test_tokens_whose_choices_were_not_measured_have_no_alternatives() -> None:
     words = Vocabulary()
     drawn = TokenUncertainty(words.token(b"true").token_id, -1.0, 1.0, 0.5, 0.5, 0.5, (-1.0, -1.0))
 
-    [field] = words.fields(Message(content="true"), drawn) or ()
+    field = words.first(Message(content="true"), drawn)
 
     assert field.alternatives == ()
