@@ -98,5 +98,7 @@ class _Drawn:
         if self._trace.weights_rule == "fixed":
             return [math.exp(weight) for weight in prior]
         joint = [weight + sums[place] for weight, sums in zip(prior, self._sums, strict=True)]
-        likely = [math.exp(score - max(joint)) for score in joint]
-        return [each / math.fsum(likely) for each in likely]
+        top = max(joint)
+        shares = [math.exp(score - top) for score in joint]
+        total = math.fsum(shares)
+        return [share / total for share in shares]

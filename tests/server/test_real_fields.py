@@ -231,7 +231,6 @@ def test_every_choice_has_its_own_fields(server: Any, stream: bool) -> None:
 def test_a_withheld_answer_has_no_fields(server: Any, stream: bool) -> None:
     """They would tell what it says."""
     policy = {"action": "abstain", "metric": "max_epistemic", "threshold": 0.05, "min_tokens": 100}
-    server.engine.rivals = {"t": "f"}
     body = {
         "response_format": {"type": "json_object"},
         "extra_body": {"uncertainty": {"detail": "fields", "policy": policy}},
