@@ -39,7 +39,7 @@ FLOORS = {
         ("run",),
     ),
     "server": (
-        ("policy", "upstream", "record"),
+        ("policy", "fields", "upstream", "record"),
         ("ops",),
         ("chat",),
         ("ensembles", "scores", "decisions", "dialects"),
