@@ -57,7 +57,7 @@ class ServerConfig(BaseModel):
     )
     upstreams: dict[str, Any] = Field(
         default_factory=dict,
-        description="Servers that requests are routed to, by name; their keys are below.",
+        description="Servers that requests are routed to, by name.",
     )
     record: Annotated[RecordSettings | None, BeforeValidator(_path_alone)] = Field(
         default=None,
