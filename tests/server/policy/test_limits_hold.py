@@ -5,7 +5,7 @@ An answer is a row of values of its metric, one a token; what leaves of it is co
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, get_args
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from softspec.errors import ConfigError
 from softspec.maths.answer import METRICS
 from softspec.server.policy.fields import PolicyFields
-from softspec.server.policy.policy import CONFIDENCE, Policy
+from softspec.server.policy.policy import CONFIDENCE, OnFailure, Policy
 from softspec.server.policy.rules import PolicyRules
 
 UPSTREAMS = ("big", "small")
@@ -44,7 +44,7 @@ def policies(draw: st.DrawFn) -> Policy:
     }
     if draw(st.booleans()):
         return Policy("abstain", **rule)
-    failure = draw(st.sampled_from(("answer", "abstain", "error")))
+    failure = draw(st.sampled_from(get_args(OnFailure)))
     return Policy("route", **rule, upstream=draw(st.sampled_from(UPSTREAMS)), on_failure=failure)
 
 
