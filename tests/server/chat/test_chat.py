@@ -1,6 +1,7 @@
 """Chat and text completions through the real routes, asked by the official OpenAI client."""
 
 import json
+import re
 from typing import Any
 
 import openai
@@ -488,3 +489,24 @@ def test_request_beyond_a_limit_is_a_400_that_names_the_field(
         )
 
     assert (refusal.value.param, engine.requests) == (f"uncertainty.policy.{field}", [])
+
+
+@pytest.mark.parametrize(
+    ("extension", "field", "message"),
+    [
+        (
+            {"policy": {"treshold": 1}},
+            "policy.treshold",
+            "policy.treshold: unknown key; did you mean 'threshold'?",
+        ),
+        ({"polcy": {}}, "polcy", "uncertainty: polcy: unknown key; did you mean 'policy'?"),
+        ({"x": 1}, "x", "uncertainty: x: unknown key; expected one of detail, policy"),
+    ],
+)
+def test_misspelt_field_is_told_what_was_probably_meant(
+    extension: dict[str, Any], field: str, message: str
+) -> None:
+    with pytest.raises(openai.BadRequestError, match=re.escape(message)) as refusal:
+        ask(FakeEngine([AGREED]), extension)
+
+    assert refusal.value.param == f"uncertainty.{field}"
