@@ -150,6 +150,25 @@ def test_engine_equals_transformers_and_peft_on_trained_adapters(
     assert worst < TOLERANCE
 
 
+def test_known_answers_are_scored_as_transformers_and_peft_do(
+    base: Path, ensembles: dict[str, Path], engine: "EngineHarness"
+) -> None:
+    """In one pass there, step by step here; what somebody wrote, with the token that ends it."""
+    from softspec.engine.front.scoring import score_answers
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    answers = [tokenizer.encode(text) for text in ("Blue.<|im_end|>", "I do not know that one.", "42")]
+    worst = 0.0
+    for name in ("block-1", "always-4", "block-4"):
+        reference = ReferenceEnsemble.load(base, ensembles[name])
+        for number, ids in enumerate(prompts(base)[1:3]):
+            traces = engine.run(score_answers(engine.client, name, ids, answers, f"{name}-{number}"))
+            for answer, trace in zip(answers, traces, strict=True):
+                worst = max(worst, largest_difference(trace.tokens, reference.replay(ids, answer)))
+    print(f"{6 * len(answers)} answers, largest difference {worst:.1e} nats")
+    assert worst < 1e-4
+
+
 def test_training_writes_an_honest_log(trained: Path) -> None:
     lines = [json.loads(line) for line in (trained / "training.jsonl").read_text().splitlines()]
 

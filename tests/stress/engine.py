@@ -98,10 +98,18 @@ class InProcessEngine:
         return self.engine.model_executor.driver_worker.worker.model_runner
 
     def submit(
-        self, name: str, model: str | None, prompt: Sequence[int], params: SamplingParams
+        self,
+        name: str,
+        model: str | None,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        spec: GroupSpec | None = None,
     ) -> tuple[list[str], int]:
-        """Queue a request as `EnsembleClient` would; returns the engine's ids of its n answers, and its seed."""
-        spec = self.specs.get(model)
+        """Queue a request as `EnsembleClient` would; returns the engine's ids of its n answers, and its seed.
+
+        `spec` is by default the model's.
+        """
+        spec = spec or self.specs.get(model)
         lora_request = None
         if spec is not None:
             params = group_params(params, spec)

@@ -37,6 +37,7 @@ class Answer:
     stop_reason: int | str | None
     seed: int
     tokens: list[TokenUncertainty]
+    watched: list[dict[int, tuple[float, ...]]]
     top: list[Mapping[int, Any]] | None
 
 
@@ -70,6 +71,10 @@ class Oracle:
             mixture = predictive.logprobs
             scale = (log_weights.exp() * constrained.logsumexp(-1)).sum(0)
             scores = mixture + scale[:, None]
+        if ask.forced:
+            assert tuple(answer.token_ids) == ask.forced
+            _check_watched(ask, answer, member_logprobs)
+            return
         _check_draws(ask, answer, self._adjusted(ask, answer.token_ids, scores))
         if answer.top is not None:
             _check_top(ask.settings["logprobs"], answer, mixture)
@@ -226,6 +231,14 @@ def _check_telemetry(answer: Answer, member_logprobs: Tensor, predictive: Predic
     found = torch.tensor([token.member_log_probs for token in answer.tokens]).T
     values = member_logprobs.gather(-1, ids.expand(len(member_logprobs), -1)[..., None])[..., 0]
     assert (found - values).abs().max() < TOLERANCE, ("member_log_probs", found, values)
+
+
+def _check_watched(ask: Ask, answer: Answer, member_logprobs: Tensor) -> None:
+    assert [tuple(step) for step in answer.watched] == [tuple(dict.fromkeys(step)) for step in ask.watched]
+    for t, step in enumerate(answer.watched):
+        for token, found in step.items():
+            gap = (torch.tensor(found) - member_logprobs[:, t, token]).abs().max()
+            assert gap < TOLERANCE, ("watched", t, token, found)
 
 
 def _nearly_tied(logprobs: Tensor) -> Tensor:

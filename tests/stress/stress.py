@@ -95,6 +95,7 @@ class _Heard:
             stop_reason=completion.stop_reason,
             seed=seed + completion.index,
             tokens=self.choice.tokens,
+            watched=self.choice.watched,
             top=None if ask.settings.get("logprobs") is None else self.top,
         )
 
@@ -170,11 +171,13 @@ class StressTest:
             ask = replace(ask, model=ask.model.replace(self._other, self._serving))
         self._submitted += 1
         name = f"ask-{self._submitted}"
+        spec = self.engine.specs.get(ask.model)
+        if spec is not None:
+            spec = replace(spec, forced=ask.forced, watched=ask.watched)
         # A seed that the client has to draw must be the same in the next run.
         with patch("softspec.engine.front.translation.secrets.randbelow", self._draws.randrange):
-            inside, seed = self.engine.submit(name, ask.model, ask.prompt, _sampling_params(ask))
+            inside, seed = self.engine.submit(name, ask.model, ask.prompt, _sampling_params(ask), spec)
         heard = [_Heard() for _ in range(ask.settings.get("n", 1))]
-        spec = self.engine.specs.get(ask.model)
         self._live[name] = _Live(ask, inside, seed, spec, self.report.steps, heard)
 
     def _step(self) -> None:
@@ -237,6 +240,8 @@ class StressTest:
         elif answer.stop_reason is not None:
             ending = "stop string" if isinstance(answer.stop_reason, str) else "stop token"
         self.watch.seen[f"{ask.kind} ended by {ending}"] += 1
+        if ask.forced:
+            self.watch.seen[f"{ask.kind} scored"] += 1
         if ask.settings.get("n", 1) > 1:
             self.watch.seen["one of n answers"] += 1
         if ask.regex is not None or ask.schema is not None:

@@ -48,6 +48,8 @@ MUST_HAPPEN = (
     "regex ended by eos",
     "schema ended by eos",
     "one of n answers",
+    "ensemble scored",
+    "member scored",
     "group preempted",
     "chunked prefill",
     "no prefix hit",

@@ -6,7 +6,7 @@ In: a seed and the names of the models. Out: `Ask`s. Knows nothing of engines.
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tests.support.tiny import SPECIAL_TOKENS
@@ -39,6 +39,7 @@ class Ask:
 
     leaves_in: the client leaves once its request has been in this state for `patience` steps (None: it stays).
     kind_of_output: how the client hears of it, one of vLLM's `RequestOutputKind`.
+    forced, watched: the answer where it is known, which is scored, and the tokens that are watched at its steps.
     """
 
     model: str | None
@@ -49,6 +50,8 @@ class Ask:
     leaves_in: str | None = None
     patience: int = 0
     kind_of_output: str = "FINAL_ONLY"
+    forced: tuple[int, ...] = ()
+    watched: tuple[tuple[int, ...], ...] = ()
 
     @property
     def structured(self) -> bool:
@@ -119,7 +122,7 @@ class Traffic:
         if self.rng.random() < 0.3 * self.rich:
             # The short-lived states twice: many requests pass through them within a step.
             leaves_in = self.rng.choice((*ABORT_STATES, "trunk", "held"))
-        return Ask(
+        ask = Ask(
             model,
             self._prompt(),
             settings,
@@ -128,6 +131,19 @@ class Traffic:
             leaves_in=leaves_in,
             patience=self.rng.choice((0, 0, 0, 1, 5)),
             kind_of_output=self.rng.choice(("FINAL_ONLY", "FINAL_ONLY", "DELTA", "CUMULATIVE")),
+        )
+        return self._known(ask) if model is not None and self.rng.random() < 0.15 * self.rich else ask
+
+    def _known(self, ask: Ask) -> Ask:
+        """The same ask with an answer that is only to be scored, as the client asks for it."""
+        length = ask.settings["max_tokens"]
+        return replace(
+            ask,
+            settings={"temperature": 0.0, "max_tokens": length, "ignore_eos": True, "seed": 0},
+            regex=None,
+            schema=None,
+            forced=tuple(self._tokens(length)),
+            watched=tuple(tuple(self._tokens(self.rng.choice((0, 0, 1, 9)))) for _ in range(length)),
         )
 
     def _model(self) -> str | None:

@@ -10,12 +10,13 @@ group computes its prompt itself.
 
 import asyncio
 import math
-from collections.abc import Sequence
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from softspec.engine.front.client import EnsembleClient
-from softspec.engine.front.walks import Walk, walks_through
+from softspec.engine.front.walks import walks_through
 from softspec.engine.trace import ChoiceTrace
 from softspec.engine.wire import MAX_WATCHED, GroupSpec, num_columns
 from softspec.errors import EngineError, FieldError
@@ -77,15 +78,17 @@ async def score_options(
         for number, (prompt, choices) in enumerate(zip(prompts, options, strict=True)):
             for place, option in enumerate(choices):
                 _require_fit(client, prompt, option, f"options.{number}.{place}")
-        walks = [walks_through(choices, _most_watched(client, spec)) for choices in options]
-        known = [replace(spec, forced=w.forced, watched=w.watched_by_step) for ways in walks for w in ways]
-        starts = [tuple(prompt) for prompt, ways in zip(prompts, walks, strict=True) for _ in ways]
-        traces = iter(await _Round(client, request_id, priority).traces(starts, known))
-    walked = [[(walk, next(traces)) for walk in ways] for ways in walks]
-    return [
-        [_scored(tuple(option), ways) for option in choices]
-        for choices, ways in zip(options, walked, strict=True)
-    ]
+        plans = [walks_through(choices, _most_watched(client, spec)) for choices in options]
+        walks = [
+            (tuple(prompt), walk) for prompt, plan in zip(prompts, plans, strict=True) for walk in plan.walks
+        ]
+        known = [replace(spec, forced=walk.forced, watched=walk.watched_by_step) for _, walk in walks]
+        traces = await _Round(client, request_id, priority).traces([prompt for prompt, _ in walks], known)
+    scored, told = [], iter(traces)
+    for choices, plan in zip(options, plans, strict=True):
+        walked = list(islice(told, len(plan.walks)))
+        scored.append([_scored(option, walked[plan.walk_of[option]]) for option in map(tuple, choices)])
+    return scored
 
 
 class _Round:
@@ -101,43 +104,42 @@ class _Round:
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [
-                    group.create_task(self._follow(number, prompt, spec, *self._turn(prompt)))
+                    group.create_task(self._follow(number, prompt, spec))
                     for number, (prompt, spec) in enumerate(zip(prompts, known, strict=True))
                 ]
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
         return [task.result() for task in tasks]
 
-    def _turn(self, prompt: Tokens) -> tuple[asyncio.Event | None, asyncio.Event]:
-        """What a group waits for, and what it tells: prompts that begin alike share what is computed of the first."""
-        keys, mine = (prompt, prompt[: self._block]), asyncio.Event()
-        before = next((self._begun[key] for key in keys if key in self._begun), None)
-        for key in keys:
-            self._begun.setdefault(key, mine)
-        return before, mine
-
-    async def _follow(
-        self, number: int, prompt: Tokens, spec: GroupSpec, before: asyncio.Event | None, mine: asyncio.Event
-    ) -> ChoiceTrace:
+    async def _follow(self, number: int, prompt: Tokens, spec: GroupSpec) -> ChoiceTrace:
         choice = ChoiceTrace(spec.log_weights, spec.weights_rule)
-        try:
-            if spec.forced:
-                if before is not None:
-                    await before.wait()
-                async with self._client.places_to_follow(spec.num_members):
-                    name = f"{self._request_id}-{number}"
-                    outputs = self._client.follow(spec, prompt, name, choice, self._priority)
-                    async with aclosing(outputs):
-                        async for _ in outputs:
-                            mine.set()
-        finally:
-            mine.set()
+        if spec.forced:
+            async with self._turn(prompt) as began, self._client.places_to_follow(spec.num_members):
+                name = f"{self._request_id}-{number}"
+                outputs = self._client.follow(spec, prompt, name, choice, self._priority)
+                async with aclosing(outputs):
+                    async for _ in outputs:
+                        began.set()
         if tuple(token.token_id for token in choice.tokens) != spec.forced:
             raise EngineError(
                 f"request {self._request_id} was ended after {len(choice.tokens)} of {len(spec.forced)} tokens to "
                 "score: send it again"
             )
         return choice
+
+    @asynccontextmanager
+    async def _turn(self, prompt: Tokens) -> AsyncIterator[asyncio.Event]:
+        """Wait for the first group of this prompt, or of one that begins alike; gives what the later ones wait for."""
+        keys, mine = (prompt, prompt[: self._block]), asyncio.Event()
+        before = next((self._begun[key] for key in keys if key in self._begun), None)
+        for key in keys:
+            self._begun.setdefault(key, mine)
+        try:
+            if before is not None:
+                await before.wait()
+            yield mine
+        finally:
+            mine.set()
 
 
 def _most_watched(client: EnsembleClient, spec: GroupSpec) -> int:
@@ -163,9 +165,8 @@ def _require_fit(client: EnsembleClient, prompt: Sequence[int], tokens: Sequence
         )
 
 
-def _scored(option: Tokens, walked: Sequence[tuple[Walk, ChoiceTrace]]) -> ScoredOption:
+def _scored(option: Tokens, trace: ChoiceTrace) -> ScoredOption:
     """An option's probability: of its first tokens, which were forced, and of its last one, which was watched."""
-    trace = next(trace for walk, trace in walked if walk.reads(option))
     last = len(option) - 1
     steps = [token.member_log_probs for token in trace.tokens[:last]] + [trace.watched[last][option[last]]]
     members = tuple(math.fsum(member) for member in zip(*steps, strict=True))

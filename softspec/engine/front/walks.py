@@ -4,6 +4,7 @@ In: options, as token ids. Out: walks, each of which becomes one group. An optio
 it is read at the step before it would be drawn, beside every other option that ends there. Knows no engine.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -27,27 +28,32 @@ class Walk:
         """What is watched at step 0, 1, ...: as many as there are forced tokens."""
         return tuple(self.watched.get(step, ()) for step in range(len(self.path) + 1))
 
-    def reads(self, option: Tokens) -> bool:
-        """Whether this walk tells all that an option's probability is made of."""
-        last = len(option) - 1
-        return self.path[:last] == option[:last] and option[last] in self.watched.get(last, ())
+
+@dataclass
+class Plan:
+    """The walks through some options, and for each option the number of the walk in which it is read."""
+
+    walks: list[Walk]
+    walk_of: dict[Tokens, int]
 
 
-def walks_through(options: Iterable[Sequence[int]], most_watched: int) -> list[Walk]:
+def walks_through(options: Iterable[Sequence[int]], most_watched: int) -> Plan:
     """As few walks as read every option, none of which is empty; no step watches more than `most_watched` tokens."""
     ends: dict[Tokens, list[int]] = {}
     for option in dict.fromkeys(map(tuple, options)):
         assert option, "an empty option has no token that could be read"
         ends.setdefault(option[:-1], []).append(option[-1])
-    walks: list[Walk] = []
+    plan, passing = Plan([], {}), defaultdict[Tokens, list[int]](list)
     # Longest first: shorter ones are read on the way.
     for path in sorted(ends, key=len, reverse=True):
-        step, tokens = len(path), ends[path]
-        passing = iter([walk for walk in walks if walk.path[:step] == path])
+        numbers, tokens = iter([*passing[path]]), ends[path]
         for start in range(0, len(tokens), most_watched):
-            walk = next(passing, None)
-            if walk is None:
-                walk = Walk(path)
-                walks.append(walk)
-            walk.watched[step] = tuple(tokens[start : start + most_watched])
-    return walks
+            number = next(numbers, len(plan.walks))
+            if number == len(plan.walks):
+                plan.walks.append(Walk(path))
+                for step in range(len(path) + 1):
+                    passing[path[:step]].append(number)
+            watched = tuple(tokens[start : start + most_watched])
+            plan.walks[number].watched[len(path)] = watched
+            plan.walk_of |= {(*path, token): number for token in watched}
+    return plan

@@ -130,7 +130,7 @@ def test_a_prompts_first_group_goes_ahead_and_half_the_slots_stay_free(scripted:
         return next_output(state)
 
     with patch.object(scripted.core, "_next", watched):
-        scripted.run(score_answers(scripted.client, "always-4", PROMPT, [[1, 2, 3]] * 6, "s"))
+        scripted.run(score_answers(scripted.client, "always-4", PROMPT, [[], *[[1, 2, 3]] * 6], "s"))
 
     assert together[0] == 1
     assert max(together) == 2

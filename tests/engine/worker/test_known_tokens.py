@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ VOCAB_SIZE = 40
 WEIGHTS = (0.5, 0.3, 0.2)
 
 
-def spec(num_members: int = 3, weights_rule: WeightsRule = "prefix_posterior", **known: object) -> GroupSpec:
+def spec(num_members: int = 3, weights_rule: WeightsRule = "prefix_posterior", **known: Any) -> GroupSpec:
     adapters = tuple(Adapter(f"{k}", 1 + k, "path") for k in range(num_members))
     weights = [weight / sum(WEIGHTS[:num_members]) for weight in WEIGHTS[:num_members]]
     return GroupSpec(adapters, tuple(map(math.log, weights)), weights_rule, None, 0, **known)
@@ -78,6 +79,22 @@ def test_forced_tokens_are_handed_out_with_their_own_numbers(
         assert found.member_choices == tuple(member.index(max(member)) for member in members)
         if weights_rule == "prefix_posterior":
             weights = [w * member[token] / mixture[token] for w, member in zip(weights, members, strict=True)]
+
+
+def test_known_tokens_make_no_step_wait_for_the_device() -> None:
+    """On the meta device tensors have no values, so whatever wanted one on the host would raise, and end the group."""
+    mixer, group = GroupMixer(), spec(forced=(4, 5), watched=((1, 2), ()))
+    for position in range(2):
+        seat = Seat("a", 0, group, SamplingSpec(temperature=0.0))
+        logits = torch.empty(3, VOCAB_SIZE, device="meta")
+        mixer.mix(logits, [GroupRows(seat, (0, 1, 2), position)])
+        mixer.draw(logits)
+        mixer.hand_out(torch.empty(3, dtype=torch.int64, device="meta"))
+        reported = mixer.report(None, num_rows=3)
+
+        assert not mixer._failed
+        assert reported is not None
+        assert reported.logprobs.shape == (3, 1 + num_columns(3, num_watched=2))
 
 
 def test_a_group_draws_again_behind_its_last_forced_token() -> None:
