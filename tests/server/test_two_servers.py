@@ -22,7 +22,7 @@ from tests.support.tiny import random_adapters, tiny_llama
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 HELLO: Any = [{"role": "user", "content": "hello"}]
-ROUTE = {"uncertainty": {"policy": {"action": "route", "metric": "max_epistemic", "threshold": 0.0}}}
+ROUTE: Any = {"uncertainty": {"policy": {"action": "route", "metric": "max_epistemic", "threshold": 0.0}}}
 GREEDY: Any = {"temperature": 0, "max_tokens": 12}
 NAME = "law"
 
@@ -112,7 +112,7 @@ def test_completions_are_routed_prompt_by_prompt(pair: Pair) -> None:
         texts[chunk.choices[0].index] += chunk.choices[0].text
 
     assert [choice.text for choice in whole.choices] == [choice.text for choice in expected.choices] == texts
-    assert whole.usage.softspec["upstream"]["completion_tokens"] == expected.usage.completion_tokens  # type: ignore[union-attr]
+    assert whole.usage.softspec["upstream"]["completion_tokens"] == expected.usage.completion_tokens
 
 
 def test_grammar_holds_at_the_upstream_and_its_answer_is_a_row_of_training(pair: Pair) -> None:

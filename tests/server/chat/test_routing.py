@@ -312,6 +312,21 @@ def test_stream_of_the_upstream_passes_through_as_ours() -> None:
     assert asked.metric("softspec_requests_total route") == 1
 
 
+def test_usage_in_every_chunk_has_both_parts_too() -> None:
+    counts = [
+        {"prompt_tokens": 5, "completion_tokens": number, "total_tokens": 5 + number} for number in (1, 2)
+    ]
+    chunks = [chat_chunk("No", usage=counts[0]), chat_chunk(".", "stop", usage=counts[1])]
+    options = {"include_usage": True, "continuous_usage_stats": True}
+
+    asked = Asked([events(*map(event, chunks), DONE)], stream=True, stream_options=options)
+
+    usages = [chunk["usage"] for chunk in asked.chunks]
+    assert [usage["softspec"]["upstream"] for usage in usages] == [*counts, counts[1]]
+    assert [usage["completion_tokens"] for usage in usages] == [3 + 1, 3 + 2, 4 + 2]
+    assert [usage["prompt_tokens"] for usage in usages] == [12, 12, 12]
+
+
 def test_usage_is_not_sent_to_whom_did_not_ask() -> None:
     asked = Asked([chat_stream("No")], stream=True)
 
