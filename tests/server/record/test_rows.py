@@ -87,7 +87,7 @@ NOT_LEARNABLE = {
 def recorded(folder: Path, request: Any, answer: Any) -> tuple[Path, Path]:
     path = folder / "rows.jsonl"
     recorder = Recorder(path, 10**6, 1)
-    recorder.keep(lambda: row_of(request, ABOUT, answer))
+    recorder.keep("law", lambda: row_of(request, ABOUT, answer))
     recorder.close()
     return path, unanswered_beside(path)
 
@@ -146,16 +146,16 @@ def test_call_has_only_what_a_template_shows(tmp_path: Path) -> None:
 
 
 def test_nothing_that_fails_reaches_who_asked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    errors: list[None] = []
+    errors: list[str] = []
     path = tmp_path / "rows.jsonl"
-    recorder = Recorder(path, 10**6, 1, lambda: errors.append(None))
+    recorder = Recorder(path, 10**6, 1, errors.append)
     path.unlink()
     path.mkdir()
 
-    recorder.keep(lambda: row_of(CHAT, ABOUT, chosen(content="secret")))
-    recorder.keep(lambda: row_of({"messages": None}, ABOUT, chosen(content="secret")))
+    recorder.keep("law", lambda: row_of(CHAT, ABOUT, chosen(content="secret")))
+    recorder.keep("law", lambda: row_of({"messages": None}, ABOUT, chosen(content="secret")))
     recorder.close()
 
-    assert len(errors) == 2
+    assert errors == ["law", "law"]
     assert {record.message.partition(":")[0] for record in caplog.records} == {"a request was not recorded"}
     assert "secret" not in caplog.text
