@@ -23,7 +23,7 @@ from vllm.entrypoints.openai.completion.api_router import create_completion
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.openai.responses.api_router import create_responses
 from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
-from vllm.entrypoints.serve.utils.api_utils import validate_json_request
+from vllm.entrypoints.serve.utils.api_utils import validate_json_request, with_cancellation
 
 from softspec.engine.front.client import EnsembleClient
 from softspec.engine.front.ending import ending_of
@@ -36,6 +36,8 @@ from softspec.engine.front.handlers import (
     put_into_handlers,
     token_decoder,
 )
+from softspec.engine.front.prompts import answer_ids, chat_end_id, chat_prompt_ids, text_prompt_ids
+from softspec.engine.front.scoring import score_answers, score_options
 from softspec.engine.front.trial import draw_unpublished
 from softspec.engine.requirements import require_base, require_engine
 from softspec.engine.start.arguments import accepted_arguments
@@ -45,10 +47,13 @@ from softspec.server.chat.door import Door
 from softspec.server.chat.guard import policy_guard
 from softspec.server.chat.routes import UpstreamRoute, add_chat_routes
 from softspec.server.chat.service import Service
+from softspec.server.decisions.engine import DecisionEngine
+from softspec.server.decisions.routes import add_decision_routes
+from softspec.server.decisions.service import PATH as DECISIONS
 from softspec.server.dialects.routes import add_dialect_routes
 from softspec.server.ensembles.routes import add_ensemble_routes
 from softspec.server.ops.canary import canary_of
-from softspec.server.ops.closing import close_upstreams_with
+from softspec.server.ops.closing import close_with
 from softspec.server.ops.errors import respond_to_error
 from softspec.server.ops.loops import RefuseLoops
 from softspec.server.ops.metrics import Metrics
@@ -58,6 +63,12 @@ from softspec.server.ops.served_base import served_fingerprint
 from softspec.server.ops.settings import Settings
 from softspec.server.ops.stopping import RefuseWhileStopping, limit_farewell
 from softspec.server.ops.welcome import welcome
+from softspec.server.record.recorder import Recorder
+from softspec.server.scores.routes import PATH as SCORES
+from softspec.server.scores.routes import add_score_routes
+from softspec.server.scores.scorer import Scoring
+from softspec.server.upstream.loop import require_elsewhere
+from softspec.server.upstream.upstreams import Upstreams
 
 _log = logging.getLogger(__name__)
 
@@ -95,16 +106,18 @@ class SoftspecEndpoints:
         """Add our routes; those of vLLM with the same path make way."""
         is_json = [Depends(validate_json_request)]
         add_chat_routes(app, _COMPLETIONS, is_json)
+        add_decision_routes(app, is_json, with_cancellation)
+        add_score_routes(app, is_json, with_cancellation)
         add_dialect_routes(app, _DIALECTS, is_json)
         add_ops_routes(app)
         # vLLM itself refuses this switch with several API servers, which would disagree on what is loaded.
         if envs.VLLM_ALLOW_RUNTIME_LORA_UPDATING:
             add_ensemble_routes(app, is_json)
         app.add_exception_handler(SoftspecError, respond_to_error)
-        app.add_middleware(Door, followers=frozenset({*_COMPLETIONS, *_DIALECTS}))
+        app.add_middleware(Door, followers=frozenset((*_COMPLETIONS, *_DIALECTS, SCORES, DECISIONS)))
         app.add_middleware(RefuseLoops)
         app.add_middleware(RefuseWhileStopping)
-        close_upstreams_with(app)
+        close_with(app)
 
     async def init_state(self, engine_client: EngineClient, state: State, args: Namespace) -> None:
         """Load the ensembles, prepare the engine for them and put our client into vLLM's handlers.
@@ -116,6 +129,8 @@ class SoftspecEndpoints:
         ensembles = load_ensembles(settings.ensembles)
         share_log()
         accepted_arguments(args, settings.allow_untested, in_use=True)
+        if not args.uds:
+            require_elsewhere(settings.upstreams, args.host, args.port)
         require_engine(vllm.__version__, engine_client.vllm_config, ensembles)
         model = engine_client.vllm_config.model_config
         base = served_fingerprint(model.model, model.revision, settings.base_unchecked)
@@ -135,6 +150,11 @@ class SoftspecEndpoints:
         client.registry.base_fingerprint = base
         await client.registry.fill()
         metrics.expect(client.registry.lora_requests)
+        state.softspec_upstreams = Upstreams(settings.upstreams, os.environ, metrics)
+        record, recorder = settings.record, None
+        if record is not None:
+            recorder = Recorder(record.path, record.max_bytes, record.keep, metrics.record_failed)
+        state.softspec_recorder = recorder
         put_into_handlers(client, engine_client, state)
         list_ensembles_first(client, state)
         served = client.registry.ensembles
@@ -145,6 +165,23 @@ class SoftspecEndpoints:
             rules=settings.rules,
             decode=token_decoder(engine_client),
             metrics=metrics,
+            upstreams=state.softspec_upstreams,
+            recorder=recorder,
+        )
+        state.softspec_decisions = DecisionEngine(
+            mixture_of=client.registry.spec_of,
+            chat_prompt_ids=partial(chat_prompt_ids, state),
+            chat_end_id=partial(chat_end_id, state),
+            answer_ids=partial(answer_ids, state, ended=False),
+            score_options=partial(score_options, client),
+            max_model_len=model.max_model_len,
+        )
+        state.softspec_scoring = Scoring(
+            text_prompt=partial(text_prompt_ids, state),
+            chat_prompt=partial(chat_prompt_ids, state),
+            chat_end=partial(chat_end_id, state),
+            answer=partial(answer_ids, state),
+            score=partial(score_answers, client),
         )
         state.softspec_canary = canary_of(partial(draw_unpublished, client))
         state.softspec_readiness = Readiness(

@@ -47,6 +47,7 @@ RUN = {
     "from pathlib import Path": "python",
     "from openai import OpenAI": "ask",
     "curl localhost:8000/v1/chat/completions": "ask",
+    "curl localhost:8000/v1/decisions": "ask",
     "curl localhost:8000/v1/load_ensemble": "ask",
     "softspec serve runs/my": "serve",
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 softspec serve runs/my --max-loras 8": "serve",

@@ -53,8 +53,7 @@ FLOORS = {
 OUTSIDE = {
     "vllm": ("engine", "server.plugin"),
     "fastapi": tuple(
-        f"server.{room}"
-        for room in ("ops", "chat", "ensembles", "scores", "decisions", "dialects", "plugin")
+        f"server.{room}" for room in ("ops", "chat", "ensembles", "scores", "decisions", "dialects", "plugin")
     ),
     "httpx2": ("server.upstream",),
     "peft": ("train.result", "train.members", "reference", "app.bench"),

@@ -7,6 +7,7 @@ data.
 import re
 from pathlib import Path
 
+from softspec.artefact.yaml_file import absolute
 from softspec.errors import ConfigError
 
 DATA_ENDINGS = (
@@ -20,21 +21,6 @@ def is_hub_id(data: str) -> bool:
     """Whether data that are no file here may be the hub's: `owner/name` without the ending of a file of data."""
     is_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", data, re.ASCII) is not None
     return is_id and not data.lower().endswith(DATA_ENDINGS)
-
-
-def absolute(folder: Path, text: str) -> Path:
-    """The absolute path of a text relative to `folder`; `~` is the home of the user.
-
-    Raises:
-        ConfigError: no path can be called so.
-    """
-    try:
-        path = (folder / Path(text).expanduser()).resolve()
-        path.exists()
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"{text[:80]!r} cannot be a path: {reason}; expected a file or folder") from error
-    return path
 
 
 def place_of_data(folder: Path, data: str) -> str:

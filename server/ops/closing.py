@@ -1,29 +1,39 @@
-"""What a server gives back when it ends: the connections to its upstreams.
+"""What a server gives back when it ends: the connections to its upstreams, and the rows that it still has to record.
 
-In: an app whose state gets `softspec_upstreams` later, if there are any. Out: the same app.
+In: an app whose state gets `softspec_upstreams` and `softspec_recorder` later, if there are any. Out: the same app.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.datastructures import State
 
+from softspec.server.record.recorder import Recorder
 from softspec.server.upstream.upstreams import Upstreams
 
 
-def close_upstreams_with(app: FastAPI) -> None:
-    """Close them after the last request, around whatever else the app does at its start and its end."""
+def close_with(app: FastAPI) -> None:
+    """Close them after the last request, and before whatever else the app does at its end: vLLM's drops the state."""
     of_app = app.router.lifespan_context
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[Any]:
-        try:
-            async with of_app(app) as state:
+        async with of_app(app) as state:
+            try:
                 yield state
-        finally:
-            upstreams: Upstreams | None = getattr(app.state, "softspec_upstreams", None)
-            if upstreams is not None:
-                await upstreams.aclose()
+            finally:
+                await _close(app.state)
 
     app.router.lifespan_context = lifespan
+
+
+async def _close(state: State) -> None:
+    upstreams: Upstreams | None = getattr(state, "softspec_upstreams", None)
+    if upstreams is not None:
+        await upstreams.aclose()
+    recorder: Recorder | None = getattr(state, "softspec_recorder", None)
+    if recorder is not None:
+        await asyncio.to_thread(recorder.close)

@@ -8,6 +8,7 @@ before torch or vLLM are loaded. Knows which models are served under which names
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from softspec.engine.wire import MAX_TOP_LOGPROBS
 from softspec.errors import ConfigError
 from softspec.server.ops.served_base import served_fingerprint
 from softspec.server.ops.settings import Settings
+from softspec.server.record.recorder import require_writable
+from softspec.server.upstream.loop import require_elsewhere
 
 PLUGIN = "softspec"
 _PLUGIN_GROUPS = (
@@ -46,12 +49,15 @@ def serve(settings: Settings, base: str | None, vllm_args: Sequence[str]) -> Non
     served = Path(arguments[0])
     if served.is_dir():  # the files of others may not be here yet; the plugin checks all
         _require_base_of(manifests, served, settings.base_unchecked)
+    if settings.record is not None:
+        require_writable(settings.record.path)
     os.environ.update(server_environment(settings, os.environ))
     # Imported here: takes many seconds, and must see the environment.
     from softspec.engine.front.ensemble import load_ensembles
     from softspec.engine.start.serve import run
 
-    run(arguments, load_ensembles(settings.ensembles), settings.allow_untested)
+    may_listen = partial(require_elsewhere, settings.upstreams)
+    run(arguments, load_ensembles(settings.ensembles), settings.allow_untested, may_listen)
 
 
 def _require_base_of(manifests: Mapping[Path, Manifest], served: Path, unchecked: bool) -> None:

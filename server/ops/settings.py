@@ -1,95 +1,160 @@
-"""The server's settings, carried from `softspec serve` to vLLM's processes by environment variables.
+"""The server's settings: read from a file, from variables and from flags, and carried to vLLM's processes.
 
-In and out: SOFTSPEC_* variables. The only place in `server/` that knows their names.
+In: `--server-config`, SOFTSPEC_* variables and flags; of what several say, the last of these holds. Out: `Settings`,
+and the one variable that carries them. The only place in `server/` that knows the names of variables.
 """
 
+import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
+from pydantic import TypeAdapter
+
+from softspec.artefact.yaml_file import absolute
 from softspec.errors import ConfigError
+from softspec.server.ops.server_config import RecordSettings, ServerConfig, read_server_config
+from softspec.server.ops.upstream_flags import with_upstreams
+from softspec.server.policy.fields import PolicyFields
 from softspec.server.policy.policy import Policy
 from softspec.server.policy.rules import PolicyRules
+from softspec.server.upstream.keys import read_keys
+from softspec.server.upstream.settings import UpstreamSettings, read_upstreams
 
-Number = TypeVar("Number", int, float)
-
+CARRIED = "SOFTSPEC_SETTINGS"
+"""Whole settings as JSON, from `softspec serve` to the plugin; it wins over all other variables."""
 ENSEMBLES = "SOFTSPEC_ENSEMBLE"
-POLICY_ACTION = "SOFTSPEC_POLICY_ACTION"
-POLICY_METRIC = "SOFTSPEC_POLICY_METRIC"
-POLICY_THRESHOLD = "SOFTSPEC_POLICY_THRESHOLD"
-POLICY_MIN_TOKENS = "SOFTSPEC_POLICY_MIN_TOKENS"
+SERVER_CONFIG = "SOFTSPEC_SERVER_CONFIG"
+POLICY = "SOFTSPEC_POLICY_"
+"""Begins the name of a variable for every field of a policy."""
 POLICY_PINNED = "SOFTSPEC_POLICY_PINNED"
 BASE_UNCHECKED = "SOFTSPEC_BASE_UNCHECKED"
 ALLOW_UNTESTED = "SOFTSPEC_ALLOW_UNTESTED"
+_NUMBERS: dict[str, Callable[[str], float]] = {"threshold": float, "min_tokens": int, "hold_tokens": int}
+"""Fields of a policy that are no text."""
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What the command line says of the policy and what it needs; None in `policy` where it says nothing.
+
+    Where the policy is fixed, no request may have another one.
+    """
+
+    policy: Mapping[str, Any] = field(default_factory=dict)
+    policy_pinned: bool = False
+    policy_fixed: bool = False
+    upstreams: tuple[str, ...] = ()
+    record: Path | None = None
 
 
 @dataclass(frozen=True)
 class Settings:
     """What a server is told: the directories of its ensembles, its policy with what a request may change, and risks.
 
-    `base_unchecked` serves ensembles on whatever base there
-    is; `allow_untested` takes any option of vLLM's engine.
+    `base_unchecked` serves ensembles on whatever base there is; `allow_untested` takes any option of vLLM's engine.
     """
 
     ensembles: tuple[Path, ...]
     rules: PolicyRules = field(default_factory=PolicyRules)
+    upstreams: Mapping[str, UpstreamSettings] = field(default_factory=dict)
+    record: RecordSettings | None = None
     base_unchecked: bool = False
     allow_untested: bool = False
 
     @staticmethod
     def from_environment(environment: Mapping[str, str]) -> "Settings":
-        """Read the variables; several ensembles are separated as in PATH.
+        """The settings that `to_environment` wrote, or else those that a user's own variables make.
 
         Raises:
             ConfigError: no ensemble is named, or the policy cannot be followed.
         """
+        if (carried := environment.get(CARRIED)) is not None:
+            return _settings.validate_python(json.loads(carried))
         paths = [part for part in environment.get(ENSEMBLES, "").split(os.pathsep) if part]
         if not paths:
             raise ConfigError(f"{ENSEMBLES} is not set: expected one or more ensemble directories")
-        policy = Policy().changed(
-            action=environment.get(POLICY_ACTION),
-            metric=environment.get(POLICY_METRIC),
-            threshold=_number(POLICY_THRESHOLD, environment, float),
-            min_tokens=_number(POLICY_MIN_TOKENS, environment, int),
-        )
-        return Settings(
-            tuple(Path(path) for path in paths),
-            PolicyRules(policy, pinned=_is_on(POLICY_PINNED, environment)),
+        return read_settings(
+            [Path(path) for path in paths],
+            environment,
+            Flags(),
             base_unchecked=_is_on(BASE_UNCHECKED, environment),
             allow_untested=_is_on(ALLOW_UNTESTED, environment),
         )
 
     def to_environment(self) -> dict[str, str]:
-        """The variables that `from_environment` reads back as these settings."""
-        variables = {
-            ENSEMBLES: os.pathsep.join(str(path) for path in self.ensembles),
-            BASE_UNCHECKED: str(int(self.base_unchecked)),
-            ALLOW_UNTESTED: str(int(self.allow_untested)),
-        }
-        if self.rules.default.action != "answer":
-            variables |= {
-                POLICY_ACTION: self.rules.default.action,
-                POLICY_METRIC: self.rules.default.metric,
-                POLICY_THRESHOLD: repr(self.rules.default.threshold),
-                POLICY_MIN_TOKENS: str(self.rules.default.min_tokens),
-                POLICY_PINNED: str(int(self.rules.pinned)),
-            }
-        return variables
+        """The variable that `from_environment` reads back as these settings; no key of an upstream is in it."""
+        return {CARRIED: json.dumps(_settings.dump_python(self, mode="json", exclude_defaults=True))}
+
+
+_settings = TypeAdapter(Settings)
+
+
+def read_settings(
+    ensembles: Sequence[Path],
+    environment: Mapping[str, str],
+    flags: Flags,
+    server_config: Path | None = None,
+    *,
+    base_unchecked: bool = False,
+    allow_untested: bool = False,
+) -> Settings:
+    """The settings of a server over these ensembles: flags win over variables, and those over the file.
+
+    Raises:
+        ConfigError: the file cannot be read, a value is wrong, or the policy cannot be followed here.
+    """
+    if server_config is None and SERVER_CONFIG in environment:
+        server_config = Path(environment[SERVER_CONFIG])
+    config = ServerConfig() if server_config is None else read_server_config(server_config)
+    upstreams = read_upstreams(with_upstreams(config.upstreams, flags.upstreams))
+    read_keys(upstreams, environment)  # that they can be read; they are read again where they are used
+    rules = PolicyRules(
+        config.policy.change(Policy()).changed(**_policy_variables(environment)).changed(**flags.policy),
+        tuple(upstreams),
+        config.allow_override and not flags.policy_fixed,
+        config.policy_pinned or flags.policy_pinned or _is_on(POLICY_PINNED, environment),
+        config.allowed_actions,
+        config.allowed_upstreams,
+    )
+    record = _record(config.record, flags.record)
+    return Settings(tuple(ensembles), rules, upstreams, record, base_unchecked, allow_untested)
+
+
+def _policy_variables(environment: Mapping[str, str]) -> dict[str, Any]:
+    """The fields of a policy that variables give."""
+    given = {name: environment.get(POLICY + name.upper()) for name in PolicyFields.model_fields}
+    return {
+        name: _number(POLICY + name.upper(), text, _NUMBERS[name]) if name in _NUMBERS else text
+        for name, text in given.items()
+        if text is not None
+    }
+
+
+def _number(variable: str, text: str, kind: Callable[[str], float]) -> float:
+    try:
+        return kind(text)
+    except ValueError as error:
+        raise ConfigError(f"{variable} is '{text}': expected a number") from error
+
+
+def _record(settings: RecordSettings | None, flag: Path | None) -> RecordSettings | None:
+    """Where to record, with the file that the flag names; its folder must be there."""
+    if flag is not None:
+        path = absolute(Path.cwd(), str(flag))
+        settings = settings.model_copy(update={"path": path}) if settings else RecordSettings(path=path)
+    if settings is not None and settings.path.is_dir():
+        raise ConfigError(f"the record '{settings.path}' is a folder: expected a file")
+    if settings is not None and not os.access(settings.path.parent, os.W_OK):
+        raise ConfigError(
+            f"the record '{settings.path}' cannot be written: make its folder, and let this user write there"
+        )
+    return settings
 
 
 def _is_on(name: str, environment: Mapping[str, str]) -> bool:
     if (text := environment.get(name, "0")) not in ("0", "1"):
         raise ConfigError(f"{name} is '{text}': expected 0 or 1")
     return text == "1"
-
-
-def _number(name: str, environment: Mapping[str, str], kind: Callable[[str], Number]) -> Number | None:
-    text = environment.get(name)
-    if text is None:
-        return None
-    try:
-        return kind(text)
-    except ValueError as error:
-        raise ConfigError(f"{name} is '{text}': expected a number") from error

@@ -1,12 +1,13 @@
 """What the server says of itself once it is ready, in one line.
 
-In: what is served, and the policy. Out: the line.
+In: what is served, and the policy with its limits. Out: the line.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from softspec.artefact.manifest import Manifest
+from softspec.server.policy.policy import CONFIDENCE
 from softspec.server.policy.rules import PolicyRules
 
 
@@ -31,8 +32,28 @@ def welcome(ensembles: Mapping[str, Served], bases: Sequence[str], rules: Policy
 
 def _told(rules: PolicyRules) -> str:
     policy = rules.default
+    if policy.action == "answer" and not rules.allow_override:
+        return "'answer': no answer is withheld"
     if policy.action == "answer":
-        return "'answer': no answer is withheld unless a request asks for it"
+        return f"'answer': no answer is withheld unless a request asks for it{_limits(rules)}"
+    to = f" to '{policy.upstream}'" if policy.upstream else ""
+    side = "below" if policy.metric == CONFIDENCE else "above"
     begin = f" from token {policy.min_tokens} on" if policy.min_tokens > 1 else ""
-    rule = f"'{policy.action}' once {policy.metric} is above {policy.threshold:g}{begin}"
-    return f"{rule}, which requests {'may only tighten' if rules.pinned else 'may change'}"
+    held = f", {policy.held} tokens of a stream held back" if policy.held else ""
+    failure = f", '{policy.on_failure}' where that fails" if policy.upstream else ""
+    rule = f"'{policy.action}'{to} once {policy.metric} is {side} {policy.threshold:g}{begin}{held}{failure}"
+    return f"{rule}, which requests {_may(rules)}"
+
+
+def _may(rules: PolicyRules) -> str:
+    """What requests may do to the policy."""
+    if not rules.allow_override:
+        return "may not change"
+    return f"may {'only tighten' if rules.pinned else 'change'}{_limits(rules)}"
+
+
+def _limits(rules: PolicyRules) -> str:
+    """What requests may ask for, where not everything."""
+    limits = {"actions": rules.allowed_actions, "upstreams": rules.allowed_upstreams}
+    told = [f"{what} {', '.join(names) or 'none'}" for what, names in limits.items() if names is not None]
+    return f" (allowed {'; '.join(told)})" if told else ""

@@ -65,6 +65,11 @@ class PolicyRules:
         allowed = self.allowed_actions
         if allowed is not None and policy.action not in allowed:
             raise FieldError("action", f"policy action '{policy.action}' is not allowed: {_choice(allowed)}")
+        sends_on_failure = policy.action == "route" and policy.on_failure == "answer"
+        if allowed is not None and sends_on_failure and "answer" not in allowed:
+            raise FieldError(
+                "on_failure", "policy on_failure 'answer' is not allowed: expected abstain or error"
+            )
         if policy.metric == CONFIDENCE:
             # The one place that says which ensembles have a confidence: none yet.
             raise FieldError(

@@ -67,3 +67,13 @@ class Recorder:
 def unanswered_beside(path: Path) -> Path:
     """Where rows go that have no answer to learn: rows.jsonl -> rows.unanswered.jsonl."""
     return path.with_name(f"{path.stem}.unanswered{path.suffix}")
+
+
+def require_writable(path: Path) -> None:
+    """Raise unless rows can be recorded there; makes the files.
+
+    Raises:
+        ConfigError: one of them cannot be written, or others may read it.
+    """
+    for each in (path, unanswered_beside(path)):
+        RowFile(each, max_bytes=0, keep=0)

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Any
 from uuid import uuid4
 
-from fastapi import Body, FastAPI, Request
+from fastapi import Body, FastAPI, Request, Response
 from fastapi.params import Depends
 from fastapi.responses import JSONResponse
 
@@ -15,25 +15,27 @@ from softspec.server.scores.request import ScoreRequest, read_request
 from softspec.server.scores.scorer import Scoring, score
 
 PATH = "/v1/uncertainty"
-Endpoint = Callable[..., Awaitable[JSONResponse]]
+Answer = Callable[[Any, Request], Awaitable[Response | None]]
+_CLIENT_WENT_AWAY = 499
 
 
 def add_score_routes(
-    app: FastAPI, checks: Sequence[Depends], cancelled_by_client: Callable[[Endpoint], Endpoint]
+    app: FastAPI, checks: Sequence[Depends], while_connected: Callable[[Answer], Answer]
 ) -> None:
-    """Add the route; `checks` are made of every body, and `cancelled_by_client` ends work that nobody waits for."""
-    schema = {"content": {"application/json": {"schema": ScoreRequest.model_json_schema()}}}
+    """Add the route; `checks` are made of every body, `while_connected` ends the work of a client that went away."""
+    answer = while_connected(_answer)
+
+    async def uncertainty(content: Annotated[Any, Body()], raw_request: Request) -> Response:
+        """The uncertainty of answers that exist already, as if the ensemble had written them."""
+        return await answer(content, raw_request) or Response(status_code=_CLIENT_WENT_AWAY)
+
+    schema = {"content": {"application/json": {"schema": ScoreRequest.model_json_schema()}}, "required": True}
     app.add_api_route(
-        PATH,
-        cancelled_by_client(uncertainty),
-        methods=["POST"],
-        dependencies=checks,
-        openapi_extra={"requestBody": {**schema, "required": True}},
+        PATH, uncertainty, methods=["POST"], dependencies=checks, openapi_extra={"requestBody": schema}
     )
 
 
-async def uncertainty(content: Annotated[Any, Body()], raw_request: Request) -> JSONResponse:
-    """The uncertainty of answers that exist already, as if the ensemble had written them."""
+async def _answer(content: Any, raw_request: Request) -> Response:
     state = raw_request.app.state
     scoring: Scoring = state.softspec_scoring
     name = raw_request.headers.get("x-request-id") or uuid4().hex

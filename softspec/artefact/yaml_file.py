@@ -1,6 +1,6 @@
 """A configuration file: one YAML mapping.
 
-In: a path. Out: its keys and values, or one line that says what is wrong with the file. Knows no keys.
+In: a path. Out: its keys and values, and where a path in it leads, or one line that says what is wrong. Knows no keys.
 """
 
 from pathlib import Path
@@ -27,6 +27,21 @@ def read_mapping(path: Path, example: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{source}: found {_kind(content)}, expected keys such as '{example}'")
     return content
+
+
+def absolute(folder: Path, text: str) -> Path:
+    """The absolute path of a text relative to `folder`; `~` is the home of the user.
+
+    Raises:
+        ConfigError: no path can be called so.
+    """
+    try:
+        path = (folder / Path(text).expanduser()).resolve()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{text[:80]!r} cannot be a path: {reason}; expected a file or folder") from error
+    return path
 
 
 def in_line(text: str) -> str:

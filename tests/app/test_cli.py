@@ -9,14 +9,20 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from softspec import __version__
 from softspec.app.cli.main import app, main
 from softspec.app.cli.vllm_flags import split_arguments
+from softspec.maths.answer import METRICS
+from softspec.server.ops.settings import Settings
 from softspec.server.policy.policy import DEFAULT_METRIC
 from tests.support.tiny import random_adapters
 
@@ -139,6 +145,13 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(
         (["--policy-metric", "epistemic"], "metric given for action 'answer', which withholds nothing"),
         (["--policy-min-tokens", "0"], "min_tokens is 0: expected a number of at least 1"),
         (["--policy-pinned"], "pinned but withholds nothing"),
+        (["--policy-hold-tokens", "4"], "hold_tokens given for action 'answer'"),
+        (["--policy-action", "route", "--policy-threshold", "1"], "no upstream is configured"),
+        (["--upstream", "http://h/v1"], "--upstream has no '=': expected NAME=URL,model=MODEL"),
+        (["--upstream", "big=http://h/v1"], "upstream 'big': model: missing"),
+        (["--upstream", "big=http://h/v1,model=m,api_key_env=NOT_SET"], "variable NOT_SET is not set"),
+        (["--record", "nowhere/record.jsonl"], "cannot be written: make its folder"),
+        (["--server-config", "nowhere.yaml"], "cannot read 'nowhere.yaml': No such file or directory"),
         (["--grpc"], "'--grpc' cannot be given to 'softspec serve'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -398,6 +411,7 @@ def test_starting_costs_less_than_0_4_seconds(flag: str) -> None:
         (["inspect", "missing"], {"torch", "transformers", "vllm"}),
         (["serve", "missing"], {"torch", "transformers", "vllm"}),
         (["train", "missing.yaml"], {"torch", "transformers"}),
+        (["serve", "demo", "--server-config", "missing.yaml"], {"torch", "transformers", "vllm", "fastapi"}),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -436,3 +450,39 @@ def test_risks_are_taken_by_flag_or_variable(
     found = taken.arguments
     assert (found.get("base_unchecked", False), found.get("allow_untested", False)) == expected
     assert found["arguments"] == ("my", "--port", "1")
+
+
+RULE_FLAGS = {
+    "metric": METRICS,
+    "threshold": (0.0, 0.35, 1e-9),
+    "min_tokens": (1, 7),
+    "hold_tokens": (0, 16, 99),
+}
+
+
+@given(data=st.data(), action=st.sampled_from(["abstain", "route"]))
+@settings(max_examples=20)
+def test_policy_of_the_flags_arrives_in_vllms_processes(
+    data: st.DataObject, action: str, tiny_ensembles: dict[str, Path]
+) -> None:
+    given = {name: data.draw(st.sampled_from(values), name) for name, values in RULE_FLAGS.items()}
+    if action == "route":
+        given["upstream"] = data.draw(st.sampled_from(["big", "small"]))
+        given["on_failure"] = data.draw(st.sampled_from(["answer", "abstain", "error"]))
+    flags = [f"--policy-{name.replace('_', '-')}={value}" for name, value in given.items()]
+    upstreams = [f"--upstream={name}=http://h/v1,model=m" for name in ("big", "small")]
+
+    with patch("softspec.server.ops.launch.serve") as serve:
+        code = main(
+            ["serve", str(tiny_ensembles["always-2"]), f"--policy-action={action}", *flags, *upstreams]
+        )
+
+    told = Settings.from_environment(serve.call_args.args[0].to_environment())
+    assert code == 0
+    assert asdict(told.rules.default) == {
+        "action": action,
+        "upstream": None,
+        "on_failure": "abstain",
+        **given,
+    }
+    assert set(told.upstreams) == {"big", "small"}

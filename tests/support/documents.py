@@ -20,6 +20,7 @@ from pydantic.fields import FieldInfo
 
 from softspec.engine.options import TESTED_OPTIONS, flag_of
 from softspec.server.ops.metrics import METRICS
+from softspec.server.ops.server_config import ServerConfig
 from softspec.train.config import TrainConfig
 from tests.support.fake_engine import AGREED, ENSEMBLE, FakeEngine, client_of, make_app
 
@@ -50,7 +51,7 @@ ANSWER_FIELDS = {
     "member_weights": ("belief in each member after the last token", "sum to 1"),
     "confidence": ("calibrated P(correct); null, as there is no calibration yet", "null"),
     "seed": ("send it back to get exactly this answer again", ""),
-    "decision": ("what the policy did", "`answer` or `abstain`"),
+    "decision": ("what the policy did", "`answer`, `abstain` or `route`"),
     "reason": ("the value that crossed the threshold, and the token at which; null when none did", ""),
     "decided_at": ("that token's number, from 1; null when the policy did not object", ">= 1"),
     "token": ("its text; U+FFFD if it is only a part of a character", ""),
@@ -185,6 +186,12 @@ def metrics_table() -> str:
     )
 
 
+def server_config_table() -> str:
+    """Every key of a server's file."""
+    rows = ((f"`{name}`", field.description or "") for name, field in ServerConfig.model_fields.items())
+    return table(("key", "what it is"), rows)
+
+
 def answered() -> dict[str, Any]:
     """The `uncertainty` field of an answer with all its details, from the real routes around a scripted engine."""
     with client_of(make_app(FakeEngine([AGREED]))) as client:
@@ -262,6 +269,7 @@ def options_table() -> str:
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "keys": ("train/README.md", keys_table),
     "metrics": ("server/README.md", metrics_table),
+    "server-config": ("server/README.md", server_config_table),
     "answer": ("server/README.md", answer_table),
     "token": ("server/README.md", token_table),
     "routes": ("server/README.md", routes_table),

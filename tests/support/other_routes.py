@@ -9,7 +9,7 @@ FOLLOWERS: dict[str, dict[str, Any]] = {
     "/v1/responses": {"input": "hello", "max_output_tokens": 3},
     "/v1/messages": {"messages": HELLO, "max_tokens": 3},
 }
-OURS = ("/v1/uncertainty",)
+OURS = ("/v1/uncertainty", "/v1/decisions")
 """Routes that have a body of ours, in which fields stand by themselves."""
 GENERATING: dict[str, dict[str, Any]] = {
     "/v1/chat/completions/batch": {"messages": [HELLO, HELLO], "max_tokens": 3},

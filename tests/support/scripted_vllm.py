@@ -34,7 +34,7 @@ EPISTEMIC = (0.1, 0.6, 0.2)
 
 
 class FakeAsyncLLM:
-    """Stands in for vLLM's engine: says WORDS to everything, with telemetry columns when a group was asked for.
+    """Stands in for vLLM's engine: says WORDS, or what is forced, with telemetry columns when a group was asked for.
 
     `resident` are the adapters that it holds: number -> name. It cannot read the one whose path ends in `unreadable`,
     and gives none back while `stuck`. `broken` is the `stop_reason` with which it ends every request in an error, if
@@ -117,7 +117,9 @@ class FakeAsyncLLM:
         is_trial = request_id.startswith("trial-")
         (self.tried if is_trial else self.began).set()
         may_go_on = self.may_be_tried if is_trial else self.may_answer
-        last = min(len(WORDS), params.max_tokens) - 1
+        forced = spec.forced if spec else ()
+        tokens, words = (forced, [""] * len(forced)) if forced else (self.tokens, [f" {w}" for w in WORDS])
+        last = min(len(tokens), params.max_tokens) - 1
         whole = params.output_kind != RequestOutputKind.DELTA
         finished = False
         try:
@@ -126,10 +128,10 @@ class FakeAsyncLLM:
                 steps = range(last + 1) if whole else [step]
                 completion = CompletionOutput(
                     index=0,
-                    text="".join(" " + WORDS[i] for i in steps),
-                    token_ids=[self.tokens[i] for i in steps],
+                    text="".join(words[i] for i in steps),
+                    token_ids=[tokens[i] for i in steps],
                     cumulative_logprob=0.0,
-                    logprobs=self._logprobs(steps, spec, params),
+                    logprobs=self._logprobs(steps, tokens, spec, params),
                     finish_reason=None if step < last else "stop" if self.broken is None else "error",
                     stop_reason=None if step < last else self.broken,
                 )
@@ -140,20 +142,22 @@ class FakeAsyncLLM:
         finally:
             self.aborted += not finished
 
-    def _logprobs(self, steps: Any, spec: GroupSpec | None, params: Any) -> Any:
+    def _logprobs(self, steps: Any, tokens: Any, spec: GroupSpec | None, params: Any) -> Any:
         from vllm.logprobs import FlatLogprobs
 
         if spec is None:
             return None
         rows = FlatLogprobs()
         for i in steps:
-            members = MEMBER_LOG_PROBS[i][: spec.num_members]
-            numbers = [0.5 + EPISTEMIC[i], 0.5, EPISTEMIC[i], 0.5, *members]
-            top = [self.tokens[i]] * spec.num_top
-            ids = [self.tokens[i], *top, *[0] * len(numbers)]
+            epistemic = EPISTEMIC[i % len(WORDS)]
+            members = MEMBER_LOG_PROBS[i % len(WORDS)][: spec.num_members]
+            watched = spec.watched_at(i)
+            numbers = [0.5 + epistemic, 0.5, epistemic, 0.5, *members, *members * len(watched)]
+            top = [tokens[i]] * spec.num_top
+            ids = [tokens[i], *top, *[0] * (4 + len(members)), *[w for w in watched for _ in members]]
             log_prob = math.log(sum(map(math.exp, members)) / len(members))
             values = [log_prob] * (1 + spec.num_top) + numbers
-            assert len(ids) == 1 + params.logprobs
+            assert len(ids) <= 1 + params.logprobs  # a step may watch fewer tokens than another
             rows.append_fast(ids, values, [1] * len(ids), [None] * len(ids))
         return rows
 

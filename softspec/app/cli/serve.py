@@ -1,5 +1,7 @@
 """`softspec serve`: vLLM's OpenAI-compatible server over ensembles."""
 
+import os
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Parameter
@@ -28,7 +30,14 @@ def serve(
     policy_metric: str | None = None,
     policy_threshold: float | None = None,
     policy_min_tokens: int | None = None,
+    policy_hold_tokens: int | None = None,
+    policy_upstream: str | None = None,
+    policy_on_failure: str | None = None,
     policy_pinned: Annotated[bool, Parameter(negative="")] = False,
+    policy_fixed: Annotated[bool, Parameter(negative="")] = False,
+    upstream: tuple[str, ...] = (),
+    record: Path | None = None,
+    server_config: Path | None = None,
     base_unchecked: Annotated[bool, Parameter(negative="", env_var="SOFTSPEC_BASE_UNCHECKED")] = False,
     allow_untested: Annotated[bool, Parameter(negative="", env_var="SOFTSPEC_ALLOW_UNTESTED")] = False,
 ) -> None:
@@ -37,13 +46,22 @@ def serve(
     Args:
         arguments: one or more ensemble directories; 'demo' is one that travels in the package
         base: base model: directory or hub id (default: the one the ensembles name)
-        policy_action: answer (the default) or abstain, where a request says nothing else
+        policy_action: answer (the default), abstain or route, where a request says nothing else
         policy_metric: what is compared with the threshold: mutual_information (the default), max_epistemic,
             epistemic, max_disagreement, disagreement, total_entropy or aleatoric_entropy
         policy_threshold: withhold an answer once the metric is above this: a share from 0 to 1 for the
             disagreements, nats for the others
         policy_min_tokens: judge an answer from this many tokens on (default 1)
+        policy_hold_tokens: send a stream so many tokens late (default 0; 16 where the action is route)
+        policy_upstream: route to the upstream of this name (default: the only one)
+        policy_on_failure: what becomes of an answer that the upstream does not replace: abstain (the default),
+            answer or error
         policy_pinned: let requests tighten this policy, but not loosen or replace it
+        policy_fixed: let requests have no policy but this one
+        upstream: an OpenAI-compatible server to route to, NAME=URL,model=MODEL, also with api_key_env=VARIABLE,
+            timeout_s=SECONDS, max_retries=COUNT and others; repeat it for several
+        record: append abstained and routed requests to this JSONL file
+        server_config: YAML file with policy, limits, upstreams and record; flags win
         base_unchecked: serve on a base that is not the one of the training, such as a quantised one
         allow_untested: take options of vLLM's engine that were not tested with ensembles
     """
@@ -52,26 +70,33 @@ def serve(
         raise ConfigError("found no ENSEMBLE_DIR: give one or more directories before vLLM's flags")
     from softspec.app.demo.shipped import named_ensemble
     from softspec.app.smollm2 import base_of
+    from softspec.server.ops.settings import Flags, read_settings
 
     ensembles = [named_ensemble(ensemble).resolve() for ensemble in ensembles]
-    # Reads the manifests, before the seconds in which the server is imported.
+    # Reads the manifests and the settings, before the seconds in which the server is imported.
     base = base or base_of(ensembles)
-
-    from softspec.server.ops.launch import serve as run_server
-    from softspec.server.ops.settings import Settings
-    from softspec.server.policy.policy import Policy
-    from softspec.server.policy.rules import PolicyRules
-
-    policy = Policy().changed(
-        action=policy_action,
-        metric=policy_metric,
-        threshold=policy_threshold,
-        min_tokens=policy_min_tokens,
-    )
-    settings = Settings(
-        tuple(ensembles),
-        PolicyRules(policy, pinned=policy_pinned),
+    settings = read_settings(
+        ensembles,
+        os.environ,
+        Flags(
+            {
+                "action": policy_action,
+                "metric": policy_metric,
+                "threshold": policy_threshold,
+                "min_tokens": policy_min_tokens,
+                "hold_tokens": policy_hold_tokens,
+                "upstream": policy_upstream,
+                "on_failure": policy_on_failure,
+            },
+            policy_pinned,
+            policy_fixed,
+            upstream,
+            record,
+        ),
+        server_config,
         base_unchecked=base_unchecked,
         allow_untested=allow_untested,
     )
+    from softspec.server.ops.launch import serve as run_server
+
     run_server(settings, base, vllm_args)

@@ -10,7 +10,7 @@ are taken here.
 """
 
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from socket import socket
 
@@ -39,9 +39,16 @@ from softspec.engine.start.log import share_log
 from softspec.errors import ConfigError, EngineError
 
 
-def run(arguments: Sequence[str], ensembles: Sequence[LoadedEnsemble], allow_untested: bool) -> None:
+def run(
+    arguments: Sequence[str],
+    ensembles: Sequence[LoadedEnsemble],
+    allow_untested: bool,
+    may_listen: Callable[[str | None, int], None] = lambda host, port: None,
+) -> None:
     """Serve until stopped; the environment must be complete by now.
 
+    Args:
+        may_listen: called with the host and port of the server to be; raises a UserError to refuse.
     Raises:
         UserError: a flag, the base or an ensemble is wrong; said before weights are read where that can be.
         UnsupportedEngineError: an option that was not tested with ensembles.
@@ -50,6 +57,8 @@ def run(arguments: Sequence[str], ensembles: Sequence[LoadedEnsemble], allow_unt
     """
     cli_env_setup()
     args = _parse(arguments)
+    if not args.uds:
+        may_listen(args.host, args.port)
     configure_logging_from_args(args)
     share_log()
     decorate_logs("APIServer", skip_if_decorated=True)

@@ -63,6 +63,7 @@ def test_routes_that_generate_are_all_known_here(server: Server) -> None:
         *FOLLOWERS,
         *GENERATING,
         *READ_ONLY,
+        "/v1/decisions",
         "/v1/systemone",
     }  # the last one answers for no model of ours
     assert {path for path in naming if not path.endswith(("/render", "/derender"))} == known - {

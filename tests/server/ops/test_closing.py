@@ -1,13 +1,17 @@
-"""The connections to upstreams end with the server, after whatever else it does then."""
+"""The connections to upstreams and the record end with the server, before its state does."""
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
 
-from softspec.server.ops.closing import close_upstreams_with
+from softspec.server.ops.closing import close_with
+from softspec.server.record.recorder import Recorder
+from softspec.server.record.rows import Row
 from softspec.server.upstream.settings import UpstreamSettings
 from softspec.server.upstream.upstreams import Upstreams
 from tests.support.asked_upstream import Watched, asking
@@ -31,9 +35,10 @@ def app_with_a_state() -> FastAPI:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[dict[str, str]]:
         yield {"from": "the app"}
+        del _app.state  # as vLLM's does
 
     app = FastAPI(lifespan=lifespan)
-    close_upstreams_with(app)
+    close_with(app)
     return app
 
 
@@ -52,3 +57,18 @@ def test_connections_are_closed_when_the_server_ends(fails: bool) -> None:
 
 def test_a_server_without_upstreams_ends_as_before() -> None:
     run_to_the_end(app_with_a_state(), None)
+
+
+def test_rows_that_wait_are_written_before_the_server_is_gone(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / "rows.jsonl", 10**6, 1)
+
+    async def scenario() -> None:
+        app = app_with_a_state()
+        async with app.router.lifespan_context(app):
+            app.state.softspec_recorder = recorder
+            for number in range(100):
+                recorder.keep(partial(Row, {"number": number}, True))
+
+    asyncio.run(scenario())
+
+    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 100

@@ -72,6 +72,12 @@ def test_route_without_a_name_goes_to_the_only_upstream_that_is_allowed() -> Non
             "policy action 'abstain' is not allowed: expected one of answer",
         ),
         (
+            PolicyRules(Policy("abstain", threshold=1), upstreams=BOTH, allowed_actions=("abstain", "route")),
+            {"action": "route", "upstream": "big", "on_failure": "answer"},
+            "on_failure",
+            "policy on_failure 'answer' is not allowed: expected abstain or error",
+        ),
+        (
             PolicyRules(),
             {"action": "abstain", "metric": "confidence", "threshold": 0.5},
             "metric",
