@@ -50,7 +50,8 @@ class _InOneLine(APIRoute):
             try:
                 return await handle(request)
             except RequestValidationError as error:
-                if isinstance(error.body, dict):
+                kinds = {problem["type"] for problem in error.errors() if isinstance(problem, dict)}
+                if error.body is not None and "json_invalid" not in kinds:
                     read_request(error.body)
                 raise
 
