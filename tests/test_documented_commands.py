@@ -45,6 +45,7 @@ RUN = {
     "softspec train my.yaml --resume": "resume",
     "torchrun --nproc-per-node 2 --no-python softspec train my.yaml": "train",
     "from pathlib import Path": "python",
+    "from anthropic import Anthropic": "ask",
     "from openai import OpenAI": "ask",
     "curl localhost:8000/v1/chat/completions": "ask",
     "curl localhost:8000/v1/decisions": "ask",

@@ -17,6 +17,8 @@ from prometheus_client import REGISTRY
 from softspec.engine.trace import ChoiceTrace, RequestTrace
 from softspec.errors import EngineError
 from softspec.server.dialects.judged import only_choice
+from softspec.server.policy.policy import Policy
+from softspec.server.policy.rules import PolicyRules
 from softspec.server.record.recorder import Recorder
 from tests.server.chat.test_decisions import LENGTH, POLICIES, SCRIPTS, expected_decision
 from tests.support.other_routes import HELLO
@@ -94,11 +96,10 @@ def unseeded(report: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in report.items() if key != "seed"}
 
 
-def usage_of(answer: dict[str, Any] | list[dict[str, Any]]) -> int:
-    if isinstance(answer, list):
-        last = next(event for event in answer if event["type"] in ("response.completed", "message_delta"))
-        answer = last.get("response", last)
-    return int(answer["usage"]["output_tokens"])
+def usage_of(events: list[dict[str, Any]]) -> int:
+    """The tokens that a streamed answer is said to have cost."""
+    last = next(event for event in events if event["type"] in ("response.completed", "message_delta"))
+    return int(last.get("response", last)["usage"]["output_tokens"])
 
 
 def text_of(events: list[dict[str, Any]]) -> str:
@@ -142,12 +143,10 @@ def test_chunks_of_several_tokens_change_nothing(server: Server, path: str, burs
 def test_generation_stops_at_the_token_that_decides(server: Server, path: str) -> None:
     core = server.engine.play(SECRET)
 
-    answers = [
-        whole(server, path, uncertainty={"policy": LIMIT}),
-        stream(server, path, uncertainty={"policy": LIMIT}),
-    ]
+    answer = whole(server, path, uncertainty={"policy": LIMIT})
+    events = stream(server, path, uncertainty={"policy": LIMIT})
 
-    assert [usage_of(answer) for answer in answers] == [5, 5]
+    assert answer["usage"]["output_tokens"] == usage_of(events) == 5
     assert [state.said for state in core.said] == [5, 5]
     assert core.aborted == [state.request.request_id for state in core.said]
 
@@ -231,6 +230,22 @@ def test_request_that_was_not_answered_is_kept(
     [row] = map(json.loads, (tmp_path / "rows.unanswered.jsonl").read_text().splitlines())
     assert row["messages"] == [{"role": "system", "content": "Be brief."}, *HELLO]
     assert (row["model"], row["decision"], row["uncertainty"]["decided_at"]) == (NAME, "abstain", 5)
+
+
+@pytest.mark.parametrize("path", ROADS)
+def test_policy_that_routes_is_refused_and_may_be_replaced_by_one_that_abstains(
+    server: Server, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rules = PolicyRules(Policy("route", "max_epistemic", 0.5), upstreams=("big",))
+    routing = replace(server.app.state.softspec_chat, rules=rules)
+    monkeypatch.setitem(vars(server.app.state)["_state"], "softspec_chat", routing)
+
+    refused = server.post(path, {"model": NAME, **ROADS[path]})
+    answer = whole(server, path, uncertainty={"policy": {"action": "abstain"}})
+
+    assert refused.status_code == 400
+    assert f"{path} does not route" in refused.json()["error"]["message"]
+    assert answer["uncertainty"]["decided_at"] == 5
 
 
 @pytest.mark.parametrize("path", ROADS)
