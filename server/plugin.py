@@ -106,8 +106,8 @@ class SoftspecEndpoints:
         """Add our routes; those of vLLM with the same path make way."""
         is_json = [Depends(validate_json_request)]
         add_chat_routes(app, _COMPLETIONS, is_json)
-        add_decision_routes(app, is_json, with_cancellation)
-        add_score_routes(app, is_json, with_cancellation)
+        add_decision_routes(app, is_json)
+        add_score_routes(app, is_json)
         add_dialect_routes(app, _DIALECTS, is_json)
         add_ops_routes(app)
         # vLLM itself refuses this switch with several API servers, which would disagree on what is loaded.

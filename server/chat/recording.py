@@ -13,6 +13,11 @@ from softspec.server.record.rows import Json, Row, row_of
 
 def recorded(outcome: Outcome, model: str, forwarding: Forwarding, seconds: float) -> Row:
     """The row of a choice of this ensemble that was decided at this time, in seconds since 1970."""
+    return row_about(outcome, model, forwarding.body_for(outcome.index), seconds)
+
+
+def row_about(outcome: Outcome, model: str, body: Json, seconds: float) -> Row:
+    """The same, of a choice for which this was asked."""
     decision, answer = outcome.decision, outcome.forwarded
     about: Json = {
         "model": model,
@@ -23,4 +28,4 @@ def recorded(outcome: Outcome, model: str, forwarding: Forwarding, seconds: floa
     }
     if answer is not None:
         about["answered_by"] = answer.model
-    return row_of(forwarding.body_for(outcome.index), about, answer.choice if answer is not None else None)
+    return row_of(body, about, answer.choice if answer is not None else None)

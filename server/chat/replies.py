@@ -10,14 +10,21 @@ from dataclasses import dataclass, replace
 
 from softspec.engine.trace import ChoiceTrace, RequestTrace
 from softspec.errors import EngineError, UpstreamError
-from softspec.maths.answer import AnswerUncertainty, TokenUncertainty, summarise
+from softspec.maths.answer import TokenUncertainty
 from softspec.server.chat.forwarding import Forwarded
 from softspec.server.chat.usage import with_upstream
-from softspec.server.chat.wire import EXTENSION, DecodeToken, Json, Terms, full_report, token_reports
+from softspec.server.chat.wire import (
+    EXTENSION,
+    DecodeToken,
+    Json,
+    Terms,
+    field_reports,
+    full_report,
+    token_reports,
+)
+from softspec.server.fields.message import Message
 from softspec.server.policy.policy import Decision, Policy
 from softspec.server.policy.running import RunningDecision
-
-Observe = Callable[[Decision, AnswerUncertainty], None]
 
 
 @dataclass(frozen=True)
@@ -37,12 +44,14 @@ Settled = Callable[[Outcome], None]
 
 def judge_choices(body: Json, trace: RequestTrace, policy: Policy) -> list[Outcome]:
     """What the policy decides on every choice of a response that is not streamed."""
-    found = []
-    for choice in body["choices"]:
-        running = RunningDecision(policy, choice_trace(trace, choice["index"]))
-        tokens = running.catch_up()
-        found.append(Outcome(choice["index"], trace.choices[choice["index"]], tokens, running.decision))
-    return found
+    return [judge_choice(choice["index"], trace, policy) for choice in body["choices"]]
+
+
+def judge_choice(index: int, trace: RequestTrace, policy: Policy) -> Outcome:
+    """What the policy decides on one choice that is over."""
+    running = RunningDecision(policy, choice_trace(trace, index))
+    tokens = running.catch_up()
+    return Outcome(index, trace.choices[index], tokens, running.decision)
 
 
 def settle(judged: Outcome, forwarded: Forwarded | UpstreamError, policy: Policy) -> Outcome:
@@ -93,20 +102,9 @@ def annotate_choice(choice: Json, outcome: Outcome, terms: Terms, decode: Decode
         return {**withdrawn(choice, outcome.decision), EXTENSION: report}
     if terms.detail == "tokens":
         report["tokens"] = token_reports(outcome.tokens, decode)
+    if terms.fields:
+        report["fields"] = field_reports(Message().add(choice), outcome.tokens, outcome.trace, decode)
     return {**choice, EXTENSION: report}
-
-
-def verdict_on(
-    trace: ChoiceTrace, terms: Terms, decode: DecodeToken, observe: Observe
-) -> tuple[Decision, Json]:
-    """The decision on one finished choice, and its `uncertainty`: of a withheld one without its tokens."""
-    running = RunningDecision(terms.policy, trace)
-    tokens, decision = running.catch_up(), running.decision
-    observe(decision, summarise(tokens, trace.log_weights, trace.weights_rule))
-    report = full_report(trace, tokens, decision, terms.detail)
-    if terms.detail == "tokens" and decision.action == "answer":
-        report["tokens"] = token_reports(tokens, decode)
-    return decision, report
 
 
 def refusal_of(decision: Decision) -> str:

@@ -10,10 +10,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from softspec.artefact.validation import first_problem
+from softspec.artefact.validation import as_key, first_problem, unknown_key
 from softspec.engine.trace import ChoiceTrace
 from softspec.errors import ConfigError, FieldError
 from softspec.maths.answer import TokenUncertainty, summarise
+from softspec.server.fields.doubt import doubtful_fields
+from softspec.server.fields.message import Message
 from softspec.server.policy.fields import PolicyFields
 from softspec.server.policy.policy import Decision, Policy
 from softspec.server.policy.rules import PolicyRules
@@ -23,7 +25,7 @@ EXTENSION = "uncertainty"
 LOWEST_LOG_PROB = -9999.0
 """Stands for minus infinity, which JSON cannot carry; vLLM sends the same."""
 
-Detail = Literal["summary", "tokens", "none"]
+Detail = Literal["summary", "tokens", "fields", "none"]
 DecodeToken = Callable[[int], tuple[str, list[int]]]
 """A token's text and its bytes; of a character in several tokens only the bytes say something."""
 
@@ -41,10 +43,14 @@ class ExtensionFields(_Strict):
 
 @dataclass(frozen=True)
 class Terms:
-    """What the caller wants to know, and what shall happen when the answer is uncertain."""
+    """What the caller wants to know, and what shall happen when the answer is uncertain.
+
+    `fields`: whether the leaves of the answer's JSON are to be told apart.
+    """
 
     detail: Detail
     policy: Policy
+    fields: bool = False
 
 
 def read_terms(extension: object, rules: PolicyRules) -> Terms:
@@ -58,8 +64,7 @@ def read_terms(extension: object, rules: PolicyRules) -> Terms:
     try:
         fields = ExtensionFields.model_validate(extension)
     except ValidationError as error:
-        path = ".".join(str(part) for part in (EXTENSION, *error.errors()[0]["loc"]))
-        raise FieldError(path, f"{EXTENSION}: {first_problem(error)}") from error
+        raise _field_error(error) from error
     if fields.policy is None:
         return Terms(fields.detail, rules.default)
     try:
@@ -70,10 +75,21 @@ def read_terms(extension: object, rules: PolicyRules) -> Terms:
         raise FieldError(f"{EXTENSION}.policy", str(error)) from error
 
 
+def _field_error(error: ValidationError) -> FieldError:
+    problem = error.errors()[0]
+    place = problem["loc"]
+    path = ".".join(str(part) for part in (EXTENSION, *place))
+    if problem["type"] != "extra_forbidden":
+        return FieldError(path, f"{EXTENSION}: {first_problem(error)}")
+    fields = PolicyFields if place[0] == "policy" and len(place) > 1 else ExtensionFields
+    key = ".".join(as_key(part) for part in place)
+    return FieldError(path, f"{EXTENSION}: {key}: {unknown_key(str(place[-1]), fields.model_fields)}")
+
+
 def full_report(
     trace: ChoiceTrace, tokens: Sequence[TokenUncertainty], decision: Decision, detail: Detail
 ) -> Json:
-    """The `uncertainty` field of one finished choice, without its tokens.
+    """The `uncertainty` field of one finished choice, without its tokens and fields.
 
     `seed` replays exactly this choice.
     """
@@ -112,6 +128,23 @@ def token_reports(tokens: Sequence[TokenUncertainty], decode: DecodeToken) -> li
             "disagreement": token.disagreement,
         }
         for token, (text, utf8) in zip(tokens, texts, strict=True)
+    ]
+
+
+def field_reports(
+    message: Message, tokens: Sequence[TokenUncertainty], trace: ChoiceTrace, decode: DecodeToken
+) -> list[Json] | None:
+    """The `fields` list of the `uncertainty` field; None if the message has no JSON that is found in the tokens."""
+    fields = doubtful_fields(message, tokens, trace, lambda token_id: bytes(decode(token_id)[1]))
+    if fields is None:
+        return None
+    return [
+        {
+            **vars(field),
+            "log_prob": _finite(field.log_prob),
+            "alternatives": [vars(alternative) for alternative in field.alternatives],
+        }
+        for field in fields
     ]
 
 

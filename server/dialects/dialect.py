@@ -30,8 +30,8 @@ class Events(Protocol):
     def withdrawal(self, decision: Decision) -> Sequence[Json]:
         """What is sent at the token that decided, in place of everything that would follow."""
 
-    def conclusion(self, event: Json, decision: Decision, report: Json, tokens: list[Json] | None) -> Json:
-        """The concluding event with the verdict; `tokens` are those of the whole answer, if they were asked for."""
+    def conclusion(self, event: Json, decision: Decision, report: Json) -> Json:
+        """The concluding event with the verdict; `report` has all tokens, if they were asked for."""
 
     def failure(self, error: SoftspecError) -> Json:
         """An event that ends the stream with an error."""
@@ -55,5 +55,13 @@ class Dialect(Protocol):
     def events(self, request: Any) -> Events:
         """The events of the answer to a request that is streamed."""
 
+    def conversation(self, body: Json) -> Json:
+        """What was asked, as chat's messages, to be kept for whoever answers it later."""
+
     def error_body(self, error: SoftspecError) -> Json:
         """The body of an answer that is an error."""
+
+
+def with_system(turns: Sequence[Json], text: object) -> list[Json]:
+    """A conversation that begins with what its system says, if anything."""
+    return [{"role": "system", "content": text}, *turns] if text else [*turns]

@@ -6,17 +6,16 @@ the answer at that token, and the last events tell the usage. Knows the dialect 
 """
 
 import json
-from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 
-from softspec.engine.trace import RequestTrace, traced
-from softspec.errors import SoftspecError
-from softspec.maths.answer import TokenUncertainty, summarise
-from softspec.server.chat.replies import Observe, choice_trace
+from softspec.engine.trace import ChoiceTrace, RequestTrace, traced
+from softspec.errors import EngineError, SoftspecError
+from softspec.maths.answer import TokenUncertainty
+from softspec.server.chat.replies import Outcome, Settled, choice_trace
 from softspec.server.chat.wire import EXTENSION, DecodeToken, Json, Terms, full_report, token_reports
 from softspec.server.dialects.dialect import Events
-from softspec.server.policy.running import RunningDecision
+from softspec.server.policy.running import RunningDecision, held_of
 
 _DATA = "data: "
 
@@ -31,19 +30,19 @@ class JudgedStream:
         events: Events,
         *,
         decode: DecodeToken,
-        observe: Observe,
+        settled: Settled,
         observe_first_token: Callable[[], None],
     ) -> None:
         self._trace = trace
         self._terms = terms
         self._events = events
         self._decode = decode
-        self._observe = observe
+        self._settled = settled
         self._observe_first_token = observe_first_token
         self._running: RunningDecision | None = None
-        self._untold: list[TokenUncertainty] = []
-        self._held: deque[tuple[int, Json]] = deque()
         self._is_withdrawn = False
+        self._untold: list[TokenUncertainty] = []
+        self._held: list[Json] = []
 
     async def rewrite(self, upstream: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
         """The upstream's events with the verdict; closing it aborts the request in the engine."""
@@ -75,14 +74,15 @@ class JudgedStream:
             return
         if not self._is_withdrawn and (is_last or event["type"].endswith("delta")):
             event = self._with_tokens(event)
-        self._held.append((running.num_tokens, event))
-        until = running.num_tokens - (0 if is_last else self._terms.policy.held)
-        while self._held and self._held[0][0] <= until:
-            yield events.passed(self._held.popleft()[1])
+        self._held.append(event)
+        if is_last or running.num_tokens >= held_of(self._terms.policy):
+            held, self._held = self._held, []
+            yield from map(events.passed, held)
 
     def _judge(self) -> RunningDecision:
+        trace = only_choice(self._trace)
         if self._running is None:
-            self._running = RunningDecision(self._terms.policy, choice_trace(self._trace, 0))
+            self._running = RunningDecision(self._terms.policy, trace)
         is_first = not self._running.num_tokens
         new_tokens = self._running.catch_up()
         if is_first and new_tokens:
@@ -91,13 +91,9 @@ class JudgedStream:
         return self._running
 
     def _concluded(self, event: Json, running: RunningDecision) -> Json:
-        trace, tokens, decision = self._trace.choices[0], running.tokens(), running.decision
-        self._observe(decision, summarise(tokens, trace.log_weights, trace.weights_rule))
-        report = full_report(trace, tokens, decision, self._terms.detail)
-        shown = self._terms.detail == "tokens" and decision.action == "answer"
-        return self._events.conclusion(
-            event, decision, report, token_reports(tokens, self._decode) if shown else None
-        )
+        outcome = Outcome(0, self._trace.choices[0], running.tokens(), running.decision)
+        self._settled(outcome)
+        return self._events.conclusion(event, outcome.decision, report_on(outcome, self._terms, self._decode))
 
     def _with_tokens(self, event: Json) -> Json:
         """The event with the numbers of the tokens since the last one that had any."""
@@ -106,6 +102,28 @@ class JudgedStream:
         tokens = token_reports(self._untold, self._decode)
         self._untold = []
         return {**event, EXTENSION: {**event.get(EXTENSION, {}), "tokens": tokens}}
+
+
+def only_choice(trace: RequestTrace) -> ChoiceTrace:
+    """What the engine measured for an answer that it gave at once.
+
+    Raises:
+        EngineError: it was asked several times for one answer, or measured nothing.
+    """
+    if len(trace.choices) > 1:
+        raise EngineError(
+            f"the engine was asked {len(trace.choices)} times for one answer, of which one is judged: report this with "
+            "the request's fields"
+        )
+    return choice_trace(trace, 0)
+
+
+def report_on(outcome: Outcome, terms: Terms, decode: DecodeToken) -> Json:
+    """The `uncertainty` of an answer that is over; of a withheld one without its tokens."""
+    report = full_report(outcome.trace, outcome.tokens, outcome.decision, terms.detail)
+    if terms.detail == "tokens" and outcome.decision.action == "answer":
+        report["tokens"] = token_reports(outcome.tokens, decode)
+    return report
 
 
 def _parsed(text: str) -> Json | None:

@@ -49,11 +49,11 @@ class MessageEvents:
             return []
         return [{"type": "content_block_stop", "index": block["index"]}]
 
-    def conclusion(self, event: Json, decision: Decision, report: Json, _tokens: list[Json] | None) -> Json:
+    def conclusion(self, event: Json, decision: Decision, report: Json) -> Json:
         """The event with the verdict; the tokens came with the events before it."""
         if decision.action == "abstain":
             event = {**event, "delta": refused(refusal_of(decision))}
-        return {**event, EXTENSION: report}
+        return {**event, EXTENSION: {key: value for key, value in report.items() if key != "tokens"}}
 
     def failure(self, error: SoftspecError) -> Json:
         """The error event of this API, which is its envelope."""

@@ -9,6 +9,7 @@ from typing import Any
 from softspec.errors import SoftspecError
 from softspec.server.chat.replies import refusal_of
 from softspec.server.chat.wire import EXTENSION, Json
+from softspec.server.dialects.dialect import with_system
 from softspec.server.dialects.message_events import MessageEvents, error_envelope, refused
 from softspec.server.policy.policy import Decision
 
@@ -31,6 +32,10 @@ class Messages:
         """The events of a streamed message."""
         output = request.output_config
         return MessageEvents(is_parsed=output is not None and output.format is not None)
+
+    def conversation(self, body: Json) -> Json:
+        """The system's text and the messages."""
+        return {**body, "messages": with_system(body["messages"], body.get("system"))}
 
     def error_body(self, error: SoftspecError) -> Json:
         """Anthropic's envelope."""

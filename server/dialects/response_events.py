@@ -66,14 +66,12 @@ class ResponseEvents:
         ]
         return [self.passed(event) for event in (*ends, *events)]
 
-    def conclusion(self, event: Json, decision: Decision, report: Json, tokens: list[Json] | None) -> Json:
+    def conclusion(self, event: Json, _decision: Decision, report: Json) -> Json:
         """The event whose response has the verdict."""
         response = event["response"]
         if self._refusal is not None:
             event = {**event, "type": "response.completed"}
             response = withheld(response, self._refusal)
-        if tokens is not None:
-            report = {**report, "tokens": tokens}
         return {**event, "response": with_report(response, report)}
 
     def failure(self, error: SoftspecError) -> Json:

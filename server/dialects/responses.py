@@ -10,6 +10,7 @@ from softspec.errors import FieldError, SoftspecError
 from softspec.server.chat.foreign import is_set
 from softspec.server.chat.replies import refusal_of
 from softspec.server.chat.wire import Json
+from softspec.server.dialects.dialect import with_system
 from softspec.server.dialects.response_body import refusal_item, with_report, withheld
 from softspec.server.dialects.response_events import ResponseEvents
 from softspec.server.ops.errors import error_body
@@ -71,6 +72,12 @@ class Responses:
     def events(self, _request: Any) -> ResponseEvents:
         """The events of a streamed response."""
         return ResponseEvents()
+
+    def conversation(self, body: Json) -> Json:
+        """Instructions and input as messages; items that are no messages as they are."""
+        given = body["input"]
+        turns = [{"role": "user", "content": given}] if isinstance(given, str) else given
+        return {**body, "messages": with_system(turns, body.get("instructions"))}
 
     def error_body(self, error: SoftspecError) -> Json:
         """OpenAI's envelope."""

@@ -36,7 +36,7 @@ def _endpoint(
     upstream: UpstreamRoute, dialect: Dialect
 ) -> Callable[[BaseModel, Request], Awaitable[Response]]:
     async def dialects(request: BaseModel, raw_request: Request) -> Response:
-        """vLLM's responses and messages; on an ensemble with the `uncertainty` field."""
+        """vLLM's route of this path; on an ensemble with the `uncertainty` field."""
         service = raw_request.app.state.softspec_chat
         try:
             return await answer(

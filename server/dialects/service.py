@@ -15,7 +15,9 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from softspec.engine.trace import tracing
 from softspec.errors import FieldError
-from softspec.server.chat.replies import choice_trace, verdict_on
+from softspec.maths.answer import summarise
+from softspec.server.chat.recording import row_about
+from softspec.server.chat.replies import Outcome, Settled, judge_choice
 from softspec.server.chat.service import CLIENT_WENT_AWAY, Route, Service, send
 from softspec.server.chat.unsupported import (
     EnsembleRequest,
@@ -25,9 +27,10 @@ from softspec.server.chat.unsupported import (
 )
 from softspec.server.chat.wire import EXTENSION, Terms, read_terms
 from softspec.server.dialects.dialect import Dialect
-from softspec.server.dialects.judged import JudgedStream
+from softspec.server.dialects.judged import JudgedStream, only_choice, report_on
 from softspec.server.ops.metrics import Metrics
 from softspec.server.policy.running import judge_of
+from softspec.server.record.rows import Row
 
 _DETAILS = ("summary", "tokens", "none")
 
@@ -50,6 +53,7 @@ async def answer(
     refuse_unsupported(request)
     dialect.prepare(request)
     terms = _terms(request, service, dialect)
+    settled = await _settling(request, raw_request, service, dialect)
     with tracing(judge_of(terms.policy)) as trace:
         response = await route(request, raw_request) or Response(status_code=CLIENT_WENT_AWAY)
     if isinstance(response, StreamingResponse):
@@ -58,14 +62,16 @@ async def answer(
             terms,
             dialect.events(request),
             decode=service.decode,
-            observe=service.metrics.of_request(request.model, 1),
+            settled=settled,
             observe_first_token=partial(_first_token, service.metrics, request.model, started),
         )
         response.body_iterator = stream.rewrite(cast(AsyncGenerator[str, None], response.body_iterator))
     elif isinstance(response, JSONResponse) and response.status_code == 200:
-        observe = service.metrics.of_request(request.model, 1)
-        decision, report = verdict_on(choice_trace(trace, 0), terms, service.decode, observe)
-        send(response, dialect.annotated(json.loads(bytes(response.body)), decision, report), report)
+        only_choice(trace)
+        outcome = judge_choice(0, trace, terms.policy)
+        settled(outcome)
+        report = report_on(outcome, terms, service.decode)
+        send(response, dialect.annotated(json.loads(bytes(response.body)), outcome.decision, report), report)
     _name(response, request, raw_request)
     return response
 
@@ -86,6 +92,26 @@ def _terms(request: EnsembleRequest, service: Service, dialect: Dialect) -> Term
             f"{', '.join(_DETAILS)}; ask at /v1/chat/completions",
         )
     return terms
+
+
+async def _settling(
+    request: EnsembleRequest, raw_request: Request, service: Service, dialect: Dialect
+) -> Settled:
+    """Who is told what became of the answer: the metrics, and whoever keeps what was not answered."""
+    model = str(request.model)
+    observe = service.metrics.of_request(model, 1)
+    body = await raw_request.body()
+
+    def row(outcome: Outcome, seconds: float) -> Row:
+        return row_about(outcome, model, dialect.conversation(json.loads(body)), seconds)
+
+    def settled(outcome: Outcome) -> None:
+        trace = outcome.trace
+        observe(outcome.decision, summarise(outcome.tokens, trace.log_weights, trace.weights_rule))
+        if service.recorder is not None and outcome.decision.reason is not None:
+            service.recorder.keep(model, partial(row, outcome, time.time()))
+
+    return settled
 
 
 def _first_token(metrics: Metrics, model: str, started: float) -> None:

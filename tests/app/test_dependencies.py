@@ -26,7 +26,9 @@ ROOMS: dict[str, list[set[str]]] = {
     "softspec/app/child_server.py": [{"bench"}, {"demo"}],
     "softspec/app/cli/progress.py": [{"bench"}, {"demo"}, {"train"}],
     "softspec/app/demo": [{"demo"}],
+    "softspec/app/score": [{"serve-cpu"}, {"serve-gpu"}],
     "softspec/app/smollm2.py": [{"bench"}, {"demo"}],
+    "softspec/artefact/answer_tokens.py": [{"serve-cpu"}, {"serve-gpu"}, {"train"}],
     "softspec/artefact/base.py": [{"serve-cpu"}, {"serve-gpu"}, {"train"}],
     "softspec/artefact/fingerprint.py": [{"serve-cpu"}, {"serve-gpu"}, {"train"}],
     "softspec/artefact/fit.py": [{"serve-cpu"}, {"serve-gpu"}],
@@ -39,6 +41,10 @@ ROOMS: dict[str, list[set[str]]] = {
     "tests": [{"serve-cpu", "test"}],
 }
 UNDECLARED = {
+    **dict.fromkeys(
+        ("langchain_anthropic", "langchain_core", "langchain_openai", "litellm"),
+        "lie beside the environment, see the Makefile",
+    ),
     "trl": "`bench train` measures it where it is installed",
     "triton": "lies beside the environment, see the Makefile",
 }

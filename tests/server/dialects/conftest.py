@@ -23,3 +23,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         says(server, "</think>ok")
         server.wait_until_ready()
         yield server
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Grammars are read in milliseconds, unless the machine has other things to do."""
+    monkeypatch.setattr("softspec.engine.front.grammar.CHECK_LIMIT_S", 60)

@@ -3,14 +3,23 @@
 vLLM's own front end runs here, from HTTP to its output processor; the engine core behind it follows a script.
 """
 
+import asyncio
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY
 
+from softspec.engine.trace import ChoiceTrace, RequestTrace
+from softspec.errors import EngineError
+from softspec.server.dialects.judged import only_choice
+from softspec.server.policy.policy import Policy
+from softspec.server.policy.rules import PolicyRules
+from softspec.server.record.recorder import Recorder
 from tests.server.chat.test_decisions import LENGTH, POLICIES, SCRIPTS, expected_decision
 from tests.support.other_routes import HELLO
 from tests.support.scripted_core import Said, ScriptedAsyncLLM
@@ -23,6 +32,7 @@ ROADS: dict[str, dict[str, Any]] = {
     "/v1/responses": {"input": "hello", "max_output_tokens": LENGTH},
     "/v1/messages": {"messages": HELLO, "max_tokens": LENGTH},
 }
+LONG = {"/v1/responses": {"max_output_tokens": 900}, "/v1/messages": {"max_tokens": 900}}
 SECRET = [Said(letter, 0.9 if number == 4 else 0.1) for number, letter in enumerate("ZQXJKZQXJKZQ")]
 """Withheld at its fifth token under LIMIT; its letters are in no word that a server says."""
 LIMIT = {"action": "abstain", "metric": "max_epistemic", "threshold": 0.5}
@@ -86,11 +96,10 @@ def unseeded(report: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in report.items() if key != "seed"}
 
 
-def usage_of(answer: dict[str, Any] | list[dict[str, Any]]) -> int:
-    if isinstance(answer, list):
-        last = next(event for event in answer if event["type"] in ("response.completed", "message_delta"))
-        answer = last.get("response", last)
-    return int(answer["usage"]["output_tokens"])
+def usage_of(events: list[dict[str, Any]]) -> int:
+    """The tokens that a streamed answer is said to have cost."""
+    last = next(event for event in events if event["type"] in ("response.completed", "message_delta"))
+    return int(last.get("response", last)["usage"]["output_tokens"])
 
 
 def text_of(events: list[dict[str, Any]]) -> str:
@@ -134,12 +143,10 @@ def test_chunks_of_several_tokens_change_nothing(server: Server, path: str, burs
 def test_generation_stops_at_the_token_that_decides(server: Server, path: str) -> None:
     core = server.engine.play(SECRET)
 
-    answers = [
-        whole(server, path, uncertainty={"policy": LIMIT}),
-        stream(server, path, uncertainty={"policy": LIMIT}),
-    ]
+    answer = whole(server, path, uncertainty={"policy": LIMIT})
+    events = stream(server, path, uncertainty={"policy": LIMIT})
 
-    assert [usage_of(answer) for answer in answers] == [5, 5]
+    assert answer["usage"]["output_tokens"] == usage_of(events) == 5
     assert [state.said for state in core.said] == [5, 5]
     assert core.aborted == [state.request.request_id for state in core.said]
 
@@ -161,15 +168,13 @@ def test_nothing_of_a_withheld_answer_is_in_it(server: Server, path: str) -> Non
 
 @pytest.mark.parametrize("hold", [1, 4, 5, 99])
 @pytest.mark.parametrize("path", ROADS)
-def test_held_tokens_are_not_sent_before_their_successors_are_judged(
-    server: Server, path: str, hold: int
-) -> None:
+def test_held_tokens_are_not_sent_before_all_of_them_are_judged(server: Server, path: str, hold: int) -> None:
     asked = {"policy": {**LIMIT, "hold_tokens": hold}}
 
     withheld = stream(server, path, uncertainty=asked)
     kept = stream(server, path, uncertainty={"policy": {**asked["policy"], "threshold": 2}})
 
-    assert text_of(withheld) == "ZQXJ"[: max(4 - hold, 0)]
+    assert text_of(withheld) == ("ZQXJ" if hold < 5 else "")
     assert text_of(kept) == "ZQXJKZQXJKZQ"
 
 
@@ -205,6 +210,86 @@ def test_requests_are_counted_as_those_of_chat(server: Server, path: str) -> Non
     stream(server, path, uncertainty={"policy": LIMIT})
 
     assert [now - then for now, then in zip(counted(), before, strict=True)] == [2, 2, 1]
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("path", ROADS)
+def test_request_that_was_not_answered_is_kept(
+    server: Server, path: str, streamed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = Recorder(tmp_path / "rows.jsonl", max_bytes=10**6, keep=1)
+    keeping = replace(server.app.state.softspec_chat, recorder=recorder)
+    monkeypatch.setitem(vars(server.app.state)["_state"], "softspec_chat", keeping)
+    system = {"instructions": "Be brief."} if path == "/v1/responses" else {"system": "Be brief."}
+
+    for threshold in (0.5, 2):
+        asked = {"uncertainty": {"policy": {**LIMIT, "threshold": threshold}}, **system}
+        stream(server, path, **asked) if streamed else whole(server, path, **asked)
+    recorder.close()
+
+    [row] = map(json.loads, (tmp_path / "rows.unanswered.jsonl").read_text().splitlines())
+    assert row["messages"] == [{"role": "system", "content": "Be brief."}, *HELLO]
+    assert (row["model"], row["decision"], row["uncertainty"]["decided_at"]) == (NAME, "abstain", 5)
+
+
+@pytest.mark.parametrize("path", ROADS)
+def test_policy_that_routes_is_refused_and_may_be_replaced_by_one_that_abstains(
+    server: Server, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rules = PolicyRules(Policy("route", "max_epistemic", 0.5), upstreams=("big",))
+    routing = replace(server.app.state.softspec_chat, rules=rules)
+    monkeypatch.setitem(vars(server.app.state)["_state"], "softspec_chat", routing)
+
+    refused = server.post(path, {"model": NAME, **ROADS[path]})
+    answer = whole(server, path, uncertainty={"policy": {"action": "abstain"}})
+
+    assert refused.status_code == 400
+    assert f"{path} does not route" in refused.json()["error"]["message"]
+    assert answer["uncertainty"]["decided_at"] == 5
+
+
+@pytest.mark.parametrize("path", ROADS)
+def test_client_that_goes_away_ends_the_generation(server: Server, path: str) -> None:
+    core = server.engine.play([Said("a")] * 2000)
+    body = json.dumps({"model": NAME, **ROADS[path], "stream": True} | LONG[path]).encode()
+
+    async def leave_after_some_events() -> None:
+        has_events, sent = asyncio.Event(), [{"type": "http.request", "body": body}]
+        events = 0
+
+        async def receive() -> dict[str, Any]:
+            if not sent:
+                await has_events.wait()
+            return sent.pop() if sent else {"type": "http.disconnect"}
+
+        async def send(message: dict[str, Any]) -> None:
+            nonlocal events
+            events += message["type"] == "http.response.body"
+            if events > 9:
+                has_events.set()
+
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": path,
+            "query_string": b"",
+            "asgi": {"version": "3.0"},
+        }
+        headers = [(b"content-type", b"application/json")]
+        await server.app({**scope, "headers": headers, "http_version": "1.1"}, receive, send)
+
+    server.run(leave_after_some_events())
+
+    assert core.aborted == [core.said[0].request.request_id]
+    assert core.said[0].said < 900
+
+
+def test_answer_of_several_generations_is_an_error() -> None:
+    """One verdict on one of them would let the others pass."""
+    with pytest.raises(EngineError, match="asked 2 times"):
+        only_choice(RequestTrace({0: ChoiceTrace(), 1: ChoiceTrace()}))
+    with pytest.raises(EngineError, match="no uncertainty"):
+        only_choice(RequestTrace())
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])

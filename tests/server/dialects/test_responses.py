@@ -88,7 +88,7 @@ def test_refusal_is_read_as_openais_own(server: Server) -> None:
 def test_parse_gives_the_object_or_none(server: Server, is_unsure: bool) -> None:
     says(server, '</think>{"name": "red"}', unsure_at=9 if is_unsure else None)
 
-    answer = server.run(
+    answer: Any = server.run(
         server.client.responses.parse(model=NAME, input="hello", text_format=Colour, extra_body=LIMIT)
     )
 

@@ -1,21 +1,26 @@
 """A request that this server sent on, and that comes back, ends here."""
 
 import asyncio
+import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from pathlib import Path
+from unittest.mock import patch
 
 import httpx2
 import pytest
 import uvicorn
 from fastapi import FastAPI, Request
 
-from softspec.errors import UpstreamError
-from softspec.server.ops.closing import close_upstreams_with
+from softspec.errors import ConfigError, UpstreamError
+from softspec.server.ops.closing import close_with
 from softspec.server.ops.errors import respond_to_error
+from softspec.server.ops.launch import serve
 from softspec.server.ops.loops import RefuseLoops
+from softspec.server.ops.settings import Settings
 from softspec.server.upstream.settings import UpstreamSettings
 from softspec.server.upstream.upstreams import Upstreams
 from tests.support.asked_upstream import ASKED, Watched
@@ -31,7 +36,7 @@ def routing_server(upstream_url: str, port: int | None = None) -> Iterator[tuple
     settings = {"big": UpstreamSettings(url=upstream_url, model="m", max_retries=0, timeout_s=10)}
     app.state.softspec_upstreams = Upstreams(settings, {}, Watched())
     app.add_middleware(RefuseLoops)
-    close_upstreams_with(app)
+    close_with(app)
     app.add_exception_handler(UpstreamError, respond_to_error)
 
     @app.post("/v1/chat/completions")
@@ -104,6 +109,27 @@ def test_a_row_of_servers_has_an_end(via: str, status: int) -> None:
         found = httpx2.post(url + CHAT, json=ASKED, headers={"x-softspec-via": via})
 
     assert found.status_code == status
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize("host", [(), ("--host", "127.0.0.1")], ids=["everywhere", "one address"])
+def test_a_start_with_oneself_as_upstream_is_refused_before_the_engine(
+    host: Sequence[str], tiny_ensembles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from softspec.engine.start import serve as start
+
+    def start_engine(*_: object) -> None:
+        raise AssertionError("an engine was started")
+
+    monkeypatch.setattr(start.AsyncLLM, "from_vllm_config", start_engine)
+    port = free_port()
+    back = {"big": UpstreamSettings(url=f"http://localhost:{port}", model="m")}
+
+    with (
+        patch.dict(os.environ),
+        pytest.raises(ConfigError, match=f"upstream 'big' points back at this server, .* port {port}"),
+    ):
+        serve(Settings((tiny_ensembles["always-2"],), upstreams=back), None, [*host, "--port", str(port)])
 
 
 def test_a_server_without_upstreams_takes_everything() -> None:
