@@ -11,6 +11,8 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 # Triton's interpreter runs vLLM's GPU model runner in tests. It stays off the environment's path, where vLLM's CPU build
 # would find it at every start and complain.
 TRITON := $(VENV)/triton
+# Other people's clients, for tests that ask a server with them; beside the environment, which they must not change.
+CLIENTS := $(VENV)/clients
 CODE := softspec train server tests
 
 .PHONY: setup try demo test test-fast lint format documents requirements clean
@@ -36,12 +38,12 @@ try: setup
 demo: setup
 	$(BIN)/softspec demo $(DEMO_FLAGS)
 
-$(TRITON)/.installed: requirements/triton.txt | $(STAMP)
-	rm -rf $(TRITON)
-	$(PIP) install --no-deps --target $(TRITON) --requirement requirements/triton.txt
+$(TRITON)/.installed $(CLIENTS)/.installed: $(VENV)/%/.installed: requirements/%.txt | $(STAMP)
+	rm -rf $(@D)
+	$(PIP) install --no-deps --target $(@D) --requirement $<
 	touch $@
 
-test: setup lint $(TRITON)/.installed
+test: setup lint $(TRITON)/.installed $(CLIENTS)/.installed
 	$(BIN)/python -m pytest --durations=20
 
 test-fast: setup

@@ -50,6 +50,7 @@ RUN = {
     "curl localhost:8000/v1/chat/completions": "ask",
     "curl localhost:8000/v1/decisions": "ask",
     "curl localhost:8000/v1/load_ensemble": "ask",
+    "curl localhost:8000/v1/uncertainty": "ask",
     "softspec serve runs/my": "serve",
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 softspec serve runs/my --max-loras 8": "serve",
 }
@@ -59,6 +60,7 @@ NOT_RUN = {
     "make try": "starts a real engine; tests/app/demo asks the shipped ensemble behind a scripted one",
     "softspec demo": "takes minutes and an engine; tests/app/demo runs it on a tiny base and scripted answers",
     "softspec bench train": "takes minutes; tests/app/bench runs it on a tiny base",
+    "softspec score": "starts a real engine; tests/app/score runs it on a tiny base",
     "softspec bench serve": "takes minutes and an engine; tests/app/bench runs it on a tiny base",
 }
 """Why a block is not run; its commands and flags are checked by name in `test_documents.py`."""

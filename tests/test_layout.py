@@ -39,13 +39,13 @@ FLOORS = {
         ("run",),
     ),
     "server": (
-        ("policy", "upstream", "record"),
+        ("policy", "fields", "upstream", "record"),
         ("ops",),
         ("chat",),
         ("ensembles", "scores", "decisions", "dialects"),
         ("plugin",),
     ),
-    "app": (("child_server", "interruption", "smollm2"), ("bench", "demo"), ("cli",)),
+    "app": (("child_server", "interruption", "smollm2"), ("bench", "demo", "score"), ("cli",)),
     "app.bench": (("core",), ("serving", "training")),
 }
 """Rooms within rooms, from the bottom up: a floor may import those below it; rooms of one floor are strangers."""

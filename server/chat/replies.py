@@ -13,7 +13,16 @@ from softspec.errors import EngineError, UpstreamError
 from softspec.maths.answer import TokenUncertainty
 from softspec.server.chat.forwarding import Forwarded
 from softspec.server.chat.usage import with_upstream
-from softspec.server.chat.wire import EXTENSION, DecodeToken, Json, Terms, full_report, token_reports
+from softspec.server.chat.wire import (
+    EXTENSION,
+    DecodeToken,
+    Json,
+    Terms,
+    field_reports,
+    full_report,
+    token_reports,
+)
+from softspec.server.fields.message import Message
 from softspec.server.policy.policy import Decision, Policy
 from softspec.server.policy.running import RunningDecision
 
@@ -93,6 +102,8 @@ def annotate_choice(choice: Json, outcome: Outcome, terms: Terms, decode: Decode
         return {**withdrawn(choice, outcome.decision), EXTENSION: report}
     if terms.detail == "tokens":
         report["tokens"] = token_reports(outcome.tokens, decode)
+    if terms.fields:
+        report["fields"] = field_reports(Message().add(choice), outcome.tokens, outcome.trace, decode)
     return {**choice, EXTENSION: report}
 
 

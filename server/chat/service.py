@@ -8,7 +8,7 @@ engine only by the trace it fills.
 import json
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
 
@@ -24,6 +24,7 @@ from softspec.server.chat.recording import recorded
 from softspec.server.chat.replies import Outcome, Settled, annotate_body, judge_choices
 from softspec.server.chat.routing import answered_elsewhere
 from softspec.server.chat.stream import AnswerStream
+from softspec.server.chat.structured import wants_fields
 from softspec.server.chat.unsupported import (
     OpenAIRequest,
     refuse_extension,
@@ -96,6 +97,7 @@ async def complete(request: OpenAIRequest, raw_request: Request, route: Route, s
     refuse_unsupported(request)
     extension = (request.model_extra or {}).pop(EXTENSION, None)
     terms = read_terms(extension, service.rules)
+    terms = replace(terms, fields=wants_fields(request, terms.detail))
     asked = await _asked(request, raw_request, service)
     hide_usage = _ask_for_continuous_usage(request, terms)
     with tracing(judge_of(terms.policy, streamed=bool(request.stream))) as trace:
@@ -136,7 +138,8 @@ async def _asked(request: OpenAIRequest, raw_request: Request, service: Service)
         trace = outcome.trace
         observe(outcome.decision, summarise(outcome.tokens, trace.log_weights, trace.weights_rule))
         if service.recorder is not None and outcome.decision.reason is not None:
-            service.recorder.keep(partial(recorded, outcome, str(request.model), forwarding, time.time()))
+            model = str(request.model)
+            service.recorder.keep(model, partial(recorded, outcome, model, forwarding, time.time()))
 
     return _Asked(num_choices, forwarding, settled)
 

@@ -19,7 +19,16 @@ from softspec.server.chat.merged import ENDED, Merged
 from softspec.server.chat.replies import Outcome, Settled, withdrawn, without_upstream
 from softspec.server.chat.streamed_choice import Phase, Piece, StreamedChoice
 from softspec.server.chat.usage import StreamUsage
-from softspec.server.chat.wire import EXTENSION, DecodeToken, Json, Terms, full_report, token_reports
+from softspec.server.chat.wire import (
+    EXTENSION,
+    DecodeToken,
+    Json,
+    Terms,
+    field_reports,
+    full_report,
+    token_reports,
+)
+from softspec.server.fields.message import Message
 from softspec.server.ops.errors import error_body
 
 _PREFIX = "data: "
@@ -51,6 +60,7 @@ class AnswerStream:
         self._observe_first_token: Callable[[], None] | None = observe_first_token
         self._choices = [StreamedChoice(index, terms.policy, trace) for index in range(num_choices)]
         self._open = set(range(num_choices))
+        self._messages = [Message() for _ in range(num_choices)]
         self._answers: dict[int, Assembly] = {}
         self._sources = Merged()
         self._models: dict[int, str] = {}
@@ -106,7 +116,7 @@ class AnswerStream:
             if one.phase in (Phase.ROUTED, Phase.OVER) or (one.phase == Phase.ASKED and not self._keeps):
                 continue
             was_judged = one.phase == Phase.JUDGED
-            for piece in one.take({**chunk, "choices": [choice]}, choice):
+            for piece in one.take(_with_choice(chunk, choice), choice):
                 yield self._told(one, piece)
             if was_judged and one.decision.action == "abstain":
                 yield from self._withdraw(one)
@@ -122,10 +132,12 @@ class AnswerStream:
         """A piece of the ensemble's own answer as it is sent."""
         if piece.tokens:
             self._first_token()
+        if self._terms.fields:
+            self._messages[one.index].add(piece.choice)
         report = self._end(one) if piece.is_last else {}
         if self._terms.detail == "tokens" and piece.tokens:
             report["tokens"] = token_reports(piece.tokens, self._decode)
-        return _with_choice(piece.chunk, {**piece.choice, EXTENSION: report} if report else piece.choice)
+        return _with_choice(piece.chunk, {**piece.choice, EXTENSION: report}) if report else piece.chunk
 
     def _withdraw(self, one: StreamedChoice) -> Iterator[Json]:
         """The end of a choice that abstains."""
@@ -193,7 +205,10 @@ class AnswerStream:
 
     def _report(self, one: StreamedChoice, forwarded: Forwarded | None) -> Json:
         self._settled(Outcome(one.index, one.trace, one.tokens, one.decision, forwarded))
-        return full_report(one.trace, one.tokens, one.decision, self._terms.detail)
+        report = full_report(one.trace, one.tokens, one.decision, self._terms.detail)
+        if self._terms.fields and one.decision.action == "answer":
+            report["fields"] = field_reports(self._messages[one.index], one.tokens, one.trace, self._decode)
+        return report
 
     def _close(self, one: StreamedChoice) -> None:
         one.phase = Phase.OVER

@@ -5,8 +5,8 @@ Knows neither HTTP nor upstreams.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import Enum, auto
+from typing import NamedTuple
 
 from softspec.engine.trace import ChoiceTrace, RequestTrace
 from softspec.maths.answer import TokenUncertainty
@@ -16,8 +16,7 @@ from softspec.server.policy.policy import ANSWER, Policy
 from softspec.server.policy.running import RunningDecision, held_of
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """A choice's part of one chunk, and the tokens that came with it."""
 
     chunk: Json
@@ -27,8 +26,8 @@ class Piece:
     @property
     def opens_message(self) -> bool:
         """Whether this is a chat's first, which names the role; the text of the first token comes with the next."""
-        delta = self.choice.get("delta", {})
-        if set(delta) != {"role", "content"} or delta["content"]:
+        delta = self.choice.get("delta")
+        if not delta or delta.keys() != {"role", "content"} or delta["content"]:
             return False
         return not self.choice.get("finish_reason")
 
@@ -86,7 +85,7 @@ class StreamedChoice:
         """
         piece = Piece(chunk, choice, ())
         if not piece.opens_message:
-            piece = Piece(chunk, choice, self._catch_up())
+            piece = piece._replace(tokens=self._catch_up())
             if self.phase == Phase.JUDGED and self.decision.action != "answer":
                 self.withheld = piece
         self._held.append(piece)

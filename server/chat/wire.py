@@ -14,6 +14,8 @@ from softspec.artefact.validation import first_problem
 from softspec.engine.trace import ChoiceTrace
 from softspec.errors import ConfigError, FieldError
 from softspec.maths.answer import TokenUncertainty, summarise
+from softspec.server.fields.doubt import doubtful_fields
+from softspec.server.fields.message import Message
 from softspec.server.policy.fields import PolicyFields
 from softspec.server.policy.policy import Decision, Policy
 from softspec.server.policy.rules import PolicyRules
@@ -23,7 +25,7 @@ EXTENSION = "uncertainty"
 LOWEST_LOG_PROB = -9999.0
 """Stands for minus infinity, which JSON cannot carry; vLLM sends the same."""
 
-Detail = Literal["summary", "tokens", "none"]
+Detail = Literal["summary", "tokens", "fields", "none"]
 DecodeToken = Callable[[int], tuple[str, list[int]]]
 """A token's text and its bytes; of a character in several tokens only the bytes say something."""
 
@@ -41,10 +43,14 @@ class ExtensionFields(_Strict):
 
 @dataclass(frozen=True)
 class Terms:
-    """What the caller wants to know, and what shall happen when the answer is uncertain."""
+    """What the caller wants to know, and what shall happen when the answer is uncertain.
+
+    `fields`: whether the leaves of the answer's JSON are to be told apart.
+    """
 
     detail: Detail
     policy: Policy
+    fields: bool = False
 
 
 def read_terms(extension: object, rules: PolicyRules) -> Terms:
@@ -73,7 +79,7 @@ def read_terms(extension: object, rules: PolicyRules) -> Terms:
 def full_report(
     trace: ChoiceTrace, tokens: Sequence[TokenUncertainty], decision: Decision, detail: Detail
 ) -> Json:
-    """The `uncertainty` field of one finished choice, without its tokens.
+    """The `uncertainty` field of one finished choice, without its tokens and fields.
 
     `seed` replays exactly this choice.
     """
@@ -112,6 +118,23 @@ def token_reports(tokens: Sequence[TokenUncertainty], decode: DecodeToken) -> li
             "disagreement": token.disagreement,
         }
         for token, (text, utf8) in zip(tokens, texts, strict=True)
+    ]
+
+
+def field_reports(
+    message: Message, tokens: Sequence[TokenUncertainty], trace: ChoiceTrace, decode: DecodeToken
+) -> list[Json] | None:
+    """The `fields` list of the `uncertainty` field; None if the message has no JSON that is found in the tokens."""
+    fields = doubtful_fields(message, tokens, trace, lambda token_id: bytes(decode(token_id)[1]))
+    if fields is None:
+        return None
+    return [
+        {
+            **vars(field),
+            "log_prob": _finite(field.log_prob),
+            "alternatives": [vars(alternative) for alternative in field.alternatives],
+        }
+        for field in fields
     ]
 
 

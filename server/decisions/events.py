@@ -7,7 +7,7 @@ beginning of another option's. Knows no engine, no HTTP and no request.
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import pairwise
 
-from softspec.errors import FieldError
+from softspec.errors import ConfigError, FieldError
 from softspec.server.decisions.prompt import Option
 
 AnswerIds = Callable[[str], list[int]]
@@ -29,11 +29,7 @@ async def tokens_of(
     Raises:
         FieldError: an option has no text, or is not to be told from another.
     """
-    for option in options:
-        if not option.text.strip():
-            path = _path(place, option)
-            raise FieldError(path, f"{path} has no text: expected some")
-    tokens = [answer_ids(option.text) for option in options]
+    tokens = [_tokens_of_one(option, answer_ids, _path(place, option)) for option in options]
     if not (short := _beginnings(tokens)):
         return tokens
     end = await end_id()
@@ -45,6 +41,16 @@ async def tokens_of(
             path,
             f"{path}: the members say '{options[number].text}' as they say another option; leave one out",
         )
+    return tokens
+
+
+def _tokens_of_one(option: Option, answer_ids: AnswerIds, path: str) -> list[int]:
+    try:
+        tokens = answer_ids(option.text) if option.text.strip() else []
+    except ConfigError as error:
+        raise FieldError(path, f"{path}: {error}") from error
+    if not tokens:
+        raise FieldError(path, f"{path} has no text that the members could say: expected some")
     return tokens
 
 

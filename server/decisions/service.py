@@ -17,7 +17,7 @@ from softspec.server.chat.service import Service
 from softspec.server.chat.wire import EXTENSION, Json, Terms, read_terms
 from softspec.server.decisions.answers import answer_of, judged
 from softspec.server.decisions.engine import DecisionEngine, Mixture, Scored
-from softspec.server.decisions.events import tokens_of
+from softspec.server.decisions.events import EndId, tokens_of
 from softspec.server.decisions.prompt import messages_of, options_of
 from softspec.server.decisions.request import DecisionRequest
 from softspec.server.policy.policy import Policy
@@ -44,7 +44,7 @@ async def decide(request: DecisionRequest, request_id: str, engine: DecisionEngi
     if engine.mixture_of(model) is None:
         raise FieldError("model", f"'{model}' is no ensemble and no member: ask one of {_askable(service)}")
     terms = _terms_of(request, model, service)
-    asked = [await _asked(request, number, model, engine) for number in range(len(request.questions))]
+    asked = await _asked(request, model, engine)
     # As the engine sees it in the same moment: an ensemble may be replaced while prompts are made.
     mixture = engine.mixture_of(model)
     scored = await engine.score_options(
@@ -96,28 +96,42 @@ def _terms_of(request: DecisionRequest, model: str, service: Service) -> Terms:
     return terms
 
 
-async def _asked(request: DecisionRequest, number: int, model: str, engine: DecisionEngine) -> Asked:
-    """The tokens of one question.
+async def _asked(request: DecisionRequest, model: str, engine: DecisionEngine) -> list[Asked]:
+    """The tokens of every question.
 
     Raises:
         FieldError: there is nothing to ask, options are not to be told apart, or it is too long.
     """
-    place = f"questions.{number}"
     chat: Json = {"model": model, "chat_template_kwargs": request.chat_template_kwargs}
-    prompt = await engine.chat_prompt_ids(messages_of(request, number), **chat)
-    options = await tokens_of(
-        options_of(request.questions[number]), engine.answer_ids, partial(engine.chat_end_id, **chat), place
-    )
-    longest = len(prompt) + max(map(len, options))
-    if longest > engine.max_model_len:
-        raise FieldError(
-            place,
-            f"{place} has {longest} tokens with its input and its longest option: expected at most "
-            f"{engine.max_model_len}",
-        )
-    # Rendering hundreds of prompts must not keep other requests waiting.
-    await asyncio.sleep(0)
-    return Asked(prompt, options)
+    end_id = _once(partial(engine.chat_end_id, **chat))
+    asked = []
+    for number, question in enumerate(request.questions):
+        place = f"questions.{number}"
+        prompt = await engine.chat_prompt_ids(messages_of(request, number), **chat)
+        options = await tokens_of(options_of(question), engine.answer_ids, end_id, place)
+        longest = len(prompt) + max(map(len, options))
+        if longest > engine.max_model_len:
+            raise FieldError(
+                place,
+                f"{place} has {longest} tokens with its input and its longest option: expected at most "
+                f"{engine.max_model_len}",
+            )
+        asked.append(Asked(prompt, options))
+        # Rendering hundreds of prompts must not keep other requests waiting.
+        await asyncio.sleep(0)
+    return asked
+
+
+def _once(ask: EndId) -> EndId:
+    """The same, asked no more than once."""
+    known: list[int] = []
+
+    async def asked_once() -> int:
+        if not known:
+            known.append(await ask())
+        return known[0]
+
+    return asked_once
 
 
 def _weighed(

@@ -48,7 +48,7 @@ def serve(settings: Settings, base: str | None, vllm_args: Sequence[str]) -> Non
     arguments = server_arguments(manifests, base, vllm_args, settings.base_unchecked)
     served = Path(arguments[0])
     if served.is_dir():  # the files of others may not be here yet; the plugin checks all
-        _require_base_of(manifests, served, settings.base_unchecked)
+        require_base_of(manifests, served, settings.base_unchecked)
     if settings.record is not None:
         require_writable(settings.record.path)
     os.environ.update(server_environment(settings, os.environ))
@@ -60,7 +60,7 @@ def serve(settings: Settings, base: str | None, vllm_args: Sequence[str]) -> Non
     run(arguments, load_ensembles(settings.ensembles), settings.allow_untested, may_listen)
 
 
-def _require_base_of(manifests: Mapping[Path, Manifest], served: Path, unchecked: bool) -> None:
+def require_base_of(manifests: Mapping[Path, Manifest], served: Path, unchecked: bool) -> None:
     """Raise unless the ensembles were trained on this base, and their adapters fit it."""
     require_base(served_fingerprint(str(served), None, unchecked), manifests.values())
     for path, manifest in manifests.items():

@@ -99,7 +99,6 @@ METRICS = (
     Metric(
         "softspec_record_errors_total",
         "Requests that should have been recorded and could not be written.",
-        labels=(),
     ),
 )
 
@@ -186,6 +185,6 @@ class Metrics:
         """Say whether an upstream is left alone."""
         self._states["softspec_upstream_circuit_open"].labels(upstream=upstream).set(is_open)
 
-    def record_failed(self) -> None:
+    def record_failed(self, model: str) -> None:
         """Count a request that could not be recorded."""
-        self._counters["softspec_record_errors_total"].inc()
+        self._counters["softspec_record_errors_total"].labels(model=model).inc()

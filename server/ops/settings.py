@@ -141,17 +141,11 @@ def _number(variable: str, text: str, kind: Callable[[str], float]) -> float:
 
 
 def _record(settings: RecordSettings | None, flag: Path | None) -> RecordSettings | None:
-    """Where to record, with the file that the flag names; its folder must be there."""
-    if flag is not None:
-        path = absolute(Path.cwd(), str(flag))
-        settings = settings.model_copy(update={"path": path}) if settings else RecordSettings(path=path)
-    if settings is not None and settings.path.is_dir():
-        raise ConfigError(f"the record '{settings.path}' is a folder: expected a file")
-    if settings is not None and not os.access(settings.path.parent, os.W_OK):
-        raise ConfigError(
-            f"the record '{settings.path}' cannot be written: make its folder, and let this user write there"
-        )
-    return settings
+    """Where to record: the file that the flag names, else that of the server's file."""
+    if flag is None:
+        return settings
+    path = absolute(Path.cwd(), str(flag))
+    return settings.model_copy(update={"path": path}) if settings else RecordSettings(path=path)
 
 
 def _is_on(name: str, environment: Mapping[str, str]) -> bool:

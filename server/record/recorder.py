@@ -22,9 +22,9 @@ class Recorder:
     """Writes rows one after the other in a thread of its own."""
 
     def __init__(
-        self, path: Path, max_bytes: int, keep: int, on_error: Callable[[], None] = lambda: None
+        self, path: Path, max_bytes: int, keep: int, on_error: Callable[[str], None] = lambda _: None
     ) -> None:
-        """Make both files; `on_error` is called for every row that could not be kept, from any thread.
+        """Make both files; `on_error` is called with the model of every row that could not be kept, from any thread.
 
         Raises:
             ConfigError: one of them cannot be written, or others may read it.
@@ -35,12 +35,12 @@ class Recorder:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="softspec-record")
         self._waiting: set[Future[None]] = set()
 
-    def keep(self, row: Callable[[], Row]) -> None:
-        """Have the row made and written; returns at once."""
+    def keep(self, model: str, row: Callable[[], Row]) -> None:
+        """Have the row of a model's request made and written; returns at once."""
         if len(self._waiting) >= MOST_WAITING:
-            self._lost(f"{MOST_WAITING} rows are waiting to be written")
+            self._lost(model, f"{MOST_WAITING} rows are waiting to be written")
             return
-        future = self._thread.submit(self._write, row)
+        future = self._thread.submit(self._write, model, row)
         self._waiting.add(future)
         future.add_done_callback(self._waiting.discard)
 
@@ -48,19 +48,19 @@ class Recorder:
         """Wait until all rows are written."""
         self._thread.shutdown()
 
-    def _write(self, make: Callable[[], Row]) -> None:
+    def _write(self, model: str, make: Callable[[], Row]) -> None:
         try:
             row = make()
             # What is no UTF-8 stays readable as JSON by its escapes.
             line = json.dumps(row.content, ensure_ascii=not row.is_learnable, separators=(",", ":"))
             (self._answered if row.is_learnable else self._unanswered).append(line.encode())
         except OSError as error:
-            self._lost(error.strerror or str(error))
+            self._lost(model, error.strerror or str(error))
         except Exception as error:  # of requests and answers of any shape; none of them may be told in a log
-            self._lost(f"it has a shape that was not expected ({type(error).__name__})")
+            self._lost(model, f"it has a shape that was not expected ({type(error).__name__})")
 
-    def _lost(self, reason: str) -> None:
-        self._on_error()
+    def _lost(self, model: str, reason: str) -> None:
+        self._on_error(model)
         _log.error("a request was not recorded: %s", reason)
 
 

@@ -3,7 +3,7 @@
 In: `app.state.softspec_chat` and `app.state.softspec_scoring`. Out: `POST /v1/uncertainty`.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any
 from uuid import uuid4
 
@@ -11,33 +11,29 @@ from fastapi import Body, FastAPI, Request, Response
 from fastapi.params import Depends
 from fastapi.responses import JSONResponse
 
+from softspec.server.chat.leaving import unless_gone
 from softspec.server.scores.request import ScoreRequest, read_request
 from softspec.server.scores.scorer import Scoring, score
 
 PATH = "/v1/uncertainty"
-Answer = Callable[[Any, Request], Awaitable[Response | None]]
 _CLIENT_WENT_AWAY = 499
 
 
-def add_score_routes(
-    app: FastAPI, checks: Sequence[Depends], while_connected: Callable[[Answer], Answer]
-) -> None:
-    """Add the route; `checks` are made of every body, `while_connected` ends the work of a client that went away."""
-    answer = while_connected(_answer)
-
-    async def uncertainty(content: Annotated[Any, Body()], raw_request: Request) -> Response:
-        """The uncertainty of answers that exist already, as if the ensemble had written them."""
-        return await answer(content, raw_request) or Response(status_code=_CLIENT_WENT_AWAY)
-
+def add_score_routes(app: FastAPI, checks: Sequence[Depends]) -> None:
+    """Add the route; `checks` are made of every body."""
     schema = {"content": {"application/json": {"schema": ScoreRequest.model_json_schema()}}, "required": True}
     app.add_api_route(
         PATH, uncertainty, methods=["POST"], dependencies=checks, openapi_extra={"requestBody": schema}
     )
 
 
-async def _answer(content: Any, raw_request: Request) -> Response:
+async def uncertainty(content: Annotated[Any, Body()], raw_request: Request) -> Response:
+    """The uncertainty of answers that exist already, as if the ensemble had written them."""
     state = raw_request.app.state
     scoring: Scoring = state.softspec_scoring
     name = raw_request.headers.get("x-request-id") or uuid4().hex
-    body = await score(read_request(content), f"score-{name}", state.softspec_chat, scoring)
+    work = score(read_request(content), f"score-{name}", state.softspec_chat, scoring)
+    body = await unless_gone(raw_request, work, gone=None)
+    if body is None:
+        return Response(status_code=_CLIENT_WENT_AWAY)
     return JSONResponse(body, headers={"x-request-id": name})

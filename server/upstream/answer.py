@@ -53,19 +53,28 @@ def _read(text: str, has_begun: bool) -> Json:
     return document
 
 
-def _checked(document: Json, wrong_choice: Check) -> Json:
+def _checked(document: Json, wrong_message: Check) -> Json:
     choices, usage = document.get("choices"), document.get("usage")
     if not isinstance(choices, list):
         raise _malformed("'choices' is not a list")
     for choice in choices:
-        problem = wrong_choice(choice) if isinstance(choice, dict) else "a choice is not an object"
-        if problem or not _is_index(choice.get("index", 0)):
-            raise _malformed(problem or "'index' of a choice is not a number")
+        if problem := _wrong_choice(choice, wrong_message):
+            raise _malformed(problem)
     if usage is not None and not (
         isinstance(usage, dict) and all(_is_count(usage.get(name, 0)) for name in COUNTS)
     ):
         raise _malformed("'usage' does not hold numbers of tokens")
     return document
+
+
+def _wrong_choice(choice: object, wrong_message: Check) -> str | None:
+    if not isinstance(choice, dict):
+        return "a choice is not an object"
+    if not _is_index(choice.get("index", 0)):
+        return "'index' of a choice is not a number"
+    if not isinstance(choice.get("finish_reason"), str | None):
+        return "'finish_reason' of a choice is not text"
+    return wrong_message(choice)
 
 
 def _wrong_message(choice: Json) -> str | None:
@@ -84,8 +93,8 @@ def _wrong_content(message: Json) -> str | None:
     if not isinstance(message.get("content"), str | None):
         return "'content' of a choice is not text"
     calls = message.get("tool_calls")
-    if calls is not None and not (isinstance(calls, list) and all(isinstance(call, dict) for call in calls)):
-        return "'tool_calls' of a choice is not a list of objects"
+    if calls is not None and not (isinstance(calls, list) and all(map(_is_call, calls))):
+        return "'tool_calls' of a choice is not a list of calls"
     return None
 
 
@@ -95,6 +104,16 @@ def _wrong_text(choice: Json) -> str | None:
 
 def _is_chat(path: str) -> bool:
     return path.endswith("/chat/completions")
+
+
+def _is_call(call: object) -> bool:
+    """A tool call, or a part of one."""
+    if not isinstance(call, dict) or not _is_index(call.get("index", 0)):
+        return False
+    function = call.get("function")
+    return function is None or (
+        isinstance(function, dict) and all(isinstance(text, str | None) for text in function.values())
+    )
 
 
 def _is_index(value: object) -> bool:

@@ -33,7 +33,6 @@ class CircuitBreaker:
         self._open_until: float | None = None
         self._probing = False
         self._era = 0
-        on_change(False)
 
     @property
     def wait_s(self) -> float | None:

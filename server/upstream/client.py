@@ -5,9 +5,9 @@ In: a path and the body of a request. Out: a whole answer, or the chunks of a st
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
-from functools import partial
 from types import MappingProxyType
 from typing import Protocol, TypeVar
 
@@ -22,8 +22,12 @@ from softspec.server.upstream.request import Json, upstream_body, upstream_heade
 from softspec.server.upstream.settings import UpstreamSettings
 from softspec.server.upstream.stream import chunks_of
 
+_log = logging.getLogger(__name__)
+
 MOST_ANSWER_BYTES = 32 * 1024 * 1024
 MOST_ERROR_BYTES = 64 * 1024
+ERROR_TEXT_S = 5.0
+"""How long the text of an error may take, whose status is known."""
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 Result = TypeVar("Result")
@@ -59,8 +63,9 @@ class Upstream:
         self._server_id = server_id
         self._watch = watch
         self._breaker = CircuitBreaker(
-            settings.circuit_failures, settings.circuit_open_s, partial(watch.upstream_circuit, name)
+            settings.circuit_failures, settings.circuit_open_s, self._circuit_changed
         )
+        watch.upstream_circuit(name, False)
 
     async def ask(self, path: str, body: Json, headers: Mapping[str, str] = NO_HEADERS) -> Json:
         """The whole answer to a request.
@@ -99,8 +104,7 @@ class Upstream:
                         self._breaker.succeeded(permit)
                         return
                     except Fault as fault:
-                        if fault.is_failure:
-                            self._breaker.failed(permit)
+                        self._tell_breaker(fault, permit)
                         raise
 
     def _request(self, path: str, body: Json, headers: Mapping[str, str], stream: bool) -> httpx2.Request:
@@ -152,6 +156,8 @@ class Upstream:
         self, clock: CallClock, attempt: Callable[[], Awaitable[Result]]
     ) -> tuple[Result, int]:
         """One attempt, if the breaker lets it through, which is told how it ended."""
+        if self._http.is_closed:
+            raise Fault("busy", "was not asked: this server is shutting down")
         if (permit := self._breaker.admit()) is None:
             wait = self._breaker.wait_s
             rest = f"for {wait:.0f} s more" if wait else "until another request has got through"
@@ -161,13 +167,31 @@ class Upstream:
             async with clock.running():
                 result = await attempt()
         except Fault as fault:
-            (self._breaker.failed if fault.is_failure else self._breaker.succeeded)(permit)
+            self._tell_breaker(fault, permit)
             raise
         except BaseException:
             self._breaker.withdrawn(permit)
             raise
         self._breaker.answered(permit)
         return result, permit
+
+    def _tell_breaker(self, fault: Fault, permit: int) -> None:
+        if fault.outcome == "busy":  # it was not asked
+            self._breaker.withdrawn(permit)
+        elif fault.is_failure:
+            self._breaker.failed(permit)
+        else:
+            self._breaker.succeeded(permit)
+
+    def _circuit_changed(self, is_open: bool) -> None:
+        self._watch.upstream_circuit(self.name, is_open)
+        if is_open:
+            failures, seconds = self._settings.circuit_failures, self._settings.circuit_open_s
+            _log.warning(
+                "upstream '%s' failed %d times in a row: left alone for %g s", self.name, failures, seconds
+            )
+        else:
+            _log.info("upstream '%s' answers again", self.name)
 
     async def _whole(self, request: httpx2.Request, path: str) -> Json:
         response = await self._opened(request)
@@ -199,7 +223,8 @@ class Upstream:
         if response.status_code == httpx2.codes.OK:
             return response
         try:
-            body = await _read(response, MOST_ERROR_BYTES)
+            async with limited(ERROR_TEXT_S, ""):
+                body = await _read(response, MOST_ERROR_BYTES)
         except Fault:
             body = b""  # the status says enough
         finally:

@@ -139,6 +139,8 @@ def _reason(error: Exception) -> str:
     while chain is not None:
         if "Errno -" in str(chain) or type(chain).__name__ == "gaierror":
             return "its host is not known"
+        if "CERTIFICATE_VERIFY_FAILED" in str(chain):
+            return "its certificate is not trusted"
         if "SSL" in type(chain).__name__ or "SSL" in str(chain):
             return "no TLS connection could be made"
         if isinstance(chain, ConnectionRefusedError):

@@ -12,6 +12,7 @@ OURS = ("uncertainty", "request_id", "priority", "cache_salt", "vllm_xargs")
 """Fields about this server: its numbers and policy, and the names, queue and cache of its engine."""
 FORWARDED = ("traceparent", "tracestate", "x-request-id")
 """Headers of the caller that go on: by them a request is found in the logs of both. No other does, no key."""
+LONGEST_HEADER = 512
 VIA = "x-softspec-via"
 """Header with the ids of the softspec servers that a request was sent on by, in their order."""
 
@@ -33,7 +34,7 @@ def upstream_body(body: Json, model: str, stream: bool, drop_fields: Collection[
 
 def upstream_headers(headers: Mapping[str, str], server_id: str, stream: bool) -> dict[str, str]:
     """The headers to send, the key apart; `headers` are the caller's, their names in lower case."""
-    sent = {name: headers[name] for name in FORWARDED if name in headers}
+    sent = {name: headers[name] for name in FORWARDED if _can_be_sent(headers.get(name, ""))}
     sent[VIA] = ", ".join((*servers_before(headers), server_id))
     sent["content-type"] = "application/json"
     sent["accept"] = "text/event-stream" if stream else "application/json"
@@ -44,4 +45,10 @@ def upstream_headers(headers: Mapping[str, str], server_id: str, stream: bool) -
 
 def servers_before(headers: Mapping[str, str]) -> list[str]:
     """The ids of the softspec servers that sent this request on."""
-    return [part.strip() for part in headers.get(VIA, "").split(",") if part.strip()]
+    parts = (part.strip() for part in headers.get(VIA, "").split(","))
+    return [part for part in parts if _can_be_sent(part)]
+
+
+def _can_be_sent(value: str) -> bool:
+    """Whether a header has this value, and one that every server takes: what a caller sends may be no ASCII."""
+    return 0 < len(value) <= LONGEST_HEADER and value.isascii() and value.isprintable()

@@ -58,9 +58,9 @@ class GroupSpec:
     log_weights: K normalised natural logs. block_size: tokens; that of the activation, None where the adapters act on
     every token. num_top: how many of the mixture's likeliest tokens the caller wants beside each drawn token.
     has_readers: whether the caller reads any log-probability, be it the drawn token's alone; their tokens need text.
+    model: the name under which the group is served, for whoever counts.
     forced: the answer, where it is known: token t of the output is forced[t], and everything else is as if it had been
     drawn. watched: for each of those steps the tokens whose log-probability under each member is told as well.
-    model: the name under which the group is served, for whoever counts.
     """
 
     adapters: tuple[Adapter, ...]
@@ -69,9 +69,9 @@ class GroupSpec:
     block_size: int | None
     num_top: int
     has_readers: bool = False
+    model: str = ""
     forced: tuple[int, ...] = ()
     watched: tuple[tuple[int, ...], ...] = ()
-    model: str = ""
 
     def to_wire(self) -> dict[str, Any]:
         """The group as plain lists and numbers, which vLLM's processes can send."""
@@ -82,9 +82,9 @@ class GroupSpec:
             "block_size": self.block_size,
             "num_top": self.num_top,
             "has_readers": self.has_readers,
+            "model": self.model,
             "forced": list(self.forced),
             "watched": [list(token_ids) for token_ids in self.watched],
-            "model": self.model,
         }
 
     @classmethod
@@ -97,9 +97,9 @@ class GroupSpec:
             block_size=wire["block_size"],
             num_top=wire["num_top"],
             has_readers=wire["has_readers"],
+            model=wire["model"],
             forced=tuple(wire["forced"]),
             watched=tuple(map(tuple, wire["watched"])),
-            model=wire["model"],
         )
 
     @property

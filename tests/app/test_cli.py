@@ -28,7 +28,7 @@ from tests.support.tiny import random_adapters
 
 ROOT = Path(__file__).parents[2]
 INSTALL_VLLM = "pip install 'softspec[serve-cpu]', or 'softspec[serve-gpu]' for GPUs"
-COMMANDS = [["train"], ["serve"], ["inspect"], ["demo"], ["bench", "serve"], ["bench", "train"]]
+COMMANDS = [["train"], ["serve"], ["score"], ["inspect"], ["demo"], ["bench", "serve"], ["bench", "train"]]
 
 
 def understood(arguments: Sequence[str]) -> Any:
@@ -150,7 +150,10 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(
         (["--upstream", "http://h/v1"], "--upstream has no '=': expected NAME=URL,model=MODEL"),
         (["--upstream", "big=http://h/v1"], "upstream 'big': model: missing"),
         (["--upstream", "big=http://h/v1,model=m,api_key_env=NOT_SET"], "variable NOT_SET is not set"),
-        (["--record", "nowhere/record.jsonl"], "cannot be written: make its folder"),
+        (
+            ["--record", "nowhere/record.jsonl"],
+            "nowhere/record.jsonl' cannot be written: No such file or directory",
+        ),
         (["--server-config", "nowhere.yaml"], "cannot read 'nowhere.yaml': No such file or directory"),
         (["--grpc"], "'--grpc' cannot be given to 'softspec serve'"),
     ],

@@ -1,11 +1,11 @@
 """Asking an upstream in tests: one upstream of given settings, in an event loop of its own."""
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from typing import Any, TypeVar
 
 import pytest
+import uvloop
 
 from softspec.errors import UpstreamError
 from softspec.server.upstream.client import Upstream
@@ -52,7 +52,7 @@ def with_upstream(
         finally:
             await upstreams.aclose()
 
-    return asyncio.run(scenario())
+    return uvloop.run(scenario())  # as the server does
 
 
 async def all_chunks(upstream: Upstream, path: str = CHAT, body: Json = ASKED) -> list[Json]:

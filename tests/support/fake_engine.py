@@ -70,6 +70,12 @@ class _StreamOptions(BaseModel):
     continuous_usage_stats: bool | None = False
 
 
+class _ResponseFormat(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+
+
 class _CommonFields(BaseModel):
     model_config = ConfigDict(extra="allow")
 
@@ -86,7 +92,7 @@ class _CommonFields(BaseModel):
     max_tokens: int | None = None
     temperature: float | None = None
     seed: int | None = None
-    response_format: Any = None
+    response_format: _ResponseFormat | None = None
 
 
 class ChatFields(_CommonFields):

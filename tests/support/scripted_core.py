@@ -8,7 +8,7 @@ import asyncio
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,13 @@ class _Running:
     request: EngineCoreRequest
     script: Sequence[Said]
     said: int = 0
+
+    @cached_property
+    def spec(self) -> GroupSpec | None:
+        """The group that is asked for, if any."""
+        params = self.request.sampling_params
+        wire = (params.extra_args or {}).get(KEY) if params else None
+        return None if wire is None else GroupSpec.from_wire(wire)
 
 
 @dataclass
@@ -90,8 +97,7 @@ class ScriptedCore:
     def _next(self, state: _Running) -> EngineCoreOutput | None:
         params = state.request.sampling_params
         assert params is not None
-        wire = (params.extra_args or {}).get(KEY)
-        spec = None if wire is None else GroupSpec.from_wire(wire)
+        spec = state.spec
         forced = spec.forced if spec else ()
         length = len(forced) or min(len(state.script), params.max_tokens or len(state.script))
         if state.said == length:

@@ -11,14 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from softspec.engine.wire import KEY, GroupSpec
+from softspec.engine.wire import COLUMNS, KEY, GroupSpec
 from tests.support.scripted_vllm import FakeAsyncLLM
 
 
 class SpokenAsyncLLM(FakeAsyncLLM):
     """Says `text` and then ends the turn; `asked` are the parameters of all requests, as the engine core gets them.
 
-    `broken` is the `stop_reason` with which it ends every request in an error, if any; "" stands for none.
+    `broken` is the `stop_reason` with which it ends every request in an error, if any; "" stands for none. `rivals`:
+    what the last member finds likelier than a byte that is drawn.
     """
 
     output_processor: Any
@@ -28,6 +29,7 @@ class SpokenAsyncLLM(FakeAsyncLLM):
 
         super().__init__(config)
         self.text = text
+        self.rivals: dict[str, str] = {}
         self.asked: list[Any] = []
         self.output_processor = OutputProcessor(self.renderer.tokenizer, log_stats=False)
 
@@ -91,5 +93,11 @@ class SpokenAsyncLLM(FakeAsyncLLM):
         ids, values = [token] * (1 + num_top), [-0.5 - step] * (1 + num_top)
         if spec:
             numbers = [0.6, 0.5, 0.1, 0.0, *[-0.5 - step] * spec.num_members]
-            ids, values = ids + [0] * len(numbers), values + numbers
+            choices = [token] * (spec.num_members - 1) + [self._rival(token)]
+            ids, values = [*ids, *[0] * len(COLUMNS), *choices], values + numbers
         return LogprobsLists(np.array([ids]), np.array([values]), np.array([1]))
+
+    def _rival(self, token: int) -> int:
+        encode = self.renderer.tokenizer.encode
+        rivals = {encode(drawn)[0]: encode(rival)[0] for drawn, rival in self.rivals.items()}
+        return int(rivals.get(token, token))

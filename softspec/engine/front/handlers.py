@@ -9,6 +9,7 @@ vLLM 0.32 places: `vllm.entrypoints.launchers.api_server.app_state` (who holds a
 """
 
 from collections.abc import AsyncGenerator, Callable
+from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -155,6 +156,7 @@ def token_decoder(engine: EngineClient) -> Callable[[int], tuple[str, list[int]]
         tokenizer, vocab_size=engine.model_config.get_vocab_size()
     ).decoded_vocab
 
+    @lru_cache(maxsize=2**14)  # an answer of JSON says the same few tokens again and again
     def decode(token_id: int) -> tuple[str, list[int]]:
         return decode_token_ids([token_id], tokenizer)[0][0], list(vocabulary[token_id])
 

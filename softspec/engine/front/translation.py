@@ -133,6 +133,7 @@ def record(
     split = [split_position(logprobs, i, spec, params.logprobs or 0) for i in range(len(logprobs))]
     seen = 0 if params.output_kind == RequestOutputKind.DELTA else len(choice.tokens)
     if spec.watched:
+        spec = replace(spec, num_top=params.logprobs or 0)
         for i in range(seen, len(logprobs)):
             row = _row(logprobs, i)
             found = logprobs.token_ids[row], logprobs.logprobs[row]

@@ -1,15 +1,17 @@
 """vLLM's engine behind this process's event loop: what `softspec serve` runs, without HTTP.
 
 In: the arguments of `softspec serve` for vLLM, and loaded ensembles. Out: greedy answers, of ensembles or of single
-adapters by vLLM's stock path, and what the engine turned out to be. The engine core is a process of its own, as there.
+adapters by vLLM's stock path, scores of known answers, and what the engine turned out to be. The engine core is a
+process of its own, as there.
 
 vLLM 0.32 place: `vllm.v1.engine.async_llm.AsyncLLM`.
 """
 
 from argparse import Namespace
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import vllm
 from vllm import SamplingParams
@@ -23,8 +25,11 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from softspec.engine.front.client import EnsembleClient
 from softspec.engine.front.ensemble import Ensemble
+from softspec.engine.front.handlers import token_decoder
+from softspec.engine.front.scoring import score_answers
 from softspec.engine.requirements import require_engine
 from softspec.engine.start.arguments import USAGE, accepted_arguments, configure, engine_parser
+from softspec.engine.trace import ChoiceTrace
 from softspec.errors import ConfigError
 
 
@@ -71,6 +76,22 @@ class LocalEngine:
         """Greedy tokens of a single member by vLLM's stock path: an ordinary LoRA request, no group."""
         return self._ask(self._engine, self._loras[name], prompt_ids, num_tokens)
 
+    async def score(
+        self, name: str, prompt_ids: Sequence[int], answers: Sequence[Sequence[int]]
+    ) -> list[ChoiceTrace]:
+        """What an ensemble, or a member, thinks of answers that are known.
+
+        Raises:
+            FieldError: a token is not the model's, or an answer does not fit behind its prompt.
+        """
+        self._requests += 1
+        return await score_answers(self._client, name, prompt_ids, answers, f"local-{self._requests}")
+
+    @cached_property
+    def decode(self) -> Callable[[int], tuple[str, list[int]]]:
+        """Gives a token's text and its own bytes."""
+        return token_decoder(self._engine)
+
     async def measure_uncertainty(self, on: bool) -> None:
         """Choose whether ensembles' tokens come with their uncertainty numbers, as they do when served."""
         await self._engine.collective_rpc("measure_uncertainty", args=(on,))
@@ -108,15 +129,24 @@ class LocalEngine:
             yield len(output.outputs[0].token_ids)
 
 
+@dataclass(frozen=True)
+class Room:
+    """What must fit into a KV cache at once: so many sequences of so many tokens."""
+
+    rows: int
+    tokens_per_row: int
+
+
 @asynccontextmanager
 async def open_engine(
-    arguments: Sequence[str], ensembles: Collection[Ensemble], rows: int, tokens_per_row: int
+    arguments: Sequence[str], ensembles: Collection[Ensemble], room: Room | None = None
 ) -> AsyncIterator[LocalEngine]:
-    """Start an engine in whose KV cache `rows` sequences of `tokens_per_row` fit at once; it ends with the block.
+    """Start an engine; it ends with the block.
 
     Args:
-        arguments: the model, then vLLM's flags. On a CPU the cache is made just large enough; elsewhere, or with
-            --num-gpu-blocks-override, it must be.
+        arguments: the model, then vLLM's flags.
+        room: on a CPU the cache is made just large enough for it; elsewhere, or with --num-gpu-blocks-override, it must
+            be. None leaves its size to vLLM.
     Raises:
         ConfigError: vLLM refuses the flags, or the cache or the longest sequence is too small; the message says
             which flag helps.
@@ -125,15 +155,15 @@ async def open_engine(
     args = accepted_arguments(_parse(arguments))
     config = configure(args)
     cache = config.cache_config
-    # One block is vLLM's own.
-    needed = rows * -(-tokens_per_row // cache.block_size) + 1
-    if cache.num_gpu_blocks_override is None and config.device_config.device_type == "cpu":
-        cache.num_gpu_blocks_override = needed
-    _require_room(config, cache.num_gpu_blocks_override, needed, tokens_per_row)
+    if room is not None:
+        if cache.num_gpu_blocks_override is None and config.device_config.device_type == "cpu":
+            cache.num_gpu_blocks_override = _blocks_for(room, config)
+        _require_room(config, cache.num_gpu_blocks_override, room)
     require_engine(vllm.__version__, config, ensembles)
     engine = AsyncLLM.from_vllm_config(config, usage_context=USAGE, disable_log_stats=args.disable_log_stats)
     try:
-        _require_room(config, cache.num_gpu_blocks, needed, tokens_per_row)
+        if room is not None:
+            _require_room(config, cache.num_gpu_blocks, room)
         require_engine(vllm.__version__, config, ensembles)
         await engine.collective_rpc("install_ensemble_sampler")
         local = LocalEngine(engine, ensembles)
@@ -147,17 +177,22 @@ def _parse(arguments: Sequence[str]) -> Namespace:
     options, unknown = engine_parser().parse_known_args(["--model", *arguments])
     if unknown:
         raise ConfigError(
-            f"'{unknown[0]}' is no flag of ours or of vLLM's engine: see 'softspec bench serve --help'"
+            f"'{unknown[0]}' is no flag of ours or of vLLM's engine: see the command's --help, and vLLM's"
         )
     return options
 
 
-def _require_room(config: VllmConfig, blocks: int | None, needed: int, tokens_per_row: int) -> None:
-    longest = config.model_config.max_model_len
-    if longest < tokens_per_row:
+def _blocks_for(room: Room, config: VllmConfig) -> int:
+    # One block is vLLM's own.
+    return room.rows * -(-room.tokens_per_row // config.cache_config.block_size) + 1
+
+
+def _require_room(config: VllmConfig, blocks: int | None, room: Room) -> None:
+    longest, needed = config.model_config.max_model_len, _blocks_for(room, config)
+    if longest < room.tokens_per_row:
         raise ConfigError(
-            f"sequences of {tokens_per_row} tokens are asked for but --max-model-len is {longest}: leave it out, or "
-            "use shorter prompts"
+            f"sequences of {room.tokens_per_row} tokens are asked for but --max-model-len is {longest}: leave it out, "
+            "or use shorter prompts"
         )
     if blocks is not None and blocks < needed:
         raise ConfigError(

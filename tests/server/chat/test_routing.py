@@ -118,7 +118,7 @@ def test_upstream_that_tells_no_usage_is_not_made_up() -> None:
 
 
 def test_upstream_gets_the_request_as_it_was_sent_and_none_of_our_fields() -> None:
-    fields = {
+    fields: dict[str, Any] = {
         "tools": [{"type": "function", "function": {"name": "law", "parameters": {"type": "object"}}}],
         "tool_choice": "auto",
         "response_format": {"type": "json_object"},
@@ -310,6 +310,21 @@ def test_stream_of_the_upstream_passes_through_as_ours() -> None:
     }
     assert asked.metric("softspec_choices_total route") == 1
     assert asked.metric("softspec_requests_total route") == 1
+
+
+def test_usage_in_every_chunk_has_both_parts_too() -> None:
+    counts = [
+        {"prompt_tokens": 5, "completion_tokens": number, "total_tokens": 5 + number} for number in (1, 2)
+    ]
+    chunks = [chat_chunk("No", usage=counts[0]), chat_chunk(".", "stop", usage=counts[1])]
+    options = {"include_usage": True, "continuous_usage_stats": True}
+
+    asked = Asked([events(*map(event, chunks), DONE)], stream=True, stream_options=options)
+
+    usages = [chunk["usage"] for chunk in asked.chunks]
+    assert [usage["softspec"]["upstream"] for usage in usages] == [*counts, counts[1]]
+    assert [usage["completion_tokens"] for usage in usages] == [3 + 1, 3 + 2, 4 + 2]
+    assert [usage["prompt_tokens"] for usage in usages] == [12, 12, 12]
 
 
 def test_usage_is_not_sent_to_whom_did_not_ask() -> None:

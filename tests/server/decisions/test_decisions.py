@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+from dataclasses import fields
 from typing import Any
 
 import httpx2
@@ -17,7 +18,11 @@ from openai.types.decision import (
 from prometheus_client import CollectorRegistry, generate_latest
 from starlette.testclient import TestClient
 
+from softspec.maths.answer import METRICS
+from softspec.maths.options import OptionsUncertainty
+from softspec.server.decisions.answers import METRIC_OF
 from softspec.server.policy.policy import Policy
+from softspec.server.policy.rules import PolicyRules
 from tests.support.fake_decisions import FakeScorer, decisions_app
 from tests.support.fake_engine import ENSEMBLE, client_of
 
@@ -50,16 +55,16 @@ def scorer() -> FakeScorer:
     return FakeScorer(dict(TABLE))
 
 
-def ask(engine: FakeScorer, *questions: Any, policy: Policy | None = None, **fields: Any) -> Any:
+def ask(engine: FakeScorer, *questions: Any, policy: Policy | None = None, **given: Any) -> Any:
     """The official client's answer."""
-    fields = {"model": ENSEMBLE, "input": "May I record a call?", **fields}
+    given = {"model": ENSEMBLE, "input": "May I record a call?", **given}
     with client_of(decisions_app(engine, policy)) as client:
-        return client.decisions.create(questions=questions, **fields)
+        return client.decisions.create(questions=questions, **given)
 
 
-def refused(engine: FakeScorer, *questions: Any, app: Any = None, **fields: Any) -> tuple[str, str]:
+def refused(engine: FakeScorer, *questions: Any, app: Any = None, **given: Any) -> tuple[str, str]:
     """Which field a 400 names, and what it says; the engine was not asked."""
-    body = {"model": ENSEMBLE, "input": "?", "questions": list(questions or [PREDICATE]), **fields}
+    body = {"model": ENSEMBLE, "input": "?", "questions": list(questions or [PREDICATE]), **given}
     answer = TestClient(app or decisions_app(engine)).post("/v1/decisions", json=body)
     assert answer.status_code == 400, answer.text
     assert engine.asked == []
@@ -284,6 +289,26 @@ def test_pinned_policy_may_not_be_loosened() -> None:
 )
 def test_extension_that_cannot_be_honoured_is_refused(extension: Any, field: str) -> None:
     assert refused(scorer(), uncertainty=extension)[0] == field
+
+
+def test_server_that_routes_refuses_by_name() -> None:
+    rules = PolicyRules(Policy("route", "epistemic", 0.1), upstreams=("large",))
+    engine = scorer()
+
+    field, message = refused(engine, app=decisions_app(engine, rules=rules))
+
+    assert field == "uncertainty.policy.action"
+    assert "'route'" in message
+    abstaining = {"uncertainty": {"policy": {"action": "abstain"}}}
+    body = {"input": "?", "questions": [CHOICE], **abstaining}
+    answer = TestClient(decisions_app(engine, rules=rules)).post("/v1/decisions", json=body)
+    assert answer.json()["answers"][0]["type"] == "refusal"
+
+
+def test_every_metric_of_a_policy_is_a_number_of_a_decision() -> None:
+    numbers = {field.name for field in fields(OptionsUncertainty)}
+
+    assert {METRIC_OF.get(metric, metric) for metric in METRICS} <= numbers
 
 
 def test_policy_fields_that_change_nothing_may_stay() -> None:

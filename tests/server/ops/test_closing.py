@@ -67,7 +67,7 @@ def test_rows_that_wait_are_written_before_the_server_is_gone(tmp_path: Path) ->
         async with app.router.lifespan_context(app):
             app.state.softspec_recorder = recorder
             for number in range(100):
-                recorder.keep(partial(Row, {"number": number}, True))
+                recorder.keep("law", partial(Row, {"number": number}, True))
 
     asyncio.run(scenario())
 

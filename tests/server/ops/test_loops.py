@@ -2,10 +2,13 @@
 
 import asyncio
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -13,13 +16,14 @@ import uvicorn
 from fastapi import FastAPI, Request
 
 from softspec.errors import UpstreamError
-from softspec.server.ops.closing import close_upstreams_with
+from softspec.server.ops.closing import close_with
 from softspec.server.ops.errors import respond_to_error
 from softspec.server.ops.loops import RefuseLoops
 from softspec.server.upstream.settings import UpstreamSettings
 from softspec.server.upstream.upstreams import Upstreams
 from tests.support.asked_upstream import ASKED, Watched
 from tests.support.scripted_upstream import CHAT, ScriptedUpstream, answer, chat_answer
+from tests.support.tiny import random_adapters, tiny_llama
 
 
 @contextmanager
@@ -31,7 +35,7 @@ def routing_server(upstream_url: str, port: int | None = None) -> Iterator[tuple
     settings = {"big": UpstreamSettings(url=upstream_url, model="m", max_retries=0, timeout_s=10)}
     app.state.softspec_upstreams = Upstreams(settings, {}, Watched())
     app.add_middleware(RefuseLoops)
-    close_upstreams_with(app)
+    close_with(app)
     app.add_exception_handler(UpstreamError, respond_to_error)
 
     @app.post("/v1/chat/completions")
@@ -104,6 +108,25 @@ def test_a_row_of_servers_has_an_end(via: str, status: int) -> None:
         found = httpx2.post(url + CHAT, json=ASKED, headers={"x-softspec-via": via})
 
     assert found.status_code == status
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_a_start_with_oneself_as_upstream_is_refused_before_the_engine(tmp_path: Path) -> None:
+    ensemble = random_adapters(tiny_llama(tmp_path / "tiny-base"), tmp_path / "law", num_members=2)
+    port = str(free_port())
+    command = [sys.executable, "-m", "softspec.app.cli", "serve", str(ensemble), "--port", port]
+
+    ended = subprocess.run(
+        [*command, "--upstream", f"big=http://localhost:{port}/v1,model=m"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+    assert ended.returncode == 2, ended.stderr
+    assert f"upstream 'big' points back at this server, which listens on port {port}" in ended.stderr
+    assert "EngineCore" not in ended.stderr + ended.stdout
 
 
 def test_a_server_without_upstreams_takes_everything() -> None:

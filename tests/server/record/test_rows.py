@@ -8,9 +8,11 @@ import pytest
 
 from softspec.server.record.recorder import Recorder, unanswered_beside
 from softspec.server.record.rows import row_of
+from softspec.train.data.reading import Reading, read_examples
 from softspec.train.data.rows import Row as TrainingRow
 from softspec.train.data.rows import parse_row
 from softspec.train.data.sources import read_rows
+from tests.support.tiny import tiny_tokenizer
 
 QUESTION = {"role": "user", "content": "May I?"}
 TOOL = {"type": "function", "function": {"name": "law", "parameters": {"type": "object"}}}
@@ -58,6 +60,8 @@ LEARNABLE = {
     "completion": ({"prompt": "Once"}, {"text": " upon", "finish_reason": "stop"}),
     "echo": ({"prompt": "Once", "echo": True}, {"text": "Once upon", "finish_reason": "stop"}),
 }
+PLAIN = ("text", "thoughts", "parts", "completion", "echo")
+"""Rows that a template without tools can show."""
 NOT_LEARNABLE = {
     "abstained": (CHAT, None),
     "cut off": (CHAT, chosen("length", content="No, be")),
@@ -83,7 +87,7 @@ NOT_LEARNABLE = {
 def recorded(folder: Path, request: Any, answer: Any) -> tuple[Path, Path]:
     path = folder / "rows.jsonl"
     recorder = Recorder(path, 10**6, 1)
-    recorder.keep(lambda: row_of(request, ABOUT, answer))
+    recorder.keep("law", lambda: row_of(request, ABOUT, answer))
     recorder.close()
     return path, unanswered_beside(path)
 
@@ -108,6 +112,18 @@ def test_training_reads_what_was_answered(tmp_path: Path, request_: Any, answer:
     assert row.chat_template_kwargs == request_.get("chat_template_kwargs")
 
 
+@pytest.mark.parametrize("name", PLAIN)
+def test_rows_become_examples_of_prompt_and_answer(tmp_path: Path, name: str) -> None:
+    tokenizer = tiny_tokenizer()
+    path, _ = recorded(tmp_path, *LEARNABLE[name])
+
+    [example] = read_examples(read_rows(str(path)), Reading(tokenizer, {tokenizer.eos_token_id}, 1024))
+
+    answer = " upon" if name in ("completion", "echo") else "No."
+    assert tokenizer.decode(example.completion_ids) == answer + tokenizer.eos_token
+    assert ("May I?" in tokenizer.decode(example.prompt_ids)) == (answer == "No.")
+
+
 @pytest.mark.parametrize(("request_", "answer"), NOT_LEARNABLE.values(), ids=NOT_LEARNABLE)
 def test_what_training_would_learn_wrongly_or_not_at_all_lies_beside(
     tmp_path: Path, request_: Any, answer: Any
@@ -130,18 +146,16 @@ def test_call_has_only_what_a_template_shows(tmp_path: Path) -> None:
 
 
 def test_nothing_that_fails_reaches_who_asked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    errors: list[None] = []
+    errors: list[str] = []
     path = tmp_path / "rows.jsonl"
-    recorder = Recorder(path, 10**6, 1, lambda: errors.append(None))
+    recorder = Recorder(path, 10**6, 1, errors.append)
     path.unlink()
     path.mkdir()
 
-    recorder.keep(lambda: row_of(CHAT, ABOUT, chosen(content="secret")))
-    recorder.keep(lambda: row_of({"messages": None}, ABOUT, chosen(content="secret")))
+    recorder.keep("law", lambda: row_of(CHAT, ABOUT, chosen(content="secret")))
+    recorder.keep("law", lambda: row_of({"messages": None}, ABOUT, chosen(content="secret")))
     recorder.close()
 
-    assert len(errors) == 2
-    assert [record.message.partition(":")[0] for record in caplog.records] == [
-        "a request was not recorded"
-    ] * 2
+    assert errors == ["law", "law"]
+    assert {record.message.partition(":")[0] for record in caplog.records} == {"a request was not recorded"}
     assert "secret" not in caplog.text

@@ -89,7 +89,10 @@ def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
 @pytest.mark.parametrize("route", ROUTES)
 def test_a_written_answer_scored_again_has_its_numbers(server: Server, route: str) -> None:
     """Greedy and sampled, ended by itself and cut off."""
-    ways = [{"temperature": 0}, *({"temperature": 1.5, "seed": seed} for seed in range(8))]
+    ways: list[dict[str, Any]] = [
+        {"temperature": 0},
+        *({"temperature": 1.5, "seed": seed} for seed in range(8)),
+    ]
     choices = [written(server, route, **way) for way in ways]
     reasons = {choice["finish_reason"] for choice, _ in choices}
 

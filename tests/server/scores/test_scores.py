@@ -67,7 +67,7 @@ def registry() -> CollectorRegistry:
 @pytest.fixture
 def app(scorer: FakeScorer, registry: CollectorRegistry) -> FastAPI:
     app = make_app(FakeEngine([TORN]), Policy("abstain", "max_epistemic", 0.0), registry)
-    add_score_routes(app, checks=(), while_connected=lambda answer: answer)
+    add_score_routes(app, checks=())
     app.state.softspec_scoring = Scoring(
         scorer.text_prompt, scorer.chat_prompt, scorer.chat_end, scorer.answer, scorer.score
     )

@@ -4,9 +4,11 @@ import asyncio
 from collections import Counter
 from typing import Any
 
+import httpx2
 import pytest
 
 from softspec.errors import UpstreamError
+from softspec.server.upstream import upstreams
 from softspec.server.upstream.breaker import CircuitBreaker
 from softspec.server.upstream.client import Upstream
 from tests.support.asked_upstream import Watched, all_chunks, asking, with_upstream
@@ -60,7 +62,7 @@ def test_it_opens_after_so_many_failures_in_a_row() -> None:
 
     assert breaker.admit() is None
     assert breaker.wait_s == 10
-    assert clock.changes == [False, True]
+    assert clock.changes == [True]
 
 
 def test_one_probe_at_a_time_is_let_through() -> None:
@@ -75,7 +77,7 @@ def test_one_probe_at_a_time_is_let_through() -> None:
     breaker.succeeded(probe)
 
     assert admitted(breaker) is not None
-    assert clock.changes == [False, True, False]
+    assert clock.changes == [True, False]
 
 
 def test_a_probe_that_fails_opens_it_again_for_the_whole_time() -> None:
@@ -89,7 +91,7 @@ def test_a_probe_that_fails_opens_it_again_for_the_whole_time() -> None:
     assert breaker.wait_s == 10
     clock.now += 10
     assert admitted(breaker) is not None
-    assert clock.changes == [False, True]
+    assert clock.changes == [True]
 
 
 def test_a_probe_that_is_withdrawn_makes_way_for_the_next() -> None:
@@ -122,7 +124,7 @@ def test_what_was_begun_before_it_opened_no_longer_counts() -> None:
     assert breaker.admit() is None
     breaker.succeeded(probe)
 
-    assert clock.changes == [False, True, False]
+    assert clock.changes == [True, False]
 
 
 # Around an upstream
@@ -179,6 +181,50 @@ def test_what_callers_get_wrong_does_not_open_it(status: int) -> None:
     ended, watch, requests = outcomes([error(status)], asking, 6)
 
     assert (ended, requests) == (["status"] * 6, 6)
+    assert watch.circuit == [False]
+
+
+def test_opening_and_closing_are_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="softspec")
+    with ScriptedUpstream([error(500), answer(chat_answer())]) as server:
+
+        async def use(upstream: Upstream) -> None:
+            with pytest.raises(UpstreamError):
+                await asking(upstream)
+            await asyncio.sleep(0.12)
+            await asking(upstream)
+
+        with_upstream(server.url, use, max_retries=0, circuit_failures=1, circuit_open_s=0.1)
+
+    lines = [record.message for record in caplog.records if record.name.startswith("softspec")]
+    assert lines == [
+        "upstream 'big' failed 1 times in a row: left alone for 0.1 s",
+        "upstream 'big' answers again",
+    ]
+
+
+def test_a_call_that_found_no_connection_says_nothing_of_the_upstream(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(upstreams, "LIMITS", httpx2.Limits(max_connections=1))
+    watch = Watched()
+    with ScriptedUpstream([error(500), hang()]) as server:
+
+        async def use(upstream: Upstream) -> None:
+            with pytest.raises(UpstreamError, match="status 500"):
+                await asking(upstream)
+            waiting = asyncio.ensure_future(asking(upstream))
+            while len(server.requests) < 2:
+                await asyncio.sleep(0.01)
+            for _ in range(3):
+                with pytest.raises(UpstreamError, match="all of this server's connections are in use"):
+                    await asking(upstream)
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+
+        with_upstream(server.url, use, watch, max_retries=0, circuit_failures=2, connect_timeout_s=0.1)
+
+    assert watch.outcomes == ["status", "busy", "busy", "busy", "cancelled"]
     assert watch.circuit == [False]
 
 

@@ -1,5 +1,6 @@
 """An upstream is asked over real sockets: what goes out is the caller's request, what comes back is as it was sent."""
 
+import asyncio
 import json
 import logging
 import time
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from softspec.errors import UpstreamError
 from softspec.server.upstream.client import Upstream
 from tests.support.asked_upstream import ASKED, Watched, all_chunks, asking, fault_of, with_upstream
 from tests.support.scripted_upstream import (
@@ -25,6 +27,7 @@ from tests.support.scripted_upstream import (
     error,
     event,
     events,
+    hang,
 )
 
 KEY = "sk-0123456789-very-secret"
@@ -63,6 +66,7 @@ def test_a_stream_arrives_chunk_by_chunk_with_its_usage() -> None:
 
     assert chunks[:3] == [chat_chunk("Ja"), chat_chunk(", "), chat_chunk("🦊")]
     assert chunks[-1]["usage"] == USAGE
+    assert server.requests[0].headers["accept-encoding"] == "identity"
     assert server.requests[0].body["stream_options"] == {"include_usage": True}
     assert watch.outcomes == ["ok"]
 
@@ -132,6 +136,18 @@ def test_of_the_callers_headers_only_those_for_tracing_go_out() -> None:
     assert second["x-softspec-via"] == here
 
 
+@pytest.mark.parametrize("value", ["ü", "a" * 513, "", "\x7f"])
+def test_a_header_that_not_every_server_takes_stays_here(value: str) -> None:
+    with ScriptedUpstream([answer(chat_answer())]) as server:
+        headers = {"x-request-id": value, "x-softspec-via": f"a, {value}"}
+        with_upstream(server.url, lambda upstream: upstream.ask(CHAT, ASKED, headers))
+
+    sent = server.requests[0].headers
+    assert "x-request-id" not in sent
+    assert sent["x-softspec-via"].split(", ")[0] == "a"
+    assert len(sent["x-softspec-via"].split(", ")) == 2
+
+
 @pytest.mark.parametrize("whole", [True, False], ids=["whole", "streamed"])
 def test_a_compressed_answer_is_read(whole: bool) -> None:
     def packed(text: bytes) -> bytes:
@@ -177,6 +193,21 @@ def test_tokens_are_not_held_back() -> None:
         with_upstream(server.url, reading)
 
     assert [later - earlier > 0.1 for earlier, later in pairwise(seen)] == [True] * 4
+
+
+def test_connections_that_are_closed_end_their_calls() -> None:
+    """As at the end of the server; what comes later ends as well, by the same kind of error."""
+
+    async def use(upstream: Upstream) -> list[str]:
+        calls = [asyncio.ensure_future(way(upstream)) for way in (asking, all_chunks)]
+        while len(server.requests) < 2:
+            await asyncio.sleep(0.01)
+        await upstream._http.aclose()
+        ended = await asyncio.gather(*calls, asking(upstream), return_exceptions=True)
+        return [error.outcome for error in ended if isinstance(error, UpstreamError)]
+
+    with ScriptedUpstream([hang()]) as server:
+        assert with_upstream(server.url, use, max_retries=0) == ["cut", "cut", "busy"]
 
 
 def test_a_redirect_is_not_followed() -> None:

@@ -230,10 +230,15 @@ def test_the_upstreams_words_are_told_in_one_short_line(body: Any, shown: str | 
     assert str(fault) == "upstream 'big' answered with status 400" + (f": {shown}" if shown else "")
 
 
-def test_an_error_whose_text_never_comes_is_still_that_error() -> None:
+@WAYS
+@pytest.mark.parametrize("then", [raw, hang], ids=["closed", "silence"])
+def test_an_error_whose_text_never_comes_is_still_that_error(
+    way: Any, then: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("softspec.server.upstream.client.ERROR_TEXT_S", 0.1)
     head = b"HTTP/1.1 400 Bad\r\ncontent-type: application/json\r\ncontent-length: 50\r\n\r\n"
-    with ScriptedUpstream([raw(head)]) as server:
-        fault = fault_of(server.url, asking)
+    with ScriptedUpstream([then(head)]) as server:
+        fault = fault_of(server.url, way)
 
     assert (fault.outcome, fault.status) == ("status", 400)
 
@@ -372,6 +377,10 @@ def message(**changed: Any) -> Any:
         answer(message(message={"content": 3})),
         answer(message(message={"content": None, "tool_calls": "f()"})),
         answer(message(message={"content": None, "tool_calls": ["f()"]})),
+        answer(message(message={"content": None, "tool_calls": [{"function": "f()"}]})),
+        answer(message(message={"content": None, "tool_calls": [{"function": {"arguments": {}}}]})),
+        answer(message(message={"content": None, "tool_calls": [{"index": None}]})),
+        answer(message(finish_reason=["stop"])),
         answer(message(index="0")),
         answer(message(index=-1)),
         answer(message(index=True)),

@@ -26,7 +26,7 @@ from softspec.app.bench.serving.settings import WAYS, BenchSettings
 from softspec.app.bench.serving.ways import client_way, local_ways, reference_way
 from softspec.artefact.manifest import Manifest
 from softspec.engine.front.ensemble import load_ensembles
-from softspec.engine.start.local import open_engine
+from softspec.engine.start.local import Room, open_engine
 from softspec.reference import ReferenceEnsemble
 
 
@@ -45,11 +45,13 @@ async def run(
         arguments: those of `softspec serve` for vLLM.
         stock_environment: variables of the unmodified server.
     """
-    base, (rows, tokens_per_row) = arguments[0], settings.room(manifest)
+    base = arguments[0]
     model = describe_model(base, directory, manifest)
     ensembles = load_ensembles([directory])
     async with AsyncExitStack() as stack:
-        engine = await stack.enter_async_context(open_engine(arguments, ensembles, rows, tokens_per_row))
+        engine = await stack.enter_async_context(
+            open_engine(arguments, ensembles, Room(*settings.room(manifest)))
+        )
         facts = await engine.facts()
         members = [model for model in ensembles[0].specs() if model != manifest.name]
         ways = local_ways(engine, manifest.name, members)

@@ -1,0 +1,1 @@
+"""Scores for a file of answers, computed in this process: no server."""
