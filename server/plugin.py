@@ -23,7 +23,7 @@ from vllm.entrypoints.openai.completion.api_router import create_completion
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.openai.responses.api_router import create_responses
 from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
-from vllm.entrypoints.serve.utils.api_utils import validate_json_request
+from vllm.entrypoints.serve.utils.api_utils import validate_json_request, with_cancellation
 
 from softspec.engine.front.client import EnsembleClient
 from softspec.engine.front.ending import ending_of
@@ -106,7 +106,7 @@ class SoftspecEndpoints:
         """Add our routes; those of vLLM with the same path make way."""
         is_json = [Depends(validate_json_request)]
         add_chat_routes(app, _COMPLETIONS, is_json)
-        add_decision_routes(app, is_json, with_cancellation)
+        add_decision_routes(app, is_json)
         add_score_routes(app, is_json)
         add_dialect_routes(app, _DIALECTS, is_json)
         add_ops_routes(app)

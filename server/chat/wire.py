@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from softspec.artefact.validation import first_problem
+from softspec.artefact.validation import as_key, first_problem, unknown_key
 from softspec.engine.trace import ChoiceTrace
 from softspec.errors import ConfigError, FieldError
 from softspec.maths.answer import TokenUncertainty, summarise
@@ -64,8 +64,7 @@ def read_terms(extension: object, rules: PolicyRules) -> Terms:
     try:
         fields = ExtensionFields.model_validate(extension)
     except ValidationError as error:
-        path = ".".join(str(part) for part in (EXTENSION, *error.errors()[0]["loc"]))
-        raise FieldError(path, f"{EXTENSION}: {first_problem(error)}") from error
+        raise _field_error(error) from error
     if fields.policy is None:
         return Terms(fields.detail, rules.default)
     try:
@@ -74,6 +73,17 @@ def read_terms(extension: object, rules: PolicyRules) -> Terms:
         raise FieldError(f"{EXTENSION}.policy.{error.field}", f"{EXTENSION}.policy: {error}") from error
     except ConfigError as error:
         raise FieldError(f"{EXTENSION}.policy", str(error)) from error
+
+
+def _field_error(error: ValidationError) -> FieldError:
+    problem = error.errors()[0]
+    place = problem["loc"]
+    path = ".".join(str(part) for part in (EXTENSION, *place))
+    if problem["type"] != "extra_forbidden":
+        return FieldError(path, f"{EXTENSION}: {first_problem(error)}")
+    fields = PolicyFields if place[0] == "policy" and len(place) > 1 else ExtensionFields
+    key = ".".join(as_key(part) for part in place)
+    return FieldError(path, f"{EXTENSION}: {key}: {unknown_key(str(place[-1]), fields.model_fields)}")
 
 
 def full_report(

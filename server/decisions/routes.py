@@ -1,12 +1,12 @@
 """The route of decisions.
 
 In: `app.state.softspec_chat` for models and policy, `app.state.softspec_decisions` for the engine. Out: `POST
-/v1/decisions`. Knows FastAPI; vLLM only as arguments.
+/v1/decisions`. Knows FastAPI.
 """
 
-import uuid
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
+from uuid import uuid4
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -14,27 +14,30 @@ from fastapi.params import Depends
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 
+from softspec.server.chat.leaving import unless_gone
 from softspec.server.decisions.request import DecisionRequest, read_request, require_honoured
 from softspec.server.decisions.service import PATH, decide
 
-Answer = Callable[[DecisionRequest, Request], Awaitable[Response | None]]
 _CLIENT_WENT_AWAY = 499
 
 
-def add_decision_routes(
-    app: FastAPI, checks: Sequence[Depends], while_connected: Callable[[Answer], Answer]
-) -> None:
-    """Add the route; `checks` are made of every body, `while_connected` ends the work of a client that went away."""
-    answer = while_connected(_answer)
-
-    async def decisions(request: DecisionRequest, raw_request: Request) -> Response:
-        """The exact distribution over given options, in OpenAI's shape; with the `uncertainty` field."""
-        require_honoured(request)
-        return await answer(request, raw_request) or Response(status_code=_CLIENT_WENT_AWAY)
-
+def add_decision_routes(app: FastAPI, checks: Sequence[Depends]) -> None:
+    """Add the route; `checks` are made of every body."""
     app.router.add_api_route(
         PATH, decisions, methods=["POST"], dependencies=checks, route_class_override=_InOneLine
     )
+
+
+async def decisions(request: DecisionRequest, raw_request: Request) -> Response:
+    """The exact distribution over given options, in OpenAI's shape; with the `uncertainty` field."""
+    require_honoured(request)
+    state = raw_request.app.state
+    name = raw_request.headers.get("x-request-id") or uuid4().hex
+    work = decide(request, f"decisions-{name}", state.softspec_decisions, state.softspec_chat)
+    body = await unless_gone(raw_request, work, gone=None)
+    if body is None:
+        return Response(status_code=_CLIENT_WENT_AWAY)
+    return JSONResponse(body, headers={"x-request-id": name})
 
 
 class _InOneLine(APIRoute):
@@ -47,17 +50,9 @@ class _InOneLine(APIRoute):
             try:
                 return await handle(request)
             except RequestValidationError as error:
-                if isinstance(error.body, dict):
+                kinds = {problem["type"] for problem in error.errors() if isinstance(problem, dict)}
+                if error.body is not None and "json_invalid" not in kinds:
                     read_request(error.body)
                 raise
 
         return checked
-
-
-async def _answer(request: DecisionRequest, raw_request: Request) -> Response:
-    request_id = raw_request.headers.get("x-request-id") or uuid.uuid4().hex
-    state = raw_request.app.state
-    body: Any = await decide(
-        request, f"decisions-{request_id}", state.softspec_decisions, state.softspec_chat
-    )
-    return JSONResponse(body, headers={"x-request-id": request_id})

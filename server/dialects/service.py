@@ -109,7 +109,7 @@ async def _settling(
         trace = outcome.trace
         observe(outcome.decision, summarise(outcome.tokens, trace.log_weights, trace.weights_rule))
         if service.recorder is not None and outcome.decision.reason is not None:
-            service.recorder.keep(partial(row, outcome, time.time()))
+            service.recorder.keep(model, partial(row, outcome, time.time()))
 
     return settled
 

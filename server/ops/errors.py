@@ -37,7 +37,7 @@ def error_body(error: SoftspecError) -> dict[str, Any]:
     body = {
         "message": _writable(str(error)),
         "type": kind,
-        "param": param and _writable(param),
+        "param": _writable(param) if param else None,
         "code": status.value,
     }
     return {"error": body}

@@ -5,13 +5,12 @@ environment; keys of upstreams are not in it, only where they are. Knows no flag
 """
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from softspec.artefact.validation import as_key, first_problem
+from softspec.artefact.validation import as_key, first_problem, unknown_key
 from softspec.artefact.yaml_file import absolute, in_line, read_mapping
 from softspec.errors import ConfigError
 from softspec.server.policy.fields import Name, PolicyFields
@@ -57,7 +56,7 @@ class ServerConfig(BaseModel):
     )
     upstreams: dict[str, Any] = Field(
         default_factory=dict,
-        description="Servers that requests are routed to, by name; their keys are below.",
+        description="Servers that requests are routed to, by name.",
     )
     record: Annotated[RecordSettings | None, BeforeValidator(_path_alone)] = Field(
         default=None,
@@ -102,19 +101,12 @@ def _refuse_unknown(place: tuple[str, ...], kind: type[BaseModel], content: Any)
     for part in place:
         content = content.get(part)
     for key in content if isinstance(content, Mapping) else ():
-        if hint := unknown_key(key, kind):
-            raise ConfigError(f"{'.'.join(map(as_key, (*place, key)))}: {hint}")
-
-
-def unknown_key(key: str, kind: type[BaseModel]) -> str | None:
-    """What to say of a key that the model does not have, with the one that was probably meant; None if it has it."""
-    known = list(kind.model_fields)
-    if key in known or key == "api_key":  # of a key itself more is said where upstreams are read
-        return None
-    nearest = get_close_matches(key.replace("-", "_"), known, n=1)
-    return "unknown key; " + (
-        f"did you mean '{nearest[0]}'?" if nearest else f"expected one of {', '.join(known)}"
-    )
+        if (
+            key not in kind.model_fields and key != "api_key"
+        ):  # of which more is said where upstreams are read
+            raise ConfigError(
+                f"{'.'.join(map(as_key, (*place, key)))}: {unknown_key(key, kind.model_fields)}"
+            )
 
 
 def _with_paths_from(folder: Path, config: ServerConfig) -> ServerConfig:

@@ -72,7 +72,10 @@ class Settings:
             ConfigError: no ensemble is named, or the policy cannot be followed.
         """
         if (carried := environment.get(CARRIED)) is not None:
-            return _settings.validate_python(json.loads(carried))
+            try:
+                return _settings.validate_python(json.loads(carried))
+            except ValueError as error:
+                raise ConfigError(f"{CARRIED} is not what 'softspec serve' wrote: unset it") from error
         paths = [part for part in environment.get(ENSEMBLES, "").split(os.pathsep) if part]
         if not paths:
             raise ConfigError(f"{ENSEMBLES} is not set: expected one or more ensemble directories")

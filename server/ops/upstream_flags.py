@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from softspec.artefact.validation import unknown_key
 from softspec.artefact.yaml_file import absolute
 from softspec.artefact.yaml_text import YamlError, parse_yaml
 from softspec.errors import ConfigError
-from softspec.server.ops.server_config import unknown_key
 from softspec.server.upstream.settings import UpstreamSettings, require_name
 
 TEXT = ("url", "model", "api_key_env", "api_key_file")
@@ -52,8 +52,8 @@ def _fields(name: str, text: str) -> dict[str, Any]:
         found = _FIELD.fullmatch(part)
         key, value = found.groups() if found else ("url", part)
         assert found or number == 0  # what follows a comma begins as a field
-        if hint := unknown_key(key, UpstreamSettings):
-            raise ConfigError(f"--upstream {name}: {key}: {hint}")
+        if key not in UpstreamSettings.model_fields and key != "api_key":  # see `read_upstreams`
+            raise ConfigError(f"--upstream {name}: {key}: {unknown_key(key, UpstreamSettings.model_fields)}")
         if key in fields:
             raise ConfigError(f"--upstream {name}: {key} is there twice; keep one")
         fields[key] = _value(name, key, value)

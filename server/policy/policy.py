@@ -9,6 +9,7 @@ import operator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from softspec.artefact.validation import as_key
 from softspec.errors import ConfigError
 from softspec.maths.answer import METRICS
 
@@ -49,10 +50,10 @@ class Policy:
 
     def __post_init__(self) -> None:
         if self.action not in EFFECTIVE:
-            raise ConfigError(f"policy action is '{self.action}': expected answer, abstain or route")
+            raise ConfigError(f"policy action is '{as_key(self.action)}': expected answer, abstain or route")
         if self.metric not in (*METRICS, CONFIDENCE):
             expected = ", ".join((*METRICS, CONFIDENCE))
-            raise ConfigError(f"policy metric is '{self.metric}': expected one of {expected}")
+            raise ConfigError(f"policy metric is '{as_key(self.metric)}': expected one of {expected}")
         self._check_threshold()
         if self.min_tokens < 1:
             raise ConfigError(f"policy min_tokens is {self.min_tokens}: expected a number of at least 1")
@@ -61,7 +62,9 @@ class Policy:
                 f"policy hold_tokens is {self.hold_tokens}: expected a number from 0 to {MOST_HELD}"
             )
         if self.on_failure not in ("answer", "abstain", "error"):
-            raise ConfigError(f"policy on_failure is '{self.on_failure}': expected answer, abstain or error")
+            raise ConfigError(
+                f"policy on_failure is '{as_key(self.on_failure)}': expected answer, abstain or error"
+            )
 
     def _check_threshold(self) -> None:
         if self.threshold is None:

@@ -6,6 +6,7 @@ that holds for the request. Knows of an upstream only its name, and no HTTP.
 
 from dataclasses import asdict, dataclass, field, replace
 
+from softspec.artefact.validation import as_key
 from softspec.errors import ConfigError, FieldError
 from softspec.server.policy.fields import PolicyFields
 from softspec.server.policy.policy import CONFIDENCE, Action, Policy
@@ -36,7 +37,7 @@ class PolicyRules:
             )
         unknown = [name for name in self.allowed_upstreams or () if name not in self.upstreams]
         if unknown:
-            raise ConfigError(f"allowed_upstreams names '{unknown[0]}': {_choice(self.upstreams)}")
+            raise ConfigError(f"allowed_upstreams names '{as_key(unknown[0])}': {_choice(self.upstreams)}")
         object.__setattr__(self, "default", self._followed(self.default))
 
     def asked_by(self, fields: PolicyFields) -> Policy:
@@ -91,7 +92,9 @@ class PolicyRules:
         if policy.upstream is None:
             raise FieldError("upstream", f"policy upstream is missing: {_choice(allowed)}")
         if policy.upstream not in allowed:
-            raise FieldError("upstream", f"policy upstream is '{policy.upstream}': {_choice(allowed)}")
+            raise FieldError(
+                "upstream", f"policy upstream is '{as_key(policy.upstream)}': {_choice(allowed)}"
+            )
         return policy.upstream
 
 

@@ -5,7 +5,8 @@ models.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from difflib import get_close_matches
 from itertools import groupby
 from typing import Any
 
@@ -58,6 +59,14 @@ def first_problem(error: ValidationError, content: object = None) -> str:
 def place_of_first(error: ValidationError, content: object) -> str:
     """The dotted path of what `first_problem` complains of."""
     return ".".join(as_key(part) for part in _first(error, content)[0])
+
+
+def unknown_key(key: str, known: Collection[str]) -> str:
+    """What is said of a key that is not known: the one that was probably meant, or all that there are."""
+    nearest = get_close_matches(key.replace("-", "_"), known, n=1)
+    return "unknown key; " + (
+        f"did you mean '{nearest[0]}'?" if nearest else f"expected one of {', '.join(known)}"
+    )
 
 
 def shown(value: object, most: int = MOST_SHOWN) -> str:

@@ -41,6 +41,10 @@ ROOMS: dict[str, list[set[str]]] = {
     "tests": [{"serve-cpu", "test"}],
 }
 UNDECLARED = {
+    **dict.fromkeys(
+        ("langchain_anthropic", "langchain_core", "langchain_openai", "litellm"),
+        "lie beside the environment, see the Makefile",
+    ),
     "trl": "`bench train` measures it where it is installed",
     "triton": "lies beside the environment, see the Makefile",
 }

@@ -5,7 +5,7 @@ character; the end of a turn is token 0.
 """
 
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -108,9 +108,5 @@ def decisions_app(
         score_options=scorer.score_options,
         max_model_len=max_model_len,
     )
-    add_decision_routes(app, checks=(), while_connected=_always)
+    add_decision_routes(app, checks=())
     return app
-
-
-def _always(answer: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    return answer

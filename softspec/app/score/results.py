@@ -29,14 +29,16 @@ class Wanted:
     overwrite: bool = False
 
 
-def check_output(path: Path, overwrite: bool) -> None:
+def check_output(path: Path, data: Path, overwrite: bool) -> None:
     """Before anything is computed.
 
     Raises:
-        ConfigError: there is no directory for it, or a file that may not be replaced.
+        ConfigError: there is no directory for it, or something that may not be replaced.
     """
     if not path.parent.is_dir():
         raise ConfigError(f"--json is '{path}' but there is no directory '{path.parent}': make it first")
+    if path.exists() and (not path.is_file() or path.samefile(data)):
+        raise ConfigError(f"--json is '{path}', which may not be replaced: name another file")
     if path.exists() and not overwrite:
         raise ConfigError(
             f"--json is '{path}', which is there already: name another file, or give --overwrite"

@@ -40,7 +40,7 @@ def score_file(
         Interrupted: by Ctrl-C; the message says how many rows were scored and where they are.
     """
     if wanted.output is not None:
-        check_output(wanted.output, wanted.overwrite)
+        check_output(wanted.output, data, wanted.overwrite)
     manifests = {ensemble: load_manifest(ensemble)}
     model, *flags = server_arguments(manifests, base, vllm_args, base_unchecked)
     if Path(model).is_dir():

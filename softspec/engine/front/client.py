@@ -13,7 +13,7 @@ from contextlib import aclosing
 from typing import Any
 
 from vllm.engine.protocol import EngineClient
-from vllm.inputs import PromptType, TokensPrompt
+from vllm.inputs import PromptType, tokens_input
 from vllm.lora.request import LoRARequest
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
@@ -137,7 +137,7 @@ class EnsembleClient:
             output_kind=RequestOutputKind.DELTA,
         )
         params = self._gate.admit(params, priority)
-        prompt = TokensPrompt(prompt_token_ids=list(prompt_ids))
+        prompt = tokens_input(list(prompt_ids))
         return self._ask(spec, prompt, params, request_id, [choice], priority=priority)
 
     def places_to_follow(self, num_members: int) -> asyncio.Semaphore:

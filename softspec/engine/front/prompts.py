@@ -64,7 +64,10 @@ async def chat_prompt_ids(
     request = _parsed(ChatCompletionRequest, {**given, "model": model, "messages": list(messages)})
     rendered = await state.online_renderer.render_chat(request)
     if isinstance(rendered, ErrorResponse):
-        raise _refusal(rendered, "messages")
+        # Of tools that nobody would read out of an answer, or of a template that is not trusted.
+        raise _refusal(
+            rendered, next((name for name in ("tools", *TEMPLATE_FIELDS) if name in given), "messages")
+        )
     return _token_ids(rendered[1], "messages")
 
 

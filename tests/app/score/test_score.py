@@ -268,6 +268,8 @@ def test_mistakes_are_told_in_one_line_before_an_engine_is_started(
         (str(tmp_path), str(data)): "no ensemble.json",
         (str(ensemble), str(data)): "data.jsonl:5: prompt",
         (str(ensemble), str(data), "--json", str(there)): "is there already: name another file",
+        (str(ensemble), str(data), "--json", str(data), "--overwrite"): "may not be replaced",
+        (str(ensemble), str(data), "--json", str(tmp_path), "--overwrite"): "may not be replaced",
         (str(ensemble), str(data), "--json", str(tmp_path / "no" / "out")): "there is no directory",
         (str(ensemble), str(data), "--detail", "all"): "--detail",
         (str(ensemble), str(data), "--lora-modules", "a=b"): "cannot be given",

@@ -103,6 +103,26 @@ def test_a_malformed_conversation_is_told_with_its_place(server: Server, message
     assert refusal.value.field == field
 
 
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"tools": [{"type": "function"}]}, "tools.0"),
+        ({"tools": []}, "tools"),
+        ({"reasoning_effort": "extreme"}, "reasoning_effort"),
+        ({"tool_choice": "auto"}, "tool_choice"),
+    ],
+)
+def test_a_field_that_no_chat_request_may_have_is_told_by_name(
+    server: Server, fields: dict[str, Any], field: str
+) -> None:
+    from vllm.exceptions import VLLMValidationError
+
+    with pytest.raises((FieldError, VLLMValidationError)) as refusal:
+        server.run(chat_prompt_ids(server.app.state, [USER], model=NAME, **fields))
+
+    assert field in (getattr(refusal.value, "field", None), getattr(refusal.value, "parameter", None))
+
+
 @pytest.mark.parametrize("prompt", ["", [], [320], [-1], "a" * 2000, [65] * 2000])
 def test_a_prompt_that_no_completion_may_have_is_refused(server: Server, prompt: Any) -> None:
     from vllm.exceptions import VLLMClientError

@@ -191,6 +191,17 @@ def test_what_does_not_fit_behind_its_prompt_is_refused(scripted: Scripted) -> N
         scripted.run(score_answers(scripted.client, "always-4", PROMPT, [[*longest, 5]], "s"))
 
 
+def test_a_prompt_without_tokens_is_refused_in_one_plain_error(scripted: Scripted) -> None:
+    """By vLLM, as it refuses one that is to be answered."""
+    from vllm.exceptions import VLLMClientError
+
+    from softspec.engine.front.scoring import score_answers
+
+    with pytest.raises(VLLMClientError, match="cannot be empty"):
+        scripted.run(score_answers(scripted.client, "always-4", [], [[5], [6]], "s"))
+    assert not scripted.core.said
+
+
 def test_models_that_are_not_served_cannot_score(scripted: Scripted) -> None:
     from softspec.engine.front.scoring import score_answers
 

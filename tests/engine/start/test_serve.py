@@ -99,6 +99,28 @@ def started(ensemble: Path, monkeypatch: pytest.MonkeyPatch, *flags: str) -> str
     return line
 
 
+def test_address_of_the_server_to_be_may_be_refused_before_an_engine_starts(
+    ensemble: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from softspec.engine.start import serve
+
+    asked = []
+
+    def refuse(host: str | None, port: int) -> None:
+        asked.append((host, port))
+        raise ConfigError("that is me")
+
+    monkeypatch.setattr(
+        serve.AsyncLLM, "from_vllm_config", lambda *_, **__: pytest.fail("an engine was started")
+    )
+    for flags in (["--port", "8123"], ["--host", "::1", "--port", "8124"]):
+        arguments = server_arguments({ensemble: load_manifest(ensemble)}, None, flags)
+        with pytest.raises(ConfigError, match="that is me"):
+            serve.run(arguments, loaded(ensemble), allow_untested=False, may_listen=refuse)
+
+    assert asked == [(None, 8123), ("::1", 8124)]
+
+
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [

@@ -1,6 +1,7 @@
 """Chat and text completions through the real routes, asked by the official OpenAI client."""
 
 import json
+import re
 from typing import Any
 
 import openai
@@ -11,6 +12,7 @@ from starlette.testclient import TestClient
 from softspec.errors import LockstepError
 from softspec.maths.answer import summarise
 from softspec.server.policy.policy import Policy
+from softspec.server.policy.rules import PolicyRules
 from tests.support.fake_engine import AGREED, ENSEMBLE, TORN, UNIFORM, FakeEngine, client_of, make_app
 
 QUESTION: Any = [{"role": "user", "content": "Is it allowed?"}]
@@ -450,3 +452,61 @@ def test_answers_are_counted_by_decision() -> None:
         assert f'softspec_{kind}_total{{decision="answer",model="jurists"}} 1.0' in page
         assert f'softspec_{kind}_total{{decision="abstain",model="jurists"}} 1.0' in page
     assert 'softspec_time_to_first_token_seconds_count{model="jurists"} 2.0' in page
+
+
+LIMITED = PolicyRules(
+    Policy("abstain", "max_epistemic", 0.5, 2),
+    ("big", "small"),
+    allowed_actions=("abstain", "route"),
+    allowed_upstreams=("small",),
+)
+
+
+@pytest.mark.parametrize(
+    ("rules", "policy", "field", "message"),
+    [
+        (LIMITED, {"action": "answer"}, "action", "'answer' is not allowed: expected one of abstain, route"),
+        (LIMITED, {"action": "route", "upstream": "big"}, "upstream", "is 'big': expected one of small"),
+        (LIMITED, {"action": "route", "on_failure": "answer"}, "on_failure", "expected abstain or error"),
+        (LIMITED, {"metric": "confidence", "threshold": 0.5}, "metric", "an ensemble that was calibrated"),
+        (
+            PolicyRules(Policy("abstain", "max_epistemic", 0.5, 2), allow_override=False),
+            {"threshold": 0.1},
+            "threshold",
+            "threshold differs from the server's policy, which holds for every request: leave the policy out",
+        ),
+    ],
+)
+def test_request_beyond_a_limit_is_a_400_that_names_the_field(
+    rules: PolicyRules, policy: dict[str, Any], field: str, message: str
+) -> None:
+    engine = FakeEngine([TORN])
+    client = client_of(make_app(engine, rules=rules))
+
+    with pytest.raises(openai.BadRequestError, match=message) as refusal:
+        client.chat.completions.create(
+            model=ENSEMBLE, messages=QUESTION, extra_body={"uncertainty": {"policy": policy}}
+        )
+
+    assert (refusal.value.param, engine.requests) == (f"uncertainty.policy.{field}", [])
+
+
+@pytest.mark.parametrize(
+    ("extension", "field", "message"),
+    [
+        (
+            {"policy": {"treshold": 1}},
+            "policy.treshold",
+            "policy.treshold: unknown key; did you mean 'threshold'?",
+        ),
+        ({"polcy": {}}, "polcy", "uncertainty: polcy: unknown key; did you mean 'policy'?"),
+        ({"x": 1}, "x", "uncertainty: x: unknown key; expected one of detail, policy"),
+    ],
+)
+def test_misspelt_field_is_told_what_was_probably_meant(
+    extension: dict[str, Any], field: str, message: str
+) -> None:
+    with pytest.raises(openai.BadRequestError, match=re.escape(message)) as refusal:
+        ask(FakeEngine([AGREED]), extension)
+
+    assert refusal.value.param == f"uncertainty.{field}"

@@ -8,12 +8,20 @@ import pytest
 from softspec.engine.trace import tracing
 from softspec.errors import ConfigError
 from softspec.server.chat.guard import policy_guard
-from softspec.server.policy.policy import Policy
+from softspec.server.policy.policy import Action, Policy
 from tests.support.other_routes import FOLLOWERS, GENERATING, READ_ONLY, STREAMED
 from tests.support.tiny import random_adapters, tiny_llama
 
 BASE, NAME = "tiny-base", "tiny-ensemble"
 ABSTAIN = Policy("abstain", "max_epistemic", 0.3)
+
+
+@pytest.mark.parametrize("action", ["abstain", "route"])
+def test_route_that_would_ignore_the_policy_is_refused_whatever_the_policy_does(action: Action) -> None:
+    policy = Policy(action, "max_epistemic", 0.3, upstream="big" if action == "route" else None)
+
+    with pytest.raises(ConfigError, match=f"does not follow the server's policy '{action}': ask 'jurists'"):
+        policy_guard(policy)("jurists")
 
 
 def test_route_without_a_trace_is_refused_by_the_name_of_the_ensemble() -> None:

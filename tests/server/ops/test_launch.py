@@ -16,6 +16,7 @@ from softspec.artefact.manifest import BaseModelRef, Manifest, load_manifest, sa
 from softspec.errors import ConfigError, ManifestError
 from softspec.server.ops.launch import serve, server_arguments, server_environment
 from softspec.server.ops.served_base import served_fingerprint
+from softspec.server.ops.server_config import RecordSettings
 from softspec.server.ops.settings import Settings
 from tests.support.tiny import random_adapters, tiny_llama
 
@@ -164,6 +165,15 @@ def test_cut_off_adapter_is_told_before_vllm_is_loaded(ensemble: Path, tmp_path:
 
     with pytest.raises(ManifestError, match=r"member-2/adapter_model.safetensors' cannot be read .* cut off"):
         serve(Settings((copied,)), None, [])
+
+
+def test_record_that_others_may_read_is_refused_before_vllm_is_loaded(ensemble: Path, tmp_path: Path) -> None:
+    path = tmp_path / "rows.unanswered.jsonl"
+    path.touch()
+    path.chmod(0o644)
+
+    with pytest.raises(ConfigError, match="may be read by others"):
+        serve(Settings((ensemble,), record=RecordSettings(path=tmp_path / "rows.jsonl")), None, [])
 
 
 def test_base_that_is_no_checkpoint_can_only_be_served_unchecked(

@@ -1,29 +1,30 @@
 """A request that this server sent on, and that comes back, ends here."""
 
 import asyncio
+import os
 import socket
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import httpx2
 import pytest
 import uvicorn
 from fastapi import FastAPI, Request
 
-from softspec.errors import UpstreamError
+from softspec.errors import ConfigError, UpstreamError
 from softspec.server.ops.closing import close_with
 from softspec.server.ops.errors import respond_to_error
+from softspec.server.ops.launch import serve
 from softspec.server.ops.loops import RefuseLoops
+from softspec.server.ops.settings import Settings
 from softspec.server.upstream.settings import UpstreamSettings
 from softspec.server.upstream.upstreams import Upstreams
 from tests.support.asked_upstream import ASKED, Watched
 from tests.support.scripted_upstream import CHAT, ScriptedUpstream, answer, chat_answer
-from tests.support.tiny import random_adapters, tiny_llama
 
 
 @contextmanager
@@ -111,22 +112,24 @@ def test_a_row_of_servers_has_an_end(via: str, status: int) -> None:
 
 
 @pytest.mark.vllm
-@pytest.mark.slow
-def test_a_start_with_oneself_as_upstream_is_refused_before_the_engine(tmp_path: Path) -> None:
-    ensemble = random_adapters(tiny_llama(tmp_path / "tiny-base"), tmp_path / "law", num_members=2)
-    port = str(free_port())
-    command = [sys.executable, "-m", "softspec.app.cli", "serve", str(ensemble), "--port", port]
+@pytest.mark.parametrize("host", [(), ("--host", "127.0.0.1")], ids=["everywhere", "one address"])
+def test_a_start_with_oneself_as_upstream_is_refused_before_the_engine(
+    host: Sequence[str], tiny_ensembles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from softspec.engine.start import serve as start
 
-    ended = subprocess.run(
-        [*command, "--upstream", f"big=http://localhost:{port}/v1,model=m"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    def start_engine(*_: object) -> None:
+        raise AssertionError("an engine was started")
 
-    assert ended.returncode == 2, ended.stderr
-    assert f"upstream 'big' points back at this server, which listens on port {port}" in ended.stderr
-    assert "EngineCore" not in ended.stderr + ended.stdout
+    monkeypatch.setattr(start.AsyncLLM, "from_vllm_config", start_engine)
+    port = free_port()
+    back = {"big": UpstreamSettings(url=f"http://localhost:{port}", model="m")}
+
+    with (
+        patch.dict(os.environ),
+        pytest.raises(ConfigError, match=f"upstream 'big' points back at this server, .* port {port}"),
+    ):
+        serve(Settings((tiny_ensembles["always-2"],), upstreams=back), None, [*host, "--port", str(port)])
 
 
 def test_a_server_without_upstreams_takes_everything() -> None:

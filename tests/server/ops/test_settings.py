@@ -192,6 +192,8 @@ def test_default_policy_answers_everything() -> None:
     ("environment", "complaint"),
     [
         ({}, "SOFTSPEC_ENSEMBLE is not set"),
+        ({"SOFTSPEC_SETTINGS": "{"}, "SOFTSPEC_SETTINGS is not what 'softspec serve' wrote: unset it"),
+        ({"SOFTSPEC_SETTINGS": "{}"}, "SOFTSPEC_SETTINGS is not what 'softspec serve' wrote: unset it"),
         ({"SOFTSPEC_ENSEMBLE": "a", "SOFTSPEC_BASE_UNCHECKED": "yes"}, "'yes': expected 0 or 1"),
         ({"SOFTSPEC_ENSEMBLE": "a", "SOFTSPEC_POLICY_THRESHOLD": "high"}, "expected a number"),
         ({"SOFTSPEC_ENSEMBLE": "a", "SOFTSPEC_POLICY_ACTION": "abstain"}, "needs a threshold"),

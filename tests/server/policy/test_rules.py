@@ -60,6 +60,12 @@ def test_route_without_a_name_goes_to_the_only_upstream_that_is_allowed() -> Non
             "policy upstream is 'huge': expected one of big, small",
         ),
         (
+            PolicyRules(upstreams=BOTH),
+            {"action": "route", "threshold": 1, "upstream": "a\nb" + 99 * "c"},
+            "upstream",
+            "policy upstream is '\"a\\nbccccc",
+        ),
+        (
             PolicyRules(upstreams=BOTH, allowed_upstreams=("big",)),
             {"action": "route", "threshold": 1, "upstream": "small"},
             "upstream",
@@ -91,6 +97,8 @@ def test_what_this_server_cannot_or_may_not_do_is_refused_by_name(
     found, message = refusal(rules, **fields)
 
     assert found == field
+    assert "\n" not in message
+    assert len(message) < 200
     assert complaint in message
 
 

@@ -88,3 +88,20 @@ def test_a_body_that_is_not_said_to_be_json_is_refused(server: Server) -> None:
     )
 
     assert 400 <= answer.status_code < 500
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"chat_template": "x"}, "chat_template"),
+    ],
+)
+def test_what_the_server_was_not_started_for_is_refused_by_name(
+    server: Server, fields: dict[str, Any], param: str
+) -> None:
+    hello = [{"role": "user", "content": "hello"}]
+
+    answer = server.post("/v1/uncertainty", {"messages": hello, "answers": ["a"], **fields})
+
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
