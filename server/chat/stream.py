@@ -66,6 +66,7 @@ class AnswerStream:
         self._models: dict[int, str] = {}
         self._head: Json = {}
         self._ends_early = False
+        self._has_failed = False
 
     async def events(self, ensemble: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
         """Rewrite the ensemble's events; closing it aborts the request in the engine and at the upstreams."""
@@ -88,7 +89,8 @@ class AnswerStream:
         else:
             yield from map(_event, self._of_upstream(self._choices[source], item))
         if self._ends_early and not self._open:
-            yield from map(_event, self._usage.closing(self._head, self._models.get(0)))
+            if not self._has_failed:
+                yield from map(_event, self._usage.closing(self._head, self._models.get(0)))
             yield _DONE
 
     def _of_ensemble(self, event: Any) -> Iterator[str]:
@@ -101,7 +103,8 @@ class AnswerStream:
         if chunk.get("choices"):
             yield from map(_event, self._of_chunk(chunk))
         elif "error" in chunk:
-            self._ends_early, self._open = True, set()
+            self._has_failed = self._ends_early = True
+            self._open.clear()
             yield event
         elif self._ends_early:
             self._usage.ensemble = chunk.get("usage")

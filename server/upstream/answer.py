@@ -36,7 +36,7 @@ def read_chunk(path: str, text: str, has_begun: bool) -> Json:
         Fault: it is not one, or it is an error.
     """
     document = _read(text, has_begun)
-    return _checked(document, _wrong_delta if _is_chat(path) else _wrong_text)
+    return _checked(document, _nothing_more if _is_chat(path) else _wrong_text)
 
 
 def _read(text: str, has_begun: bool) -> Json:
@@ -74,7 +74,7 @@ def _wrong_choice(choice: object, wrong_message: Check) -> str | None:
         return "'index' of a choice is not a number"
     if not isinstance(choice.get("finish_reason"), str | None):
         return "'finish_reason' of a choice is not text"
-    return wrong_message(choice)
+    return _wrong_delta(choice) or wrong_message(choice)
 
 
 def _wrong_message(choice: Json) -> str | None:
@@ -96,6 +96,10 @@ def _wrong_content(message: Json) -> str | None:
     if calls is not None and not (isinstance(calls, list) and all(map(_is_call, calls))):
         return "'tool_calls' of a choice is not a list of calls"
     return None
+
+
+def _nothing_more(_choice: Json) -> None:
+    """A chunk of a chat needs no message: its delta, if it has one, was checked."""
 
 
 def _wrong_text(choice: Json) -> str | None:

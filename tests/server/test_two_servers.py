@@ -34,9 +34,11 @@ class Pair:
     ensemble: RealServer
     base: RealServer
     record: Path
+    clients: dict[str, openai.OpenAI]
 
     def asked(self, server: RealServer) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{server.url}/v1", api_key="-", max_retries=0)
+        """OpenAI's client of one of them."""
+        return self.clients[server.url]
 
     def running(self) -> float:
         """How many rows both engines work on."""
@@ -63,7 +65,12 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
         flags = ("--upstream", f"big={upstream.url}/v1,model={BASE}", "--record", str(record))
         with softspec_server(ensemble, folder / "ensemble.log", *flags) as server:
             server.wait_until_ready()
-            yield Pair(server, upstream, record)
+            with _client(server) as asking, _client(upstream) as asking_base:
+                yield Pair(server, upstream, record, {server.url: asking, upstream.url: asking_base})
+
+
+def _client(server: RealServer) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="-", max_retries=0)
 
 
 def total(usage: Any) -> dict[str, int]:

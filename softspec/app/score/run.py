@@ -36,11 +36,8 @@ async def run(
 ) -> None:
     """Score all rows; `summary` and the output's file always have the rows so far."""
     loaded = load_ensembles([ensemble])
-    bar = tqdm(
-        total=found.num_rows, unit="row", desc="scoring", mininterval=1.0, smoothing=0, file=unbroken_stderr()
-    )
     async with open_engine(arguments, loaded) as engine:
-        with opened(wanted.output) as file, bar:
+        with opened(wanted.output) as file, _bar(found.num_rows) as bar:
             rows = read_asked(data, reading)
             async for scores in _in_order(engine, loaded[0].name, rows, wanted.detail == "tokens"):
                 if file is not None:
@@ -48,6 +45,12 @@ async def run(
                     file.flush()
                 summary.add(scores)
                 bar.update()
+
+
+def _bar(num_rows: int) -> tqdm:
+    return tqdm(
+        total=num_rows, unit="row", desc="scoring", mininterval=1.0, smoothing=0, file=unbroken_stderr()
+    )
 
 
 async def _in_order(

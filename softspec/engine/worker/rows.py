@@ -117,12 +117,12 @@ def forced_tokens(groups: Sequence[GroupRows], device: torch.device) -> tuple[Te
 
 def watched_tokens(groups: Sequence[GroupRows], device: torch.device) -> tuple[Tensor, Tensor, Tensor] | None:
     """The groups whose callers watch tokens in this step, the tokens, and the first column of each: (N,) each."""
-    found = []
+    found: list[tuple[int, int, int]] = []
     for number, group in enumerate(groups):
         spec = group.seat.spec
-        first = 1 + spec.num_top + num_columns(spec.num_members)
-        for place, token in enumerate(spec.watched_at(group.position)):
-            found.append((number, token, first + place * spec.num_members))
+        if watched := spec.watched_at(group.position):
+            first, size = 1 + spec.num_top + num_columns(spec.num_members), spec.num_members
+            found += [(number, token, first + place * size) for place, token in enumerate(watched)]
     if not found:
         return None
     which, token_ids, columns = zip(*found, strict=True)

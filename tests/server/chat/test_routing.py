@@ -404,7 +404,8 @@ def test_text_completion_is_streamed_from_the_upstream() -> None:
     assert asked.chunks[-1]["choices"][0]["uncertainty"]["upstream"] == "large"
 
 
-def test_engine_that_fails_ends_the_request_and_the_call() -> None:
+@pytest.mark.parametrize("policy", [{}, {"threshold": 9.0}], ids=["routed", "sure"])
+def test_engine_that_fails_ends_the_request_and_the_call(policy: dict[str, Any]) -> None:
     class Failing(FakeEngine):
         def _chunks(self, request: Any, choices: Any) -> Any:
             for number, chunk in enumerate(super()._chunks(request, choices)):
@@ -413,23 +414,20 @@ def test_engine_that_fails_ends_the_request_and_the_call() -> None:
                     return
                 yield chunk
 
+    chunks = [chat_chunk("No"), chat_chunk("!"), chat_chunk(".", "stop")]
+
     asked = Asked(
-        [
-            events(
-                event(chat_chunk("No")),
-                event(chat_chunk("!")),
-                event(chat_chunk(".", "stop")),
-                DONE,
-                pause_s=0.3,
-            )
-        ],
+        [events(*map(event, chunks), DONE, pause_s=0.3)],
         Failing([AGREED + AGREED, TORN]),
+        policy,
         stream=True,
         n=2,
+        stream_options={"include_usage": True},
     )
 
     assert json.loads(asked.page[-2])["error"]["message"] == "the engine broke"
     assert asked.page[-1] == "[DONE]"
+    assert asked.page.count("[DONE]") == 1
 
 
 def test_policy_of_the_server_routes_too() -> None:

@@ -220,6 +220,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     "servers": ({"mcp_servers": [{"type": "url", "url": "http://a", "name": "a"}]}, "'mcp_servers'"),
     "watermark": ({"watermarking": True}, "'watermarking'"),
     "reserved": ({"vllm_xargs": {"softspec": "x"}}, "vllm_xargs.softspec"),
+    "fields": ({"uncertainty": {"detail": "fields"}}, "detail 'fields' is not available at /v1/messages"),
     "field of the policy": ({"uncertainty": {"policy": {"treshold": 1}}}, "treshold"),
     "route without an upstream": ({"uncertainty": {"policy": {"action": "route", "threshold": 1}}}, "route"),
     "uncertainty of one model": ({"model": "tiny-base", "uncertainty": {}}, "'uncertainty'"),

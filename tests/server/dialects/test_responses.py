@@ -288,6 +288,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     "reserved": ({"vllm_xargs": {"softspec": "x"}}, "vllm_xargs.softspec"),
     "field of the policy": ({"uncertainty": {"policy": {"treshold": 1}}}, "uncertainty.policy.treshold"),
     "detail": ({"uncertainty": {"detail": "all"}}, "uncertainty.detail"),
+    "fields": ({"uncertainty": {"detail": "fields"}}, "uncertainty.detail"),
     "uncertainty of one model": ({"model": "tiny-base", "uncertainty": {}}, "uncertainty"),
 }
 
