@@ -7,7 +7,7 @@ import logging
 
 
 def share_log() -> None:
-    """Give softspec's log vLLM's handlers and level."""
+    """Give softspec's log vLLM's handlers and level; the root logger hears of it if it hears of vLLM's."""
     ours, theirs = logging.getLogger("softspec"), logging.getLogger("vllm")
-    ours.handlers = theirs.handlers
+    ours.handlers, ours.propagate = theirs.handlers, theirs.propagate
     ours.setLevel(theirs.level)
