@@ -53,8 +53,8 @@ def server(running: Any) -> Any:
     return running
 
 
-def counted(name: str) -> float:
-    return REGISTRY.get_sample_value(f"softspec_{name}_errors_total") or 0.0
+def counted(name: str, model: str = NAME) -> float:
+    return REGISTRY.get_sample_value(f"softspec_{name}_errors_total", {"model": model}) or 0.0
 
 
 @pytest.mark.parametrize("top", [None, 0, 2])
@@ -268,7 +268,7 @@ def test_more_than_twenty_log_probabilities_are_refused_for_every_model(server: 
 def test_our_own_failures_are_named_and_counted(
     server: Any, model: str, reason: str, message: str, metric: str
 ) -> None:
-    before = counted(metric)
+    before = counted(metric, model)
     server.engine.broken = reason
 
     with pytest.raises(openai.InternalServerError, match=message):
@@ -276,7 +276,7 @@ def test_our_own_failures_are_named_and_counted(
     with pytest.raises(openai.APIError, match=message):
         server.stream(model=model)
 
-    assert counted(metric) == before + 2
+    assert counted(metric, model) == before + 2
 
 
 def test_constraints_that_leave_no_token_are_the_callers_mistake(server: Any) -> None:

@@ -6,8 +6,8 @@ by then.
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import aclosing, suppress
 from pathlib import Path
 
 from tqdm import tqdm
@@ -39,12 +39,15 @@ async def run(
     async with open_engine(arguments, loaded) as engine:
         with opened(wanted.output) as file, _bar(found.num_rows) as bar:
             rows = read_asked(data, reading)
-            async for scores in _in_order(engine, loaded[0].name, rows, wanted.detail == "tokens"):
-                if file is not None:
-                    file.write(line(summary.rows, scores))
-                    file.flush()
-                summary.add(scores)
-                bar.update()
+            async with aclosing(
+                _in_order(engine, loaded[0].name, rows, wanted.detail == "tokens")
+            ) as answered:
+                async for scores in answered:
+                    if file is not None:
+                        file.write(line(summary.rows, scores))
+                        file.flush()
+                    summary.add(scores)
+                    bar.update()
 
 
 def _bar(num_rows: int) -> tqdm:
@@ -55,7 +58,7 @@ def _bar(num_rows: int) -> tqdm:
 
 async def _in_order(
     engine: LocalEngine, name: str, rows: Iterable[AskedRow], with_tokens: bool
-) -> AsyncIterator[list[Score]]:
+) -> AsyncGenerator[list[Score], None]:
     """The scores of each row, while the rows after it are being computed."""
     waiting: deque[asyncio.Task[list[Score]]] = deque()
     try:

@@ -3,7 +3,9 @@
 import asyncio
 import json
 import math
+import re
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -20,6 +22,7 @@ from starlette.testclient import TestClient
 
 from softspec.maths.answer import METRICS
 from softspec.maths.options import OptionsUncertainty
+from softspec.server import decisions
 from softspec.server.decisions.answers import METRIC_OF
 from softspec.server.policy.policy import Policy
 from softspec.server.policy.rules import PolicyRules
@@ -408,3 +411,28 @@ def test_text_of_any_script_may_be_an_option() -> None:
     answer = ask(engine, question).answers[0]
 
     assert [each.value for each in answer.probabilities] == texts
+
+
+def test_shown_answers_have_the_fields_of_real_ones() -> None:
+    document = (Path(decisions.__file__).parent / "README.md").read_text(encoding="utf-8")
+    shown = [
+        json.loads(text)
+        for text in re.findall(r"^```\n(\{\"(?:answers|type)\".*?)^```$", document, re.M | re.S)
+    ]
+
+    body = {"model": ENSEMBLE, "input": "?", "questions": [CHOICE]}
+    http = TestClient(decisions_app(scorer()))
+    real = [
+        http.post("/v1/decisions", json={**body, "uncertainty": {"policy": policy}}).json()
+        for policy in (None, STRICT)
+    ]
+
+    assert outline(shown[0]) == outline(real[0])
+    assert outline(shown[1]) == outline(real[1]["answers"][0])
+
+
+def outline(value: Any) -> Any:
+    """The names in an answer, in their order."""
+    if isinstance(value, dict):
+        return [(name, outline(inside)) for name, inside in value.items()]
+    return outline(value[0]) if isinstance(value, list) else None

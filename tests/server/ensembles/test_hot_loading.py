@@ -118,6 +118,15 @@ def test_loaded_ensemble_answers_without_a_restart(server: Server, folder: Path)
     server.wait_until_ready()
 
 
+def test_loaded_ensemble_is_counted_from_zero(server: Server, folder: Path) -> None:
+    load(server, folder / OTHER)
+
+    page = server.get("/metrics").text
+
+    assert f'softspec_lockstep_errors_total{{model="{OTHER}"}} 0.0' in page
+    assert f'softspec_group_preemptions_total{{model="{OTHER}/member-0"}} 0.0' in page
+
+
 def test_weights_are_in_the_engine_before_the_name_is_served(server: Server, folder: Path) -> None:
     async def models_during_and_after() -> list[bool]:
         server.engine.may_load.clear()
