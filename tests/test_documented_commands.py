@@ -47,6 +47,7 @@ RUN = {
     "from pathlib import Path": "python",
     "from anthropic import Anthropic": "ask",
     "from openai import OpenAI": "ask",
+    "from json import loads": "ask",
     "curl localhost:8000/v1/chat/completions": "ask",
     "curl localhost:8000/v1/decisions": "ask",
     "curl localhost:8000/v1/load_ensemble": "ask",

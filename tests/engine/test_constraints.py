@@ -92,7 +92,7 @@ def params(**settings: Any) -> "SamplingParams":
     from vllm import SamplingParams
     from vllm.sampling_params import StructuredOutputsParams
 
-    kinds = {kind: settings.pop(kind) for kind in ("regex", "choice") if kind in settings}
+    kinds = {kind: settings.pop(kind) for kind in ("regex", "choice", "json") if kind in settings}
     structure = StructuredOutputsParams(**kinds) if kinds else None
     return SamplingParams(**{"temperature": 0.0, "max_tokens": 12, **settings}, structured_outputs=structure)
 
@@ -195,6 +195,56 @@ def test_forced_tokens_move_no_belief_and_count_nothing(engine: "InProcessEngine
         token, _ = split_position(completion.logprobs, position, spec, 0)
         assert (token.log_prob, *token.member_log_probs) == pytest.approx([0.0] * 5, abs=1e-6)
         assert (token.total_entropy, token.epistemic) == pytest.approx((0.0, 0.0), abs=1e-6)
+
+
+COLOURS, SIZES = ("red", "green", "blue"), ("small", "large")
+FORM = {
+    "type": "object",
+    "properties": {"colour": {"enum": COLOURS}, "size": {"enum": SIZES}},
+    "required": ["colour", "size"],
+    "additionalProperties": False,
+}
+
+
+def test_a_fields_doubt_is_that_of_the_letters_that_were_free(engine: "InProcessEngine") -> None:
+    """Quotes, braces and keys are forced and add nothing, so the letters of a value have all of its doubt."""
+    from softspec.engine.front.translation import record
+    from softspec.engine.trace import ChoiceTrace
+    from softspec.server.fields.doubt import doubtful_fields
+    from softspec.server.fields.message import Message
+
+    compact = {TOKENIZER.encode(space)[0]: -100.0 for space in " \n\t\r"}
+    asked = params(json=json.dumps(FORM), logit_bias=compact, max_tokens=64)
+    spec = engine.specs["always-4"]
+    engine.submit("ours", "always-4", PROMPT, asked)
+    completion = finish(engine, "ours")["ours"]
+    trace = ChoiceTrace(tuple(spec.log_weights))
+    record(completion, asked, spec, trace)
+
+    text = completion.text
+    fields = doubtful_fields(
+        Message(content=text), trace.tokens, trace, lambda token: TOKENIZER.decode([token]).encode()
+    )
+
+    assert json.loads(text)["colour"] in COLOURS
+    assert fields is not None
+    for field, (key, value) in zip(fields, json.loads(text).items(), strict=True):
+        start = text.index(f'"{value}"') + 1
+        letters = trace.tokens[start : start + len(value)]
+        assert field.path == f"/{key}"
+        assert field.epistemic == pytest.approx(sum(token.epistemic for token in letters), abs=1e-5)
+        assert field.max_epistemic == max(token.epistemic for token in letters) > 1e-3
+        assert field.log_prob == pytest.approx(sum(token.log_prob for token in letters), abs=1e-5)
+    assert sum(field.epistemic for field in fields) == pytest.approx(
+        sum(token.epistemic for token in trace.tokens), abs=1e-4
+    )
+    # Each member alone says the same colour, and then what it finds likeliest: the first letter of a size.
+    before = text[: text.index('"size":') + len('"size":')]
+    settings = {"json": json.dumps(FORM), "logit_bias": compact, "max_tokens": len(before) + 2}
+    alone = {k: member(engine, f"always-4/member-{k}", params(**settings)).text for k in range(4)}
+    assert {each.text: each.members for each in fields[1].alternatives} == {
+        letter: tuple(k for k in alone if alone[k] == before + letter) for letter in ('"l', '"s')
+    }
 
 
 CONTRADICTIONS: dict[str, tuple[dict[str, Any], int]] = {

@@ -5,11 +5,13 @@ The engine gives every token another log-probability, so a leaf's sum tells of w
 
 import json
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
 
+from tests.support.documents import blocks
 from tests.support.tiny import random_adapters, tiny_llama, tiny_tokenizer
 
 pytestmark = pytest.mark.vllm
@@ -275,3 +277,20 @@ def test_the_parser_of_the_official_client_keeps_the_fields(server: Any) -> None
     choice = completion.choices[0]
     assert choice.message.parsed == Trip(city="Zürich", days=3)
     assert [field["path"] for field in choice.uncertainty["fields"]] == ["/city", "/days"]
+
+
+def test_the_documented_form_shows_the_doubtful_values_in_red(
+    server: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Here a byte of a value has 0.1 nats, so that those of more than three are red."""
+    block = next(block for block in blocks() if "def value_at" in block.text)
+    completions = SimpleNamespace(create=lambda **fields: server.chat(**{**fields, "model": NAME}))
+    client = SimpleNamespace(chat=SimpleNamespace(completions=completions))
+    monkeypatch.setattr("openai.OpenAI", lambda **_: client)
+    server.engine.text = '</think>{"a/b": ["long", 12], "~": {"": null}}'
+
+    exec(block.text, {})
+
+    *lines, _ = capsys.readouterr().out.splitlines()
+    red, black = "\033[31m", "\033[0m"
+    assert lines == [f"{red}/a~1b/0: long{black}", f"/a~1b/1: 12{black}", f"{red}/~0/: None{black}"]

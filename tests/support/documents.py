@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -19,6 +19,8 @@ import yaml
 from pydantic.fields import FieldInfo
 
 from softspec.engine.options import TESTED_OPTIONS, flag_of
+from softspec.server.fields.alternatives import Alternative
+from softspec.server.fields.doubt import FieldUncertainty
 from softspec.server.ops.metrics import METRICS
 from softspec.server.ops.server_config import ServerConfig
 from softspec.train.config import TrainConfig
@@ -63,6 +65,23 @@ TOKEN_FIELDS = {
     "log_prob": ("log-probability of the token under the mixture", "<= 0"),
     "total_entropy": ("uncertainty about this token before it was drawn", ">= 0"),
     "disagreement": ("weighted share of members whose likeliest token is not the mixture's", "0 to 1"),
+}
+LEAF_FIELDS = {
+    "path": ("JSON pointer (RFC 6901) to the value; `/tool_calls/0/arguments/...` in a tool call", ""),
+    "epistemic": ("sum over the tokens that spell the value: how far the members differ on it", ">= 0"),
+    "max_epistemic": ("the largest `epistemic` of these tokens", "0 to log K"),
+    "log_prob": ("sum: log-probability of the value under the mixture, given what stands before it", "<= 0"),
+    "disagreement": ("the largest `disagreement` of these tokens", "0 to 1"),
+    "first_token": ("number of the first of these tokens in the answer, from 1", ">= 1"),
+    "num_tokens": ("how many they are", ">= 1"),
+    "alternatives": ("what the members would have begun the value with, where they part; else empty", ""),
+    "text": (
+        "JSON of the value: what the answer has of it, and the token these members find likeliest next",
+        "",
+    ),
+    "complete": ("whether `text` is the whole value; else it is a beginning", ""),
+    "weight": ("belief in these members at that token", "0 to 1"),
+    "members": ("which members, from 0", ""),
 }
 
 
@@ -213,6 +232,17 @@ def token_table() -> str:
     return _fields_table(answered()["tokens"][0], ANSWER_FIELDS | TOKEN_FIELDS)
 
 
+def leaf_table() -> str:
+    """Every field of a leaf's entry, and of its alternatives'."""
+    names = [each.name for each in fields(FieldUncertainty)]
+    names += [each.name for each in fields(Alternative)]
+    inner = {each.name: f"`alternatives[].{each.name}`" for each in fields(Alternative)}
+    return table(
+        ("field", "what it says", "range"),
+        ((inner.get(name, f"`{name}`"), *LEAF_FIELDS[name]) for name in names),
+    )
+
+
 def _fields_table(names: Iterable[str], meanings: dict[str, tuple[str, str]]) -> str:
     return table(("field", "what it says", "range"), ((f"`{name}`", *meanings[name]) for name in names))
 
@@ -272,6 +302,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "server-config": ("server/README.md", server_config_table),
     "answer": ("server/README.md", answer_table),
     "token": ("server/README.md", token_table),
+    "leaf": ("server/README.md", leaf_table),
     "routes": ("server/README.md", routes_table),
     "commands": ("softspec/app/README.md", commands_table),
     "options": ("softspec/engine/README.md", options_table),
