@@ -58,6 +58,7 @@ class GroupSpec:
     log_weights: K normalised natural logs. block_size: tokens; that of the activation, None where the adapters act on
     every token. num_top: how many of the mixture's likeliest tokens the caller wants beside each drawn token.
     has_readers: whether the caller reads any log-probability, be it the drawn token's alone; their tokens need text.
+    is_traced: whether anybody reads the numbers at all; else the front end drops them as they come.
     model: the name under which the group is served, for whoever counts.
     forced: the answer, where it is known: token t of the output is forced[t], and everything else is as if it had been
     drawn. watched: for each of those steps the tokens whose log-probability under each member is told as well.
@@ -69,6 +70,7 @@ class GroupSpec:
     block_size: int | None
     num_top: int
     has_readers: bool = False
+    is_traced: bool = True
     model: str = ""
     forced: tuple[int, ...] = ()
     watched: tuple[tuple[int, ...], ...] = ()
@@ -82,6 +84,7 @@ class GroupSpec:
             "block_size": self.block_size,
             "num_top": self.num_top,
             "has_readers": self.has_readers,
+            "is_traced": self.is_traced,
             "model": self.model,
             "forced": list(self.forced),
             "watched": [list(token_ids) for token_ids in self.watched],
@@ -97,6 +100,7 @@ class GroupSpec:
             block_size=wire["block_size"],
             num_top=wire["num_top"],
             has_readers=wire["has_readers"],
+            is_traced=wire["is_traced"],
             model=wire["model"],
             forced=tuple(wire["forced"]),
             watched=tuple(map(tuple, wire["watched"])),

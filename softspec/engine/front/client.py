@@ -107,8 +107,9 @@ class EnsembleClient:
         if model is None:
             outputs = self._engine.generate(prompt, params, request_id, **kwargs)
         else:
-            choices = open_choices(current_trace.get(), params.n)
-            outputs = self._answer(model, prompt, params, request_id, choices, **kwargs)
+            trace = current_trace.get()
+            choices = open_choices(trace, params.n)
+            outputs = self._answer(model, prompt, params, request_id, choices, trace is not None, **kwargs)
         return self._compiled(outputs, params) if params.structured_outputs else outputs
 
     def follow(
@@ -172,6 +173,7 @@ class EnsembleClient:
         params: SamplingParams,
         request_id: str,
         choices: list[ChoiceTrace],
+        is_traced: bool,
         **kwargs: object,
     ) -> AsyncGenerator[RequestOutput, None]:
         """The outputs that the caller would have had from one model; telemetry goes into `choices`.
@@ -180,7 +182,7 @@ class EnsembleClient:
         before, and then nothing must be waited for.
         """
         with self.registry.holding(model) as spec:
-            outputs = self._ask(spec, prompt, params, request_id, choices, **kwargs)
+            outputs = self._ask(spec, prompt, params, request_id, choices, is_traced, **kwargs)
             async with aclosing(outputs):
                 async for output in outputs:
                     yield output
@@ -192,10 +194,11 @@ class EnsembleClient:
         params: SamplingParams,
         request_id: str,
         choices: list[ChoiceTrace],
+        is_traced: bool = True,
         **kwargs: object,
     ) -> AsyncGenerator[RequestOutput, None]:
         """The same from members whose adapters stay in the engine for as long as this is iterated."""
-        group = group_params(params, spec)
+        group = group_params(params, spec, is_traced)
         describe(choices, spec, group)
         lora_request = lora_request_of(spec.adapters[0])
         outputs = self._engine.generate(prompt, group, request_id, lora_request=lora_request, **kwargs)

@@ -30,11 +30,18 @@ def carry_telemetry(processor: OutputProcessor) -> None:
         logprobs = processor.request_states[request.request_id].logprobs_processor
         if not isinstance(wire, dict) or logprobs is None:
             return
+        if not wire.get("is_traced", True):
+            logprobs.logprobs, logprobs.update_from_output = None, _drop
+            return
         logprobs.logprobs = _Columns()
         if not wire.get("has_readers"):
             logprobs.tokenizer = None
 
     processor.add_request = add
+
+
+def _drop(_output: EngineCoreOutput) -> None:
+    """In place of keeping an output's log-probabilities."""
 
 
 def watch_preemptions(processor: OutputProcessor, observe: Callable[[str], None]) -> None:

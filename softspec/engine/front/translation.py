@@ -28,12 +28,16 @@ from softspec.errors import ConfigError, EngineError, FieldError, LockstepError,
 from softspec.maths.answer import TokenUncertainty
 
 
-def group_params(params: SamplingParams, spec: GroupSpec) -> SamplingParams:
-    """The parameters that carry a group to the scheduler; `seed` is drawn if the caller gave none."""
+def group_params(params: SamplingParams, spec: GroupSpec, is_traced: bool = True) -> SamplingParams:
+    """The parameters that carry a group to the scheduler; `seed` is drawn if the caller gave none.
+
+    Not traced, its numbers are for nobody but whoever asked for log-probabilities.
+    """
     num_top = params.logprobs or 0
     group = copy(params)
-    wire = replace(spec, num_top=num_top, has_readers=params.logprobs is not None).to_wire()
-    group.extra_args = {**(params.extra_args or {}), KEY: wire}
+    has_readers = params.logprobs is not None
+    told = replace(spec, num_top=num_top, has_readers=has_readers, is_traced=is_traced or has_readers)
+    group.extra_args = {**(params.extra_args or {}), KEY: told.to_wire()}
     group.logprobs = num_top + spec.num_columns
     group.flat_logprobs = True
     group.seed = secrets.randbelow(2**53) if params.seed is None else params.seed
@@ -129,6 +133,9 @@ def record(
 ) -> None:
     """Move the telemetry of an output into its choice, and leave the log-probabilities that the caller asked for."""
     logprobs = completion.logprobs
+    if logprobs is None:  # nobody reads them
+        completion.cumulative_logprob = None
+        return
     assert isinstance(logprobs, FlatLogprobs)
     split = [split_position(logprobs, i, spec, params.logprobs or 0) for i in range(len(logprobs))]
     seen = 0 if params.output_kind == RequestOutputKind.DELTA else len(choice.tokens)

@@ -29,7 +29,7 @@ from softspec.engine.front.handlers import token_decoder
 from softspec.engine.front.scoring import score_answers
 from softspec.engine.requirements import require_engine
 from softspec.engine.start.arguments import USAGE, accepted_arguments, configure, engine_parser
-from softspec.engine.trace import ChoiceTrace
+from softspec.engine.trace import ChoiceTrace, tracing
 from softspec.errors import ConfigError
 
 
@@ -122,9 +122,10 @@ class LocalEngine:
             temperature=0, max_tokens=count, ignore_eos=True, output_kind=RequestOutputKind.DELTA
         )
         prompt = TokensPrompt(prompt_token_ids=list(prompt_ids))
-        outputs: AsyncGenerator[RequestOutput, None] = client.generate(
-            prompt, params, f"local-{self._requests}", lora_request=lora
-        )
+        with tracing():  # as for a caller who reads the numbers
+            outputs: AsyncGenerator[RequestOutput, None] = client.generate(
+                prompt, params, f"local-{self._requests}", lora_request=lora
+            )
         async for output in outputs:
             yield len(output.outputs[0].token_ids)
 

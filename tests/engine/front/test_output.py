@@ -64,6 +64,42 @@ def test_reader_that_falls_behind_loses_no_column(stream: Any, num_top: int | No
     assert [token.member_choices for token in tokens] == [(60, 70), (61, 70), (62, 70), (63, 70)]
 
 
+def test_telemetry_of_an_answer_without_a_reader_is_dropped(tiny_base: Path) -> None:
+    """A single member's answer, of which no route tells the numbers."""
+    from vllm.sampling_params import SamplingParams
+    from vllm.v1.engine import EngineCoreOutput, FinishReason
+    from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector
+    from vllm.v1.outputs import LogprobsLists
+
+    from softspec.engine.front.output import carry_telemetry
+
+    processor = OutputProcessor(AutoTokenizer.from_pretrained(tiny_base), log_stats=False)
+    carry_telemetry(processor)
+    params = group_params(SamplingParams(seed=1), SPEC, is_traced=False)
+    collector = RequestOutputCollector(params.output_kind, "group")
+    processor.add_request(core_request(params), None, queue=collector)
+    columns = 1 + num_columns(2)
+    row = LogprobsLists(np.zeros((1, columns), int), np.zeros((1, columns)), np.array([1]))
+    processor.process_outputs(
+        [
+            EngineCoreOutput(
+                request_id="group", new_token_ids=[40], new_logprobs=row, finish_reason=FinishReason.STOP
+            )
+        ]
+    )
+
+    completion = collector.get_nowait().outputs[0]
+    assert (completion.token_ids, completion.logprobs) == ([40], None)
+
+
+def test_log_probabilities_are_told_without_a_trace() -> None:
+    from vllm.sampling_params import SamplingParams
+
+    wire = group_params(SamplingParams(logprobs=0, seed=1), SPEC, is_traced=False).extra_args[KEY]
+
+    assert wire["is_traced"]
+
+
 def test_telemetry_that_nobody_reads_is_not_decoded(stream: Any) -> None:
     assert set(stream(2, None).decoded_tokens) == {None}
 
