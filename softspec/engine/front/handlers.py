@@ -160,6 +160,7 @@ def token_decoder(engine: EngineClient) -> Callable[[int], tuple[str, list[int]]
     def decode(token_id: int) -> tuple[str, list[int]]:
         return decode_token_ids([token_id], tokenizer)[0][0], list(vocabulary[token_id])
 
+    decode(0)  # a tokenizer's first token takes it a tenth of a second, which no answer shall wait for
     return decode
 
 
