@@ -244,8 +244,12 @@ def test_ctrl_c_of_which_a_library_makes_another_error_is_no_traceback(
             raise ImportError("cannot import name 'x'") from None
 
     monkeypatch.setattr("softspec.app.cli.main.app", command)
-
-    assert main(["inspect", "my"]) == 130
+    # A shell's background jobs begin with SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert main(["inspect", "my"]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().err == ""
 
 
