@@ -19,7 +19,7 @@ from softspec.engine.trace import RequestTrace, tracing
 from softspec.errors import FieldError, UnknownModelError
 from softspec.maths.answer import summarise
 from softspec.server.chat.forwarding import Forwarding
-from softspec.server.chat.leaving import unless_gone
+from softspec.server.chat.leaving import CLIENT_WENT_AWAY, unless_gone
 from softspec.server.chat.recording import recorded
 from softspec.server.chat.replies import Outcome, Settled, annotate_body, judge_choices
 from softspec.server.chat.routing import answered_elsewhere
@@ -41,7 +41,6 @@ from softspec.server.upstream.client import Upstream
 
 # vLLM's route; None when the client went away.
 Route = Callable[[Any, Request], Awaitable[Response | None]]
-CLIENT_WENT_AWAY = 499
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,9 @@ from fastapi.params import Depends
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 
-from softspec.server.chat.leaving import unless_gone
+from softspec.server.chat.leaving import CLIENT_WENT_AWAY, unless_gone
 from softspec.server.decisions.request import DecisionRequest, read_request, require_honoured
 from softspec.server.decisions.service import PATH, decide
-
-_CLIENT_WENT_AWAY = 499
 
 
 def add_decision_routes(app: FastAPI, checks: Sequence[Depends]) -> None:
@@ -36,7 +34,7 @@ async def decisions(request: DecisionRequest, raw_request: Request) -> Response:
     work = decide(request, f"decisions-{name}", state.softspec_decisions, state.softspec_chat)
     body = await unless_gone(raw_request, work, gone=None)
     if body is None:
-        return Response(status_code=_CLIENT_WENT_AWAY)
+        return Response(status_code=CLIENT_WENT_AWAY)
     return JSONResponse(body, headers={"x-request-id": name})
 
 

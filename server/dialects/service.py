@@ -16,9 +16,10 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from softspec.engine.trace import tracing
 from softspec.errors import FieldError
 from softspec.maths.answer import summarise
+from softspec.server.chat.leaving import CLIENT_WENT_AWAY
 from softspec.server.chat.recording import row_about
 from softspec.server.chat.replies import Outcome, Settled, judge_choice
-from softspec.server.chat.service import CLIENT_WENT_AWAY, Route, Service, send
+from softspec.server.chat.service import Route, Service, send
 from softspec.server.chat.unsupported import (
     EnsembleRequest,
     refuse_extension,

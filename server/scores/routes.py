@@ -11,12 +11,11 @@ from fastapi import Body, FastAPI, Request, Response
 from fastapi.params import Depends
 from fastapi.responses import JSONResponse
 
-from softspec.server.chat.leaving import unless_gone
+from softspec.server.chat.leaving import CLIENT_WENT_AWAY, unless_gone
 from softspec.server.scores.request import ScoreRequest, read_request
 from softspec.server.scores.scorer import Scoring, score
 
 PATH = "/v1/uncertainty"
-_CLIENT_WENT_AWAY = 499
 
 
 def add_score_routes(app: FastAPI, checks: Sequence[Depends]) -> None:
@@ -35,5 +34,5 @@ async def uncertainty(content: Annotated[Any, Body()], raw_request: Request) -> 
     work = score(read_request(content), f"score-{name}", state.softspec_chat, scoring)
     body = await unless_gone(raw_request, work, gone=None)
     if body is None:
-        return Response(status_code=_CLIENT_WENT_AWAY)
+        return Response(status_code=CLIENT_WENT_AWAY)
     return JSONResponse(body, headers={"x-request-id": name})
