@@ -50,6 +50,7 @@ UNDECLARED = {
 }
 UNIMPORTED = {
     "gguf": "transformers reads the demo's base with it",
+    "matplotlib": "the report draws with it",
     "mypy": "a tool",
     "pytest-timeout": "a plugin",
     "ruff": "a tool",
