@@ -14,7 +14,7 @@ from tests.support.fake_engine import AGREED, ENSEMBLE, TORN, UNIFORM, FakeEngin
 
 QUESTION: Any = [{"role": "user", "content": "Is it allowed?"}]
 CHOICE: Any = [{"type": "choice", "instructions": "Which?", "choices": [{"value": "red"}, {"value": "blue"}]}]
-TABLE = {"red": (0.7, 0.2), "blue": (0.1, 0.6)}
+TABLE: dict[str, tuple[float, ...]] = {"red": (0.7, 0.2), "blue": (0.1, 0.6)}
 
 
 def ask(engine: FakeEngine, policy: dict[str, Any] | None = None, **fields: Any) -> Any:

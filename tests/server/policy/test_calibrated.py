@@ -136,8 +136,9 @@ def test_confidence_of_every_prefix_is_that_of_its_summary(calibration: Calibrat
 
         running.catch_up()
 
-        assert policy.threshold is not None
-        crossing = [end for end, value in enumerate(values, 1) if value < policy.threshold]
+        threshold = policy.threshold
+        assert isinstance(threshold, float)
+        crossing = [end for end, value in enumerate(values, 1) if value < threshold]
         assert running.decision.decided_at == (crossing[0] if crossing else None)
 
 
