@@ -53,6 +53,7 @@ UNIMPORTED = {
     "matplotlib": "the report draws with it",
     "mypy": "a tool",
     "pytest-timeout": "a plugin",
+    "pytest-xdist": "a plugin",
     "ruff": "a tool",
     "tensorboard": "accelerate writes curves with it",
     "types-pyyaml": "read by mypy",
