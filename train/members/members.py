@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from softspec.train.members.frozen import Frozen
 from softspec.train.members.linear import MemberLinear, Run, Selection
 from softspec.train.members.pairs import Pairs, expanded_from
 from softspec.train.members.recompute import recomputed
@@ -22,7 +23,10 @@ from softspec.train.members.spec import LoraSpec, decoder_layers
 
 
 class Members:
-    """K adapters in one frozen model, which are off except inside `running`."""
+    """K adapters in one frozen model, which are off except inside `running`.
+
+    `frozen`, where it is set, keeps what the model makes of examples below the adapters.
+    """
 
     def __init__(
         self,
@@ -37,6 +41,7 @@ class Members:
         self.spec = spec
         self.num_members = num_members
         self.gradient_checkpointing = gradient_checkpointing
+        self.frozen: Frozen | None = None
         self._selection = Selection()
         self.linears = {
             name: MemberLinear(linear, num_members, spec.rank, spec.lora_alpha / spec.rank, self._selection)
