@@ -20,7 +20,8 @@ HOUSE = {
     "engine": ("errors", "maths", "artefact"),
     "train": ("errors", "console", "maths", "artefact"),
     "server": ("errors", "maths", "artefact", "engine"),
-    "app": ("errors", "console", "maths", "artefact", "reference", "engine", "train", "server"),
+    "ensemble": ("errors", "console", "maths", "artefact", "engine", "train", "server"),
+    "app": ("errors", "console", "maths", "artefact", "reference", "engine", "train", "server", "ensemble"),
 }
 """The rooms of the house, each with those it may import."""
 

@@ -34,6 +34,7 @@ ROOMS: dict[str, list[set[str]]] = {
     "softspec/artefact/fit.py": [{"serve-cpu"}, {"serve-gpu"}],
     "softspec/artefact/weights.py": [{"train"}],
     "softspec/artefact/yaml_text.py": [{"serve-cpu"}, {"serve-gpu"}, {"train"}],
+    "softspec/ensemble": [{"train"}],
     "softspec/engine": [{"serve-cpu"}, {"serve-gpu"}],
     "softspec/reference.py": [{"train"}],
     "server": [{"serve-cpu"}, {"serve-gpu"}],

@@ -56,15 +56,19 @@ class Members:
         return [weight for linear in self.linears.values() for weight in (linear.lora_a, linear.lora_b)]
 
     @contextmanager
-    def running(self, pairs: Pairs | None) -> Iterator[None]:
-        """Run the model on these pairs: give it B examples, it returns R pairs. None is the base model."""
+    def running(self, pairs: Pairs | None, caches_have_pairs: bool = False) -> Iterator[None]:
+        """Run the model on these pairs: give it B examples, it returns R pairs. None is the base model.
+
+        A cache has a row for each example; with `caches_have_pairs`, from the first adapted layer on, for each pair, as
+        it has after a pass over the pairs.
+        """
         if pairs is None:
             yield
             return
         layers, first, run = decoder_layers(self.model), self.spec.layers[0], Run(pairs)
         with ExitStack() as stack:
             stack.enter_context(self._selection.of(run))
-            stack.enter_context(expanded_from(layers, first, pairs))
+            stack.enter_context(expanded_from(layers, first, pairs, caches_have_pairs))
             stack.enter_context(layers[-1].register_forward_hook(lambda _, args, states: run.watch(states)))
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 stack.enter_context(recomputed(layers, first, lambda: self._selection.of(run)))
