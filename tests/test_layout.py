@@ -20,7 +20,8 @@ HOUSE = {
     "engine": ("errors", "maths", "artefact"),
     "train": ("errors", "console", "maths", "artefact"),
     "server": ("errors", "maths", "artefact", "engine"),
-    "app": ("errors", "console", "maths", "artefact", "reference", "engine", "train", "server"),
+    "evaluation": ("errors", "console", "maths", "artefact", "train"),
+    "app": ("errors", "console", "maths", "artefact", "reference", "engine", "train", "server", "evaluation"),
 }
 """The rooms of the house, each with those it may import."""
 
