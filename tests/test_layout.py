@@ -21,7 +21,21 @@ HOUSE = {
     "train": ("errors", "console", "maths", "artefact"),
     "server": ("errors", "maths", "artefact", "engine"),
     "ensemble": ("errors", "console", "maths", "artefact", "engine", "train", "server"),
-    "app": ("errors", "console", "maths", "artefact", "reference", "engine", "train", "server", "ensemble"),
+    "evaluation": ("errors", "console", "maths", "artefact", "train", "ensemble"),
+    "calibration": ("errors", "console", "maths", "artefact", "train", "ensemble", "evaluation"),
+    "app": (
+        "errors",
+        "console",
+        "maths",
+        "artefact",
+        "reference",
+        "engine",
+        "train",
+        "server",
+        "ensemble",
+        "evaluation",
+        "calibration",
+    ),
 }
 """The rooms of the house, each with those it may import."""
 

@@ -36,6 +36,7 @@ ROOMS: dict[str, list[set[str]]] = {
     "softspec/artefact/yaml_text.py": [{"serve-cpu"}, {"serve-gpu"}, {"train"}],
     "softspec/ensemble": [{"train"}],
     "softspec/engine": [{"serve-cpu"}, {"serve-gpu"}],
+    "softspec/evaluation": [{"evaluate"}],
     "softspec/reference.py": [{"train"}],
     "server": [{"serve-cpu"}, {"serve-gpu"}],
     "train": [{"train"}],
