@@ -18,6 +18,7 @@ from softspec.train.loop.passes import Pass, add_gradients
 from softspec.train.loop.reseed import reseed
 from softspec.train.loop.schedule import learning_rate, renyi_alpha
 from softspec.train.loop.state import Training
+from softspec.train.members.likelihood import tail_length
 from softspec.train.objective.preferences import accuracies, mean_margins
 
 
@@ -38,6 +39,7 @@ def _step(training: Training, step: int) -> StepFacts:
     rate = learning_rate(config, step, training.total_steps)
     alpha = renyi_alpha(config, step, training.total_steps)
     units = [training.examples[index] for index in training.order.indices(step)]
+    units.sort(key=lambda unit: tail_length(unit, config.activation))  # any order gives the same gradient
     done, penalty = _gradients(training, units, alpha)
     norms = _move_members(training, done, rate, step)
     shares = done.routing.responsibilities(done.loglik)
