@@ -20,8 +20,22 @@ HOUSE = {
     "engine": ("errors", "maths", "artefact"),
     "train": ("errors", "console", "maths", "artefact"),
     "server": ("errors", "maths", "artefact", "engine"),
-    "evaluation": ("errors", "console", "maths", "artefact", "train"),
-    "app": ("errors", "console", "maths", "artefact", "reference", "engine", "train", "server", "evaluation"),
+    "ensemble": ("errors", "console", "maths", "artefact", "engine", "train", "server"),
+    "evaluation": ("errors", "console", "maths", "artefact", "train", "ensemble"),
+    "calibration": ("errors", "console", "maths", "artefact", "train", "ensemble", "evaluation"),
+    "app": (
+        "errors",
+        "console",
+        "maths",
+        "artefact",
+        "reference",
+        "engine",
+        "train",
+        "server",
+        "ensemble",
+        "evaluation",
+        "calibration",
+    ),
 }
 """The rooms of the house, each with those it may import."""
 

@@ -205,6 +205,11 @@ class TrainConfig(BaseModel):
     gradient_checkpointing: Switch = Field(
         False, description="Compute activations again in the backward pass: less memory, a third more time."
     )
+    frozen_cache_gb: float = Field(
+        4.0,
+        ge=0,
+        description="Most disk for what is frozen of examples, computed once for all runs; 0 keeps none.",
+    )
     num_epochs: float = Field(3.0, gt=0, le=1e6, description="How often every example is seen.")
     max_steps: Count | None = Field(
         None, description="Optimizer steps of the run; in place of num_epochs when given."
