@@ -38,6 +38,8 @@ def _step(training: Training, step: int) -> StepFacts:
     rate = learning_rate(config, step, training.total_steps)
     alpha = renyi_alpha(config, step, training.total_steps)
     units = [training.examples[index] for index in training.order.indices(step)]
+    if training.members.dropout:  # so that a resumed run draws what it would have drawn
+        training.members.dropout.generator.manual_seed(config.seed * 1_000_003 + step)
     done, penalty = _gradients(training, units, alpha)
     norms = _move_members(training, done, rate, step)
     shares = done.routing.responsibilities(done.loglik)
