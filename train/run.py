@@ -200,7 +200,13 @@ def prepare(
     known = survey(examples, config.granularity == "group", config.train_file)
     model = load_base(config.base_model, config.model_revision, config.dtype, processes.device)
     members = Members(
-        model, spec, config.num_members, config.seed, config.b_init_std, config.gradient_checkpointing
+        model,
+        spec,
+        config.num_members,
+        config.seed,
+        config.b_init_std,
+        config.gradient_checkpointing,
+        config.lora_dropout,
     )
     optimizer = MembersAdamW(members.parameters(), config.learning_rate, config.weight_decay)
     order = ExampleOrder(config, len(examples), known.bundles)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from softspec.train.members.frozen import Frozen
-from softspec.train.members.linear import MemberLinear, Run, Selection
+from softspec.train.members.linear import Dropout, MemberLinear, Run, Selection
 from softspec.train.members.pairs import Pairs, expanded_from
 from softspec.train.members.recompute import recomputed
 from softspec.train.members.spec import LoraSpec, decoder_layers
@@ -25,7 +25,8 @@ from softspec.train.members.spec import LoraSpec, decoder_layers
 class Members:
     """K adapters in one frozen model, which are off except inside `running`.
 
-    `frozen`, where it is set, keeps what the model makes of examples below the adapters.
+    `frozen`, where it is set, keeps what the model makes of examples below the adapters. Passes without gradients have
+    no dropout.
     """
 
     def __init__(
@@ -36,11 +37,13 @@ class Members:
         seed: int = 0,
         b_init_std: float = 0.0,
         gradient_checkpointing: bool = False,
+        dropout: float = 0.0,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.spec = spec
         self.num_members = num_members
         self.gradient_checkpointing = gradient_checkpointing
+        self.dropout = Dropout(dropout, torch.Generator()) if dropout else None
         self.frozen: Frozen | None = None
         self._selection = Selection()
         self.linears = {
@@ -65,7 +68,8 @@ class Members:
         if pairs is None:
             yield
             return
-        layers, first, run = decoder_layers(self.model), self.spec.layers[0], Run(pairs)
+        run = Run(pairs, dropout=self.dropout if torch.is_grad_enabled() else None)
+        layers, first = decoder_layers(self.model), self.spec.layers[0]
         with ExitStack() as stack:
             stack.enter_context(self._selection.of(run))
             stack.enter_context(expanded_from(layers, first, pairs, caches_have_pairs))
