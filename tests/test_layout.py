@@ -15,7 +15,7 @@ HOUSE = {
     "errors": (),
     "console": (),
     "maths": ("errors",),
-    "artefact": ("errors",),
+    "artefact": ("errors", "maths"),
     "reference": ("errors", "maths", "artefact"),
     "engine": ("errors", "maths", "artefact"),
     "train": ("errors", "console", "maths", "artefact"),
