@@ -37,6 +37,7 @@ FLOORS = {
         ("watch",),
         ("result",),
         ("run",),
+        ("selection",),
     ),
     "server": (
         ("policy", "fields", "upstream", "record"),

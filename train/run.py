@@ -13,6 +13,7 @@ from pathlib import Path
 
 from torch import nn
 from tqdm import tqdm
+from transformers import PreTrainedModel
 
 from softspec.artefact.base import context_length, end_of_turn_ids
 from softspec.artefact.fingerprint import fingerprint
@@ -187,11 +188,18 @@ def prepare(
     examples: Sequence[Unit],
     held_out: Sequence[Unit],
     margins: Margins | None = None,
+    model: PreTrainedModel | None = None,
 ) -> Training:
-    """Load the base, install the members and their optimizer; `margins` are what the base is known to say."""
+    """Load the base, install the members and their optimizer.
+
+    Args:
+        margins: what the base is known to say.
+        model: the base, if it is loaded already and without members.
+    """
     objective, processes = objective_of(config), Processes()
     known = survey(examples, config.granularity == "group", config.train_file)
-    model = load_base(config.base_model, config.model_revision, config.dtype, processes.device)
+    if model is None:
+        model = load_base(config.base_model, config.model_revision, config.dtype, processes.device)
     members = Members(
         model, spec, config.num_members, config.seed, config.b_init_std, config.gradient_checkpointing
     )
