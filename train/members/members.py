@@ -116,11 +116,15 @@ class Members:
     @contextmanager
     def removed(self) -> Iterator[PreTrainedModel]:
         """The untouched base model, for as long as the context is open."""
-        self._install({name: linear.base for name, linear in self.linears.items()})
+        self.uninstall()
         try:
             yield self.model
         finally:
             self._install(self.linears)
+
+    def uninstall(self) -> None:
+        """Leave the base as it was, for other members."""
+        self._install({name: linear.base for name, linear in self.linears.items()})
 
     def named_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Every adapter weight under the name that PEFT gives to one member's part of it."""
