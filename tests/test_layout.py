@@ -52,6 +52,7 @@ FLOORS = {
         ("watch",),
         ("result",),
         ("run",),
+        ("selection",),
     ),
     "server": (
         ("policy", "fields", "upstream", "record"),

@@ -255,8 +255,9 @@ def _asked(content: dict[str, Any], place: str) -> dict[str, Any]:
     if len(answered) > 1:
         raise DataError(f"{place}: found {' beside '.join(map(repr, answered))}: expected one of them")
     if not answered:
-        turns = content.get("messages")
-        last = turns[-1] if isinstance(turns, list) and turns else None
+        messages = content.get("messages")
+        turns = messages if isinstance(messages, list) else []
+        last = turns[-1] if turns else None
         if not isinstance(last, dict) or last.get("role") != "assistant":
             raise DataError(f"{place}: expected 'choices', or reference answers in 'answers'")
         return {**content, "messages": turns[:-1], "answers": [last.get("content")]}
