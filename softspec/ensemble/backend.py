@@ -27,18 +27,18 @@ class Asked:
 
 @dataclass(frozen=True)
 class Draw:
-    """A prompt that is to be answered once."""
+    """A prompt that is to be answered once, in at most so many tokens; `place` names it in messages."""
 
     place: str
     prompt_ids: tuple[int, ...]
     seed: int
+    max_tokens: int
 
 
 @dataclass(frozen=True)
 class Sampling:
     """How answers are drawn; temperature 0 is greedy, top_k 0, top_p 1 and min_p 0 are off."""
 
-    max_tokens: int
     temperature: float
     top_p: float
     top_k: int
@@ -60,20 +60,16 @@ Traces = list[list[TokenUncertainty]]
 
 
 class Backend(Protocol):
-    """The two ways of computing the same numbers; each method gives its results in order, as they become known."""
-
-    @property
-    def context(self) -> int | None:
-        """The most tokens of prompt and answer together; None where nobody knows."""
+    """The two ways of computing the same numbers."""
 
     def choices(self, asked: Iterable[Asked]) -> Iterator[ScoredChoices]:
-        """Log-probabilities of whole answers."""
+        """Log-probabilities of whole answers, in the order of the prompts; what is asked is read as it goes."""
 
     def traces(self, asked: Iterable[Asked]) -> Iterator[Traces]:
-        """Every token of every answer with its uncertainty."""
+        """Every token of every answer with its uncertainty, in the order of the prompts."""
 
-    def draw(self, draws: Sequence[Draw], sampling: Sampling) -> Iterator[Drawn]:
-        """An answer to every prompt."""
+    def draw(self, draws: Sequence[Draw], sampling: Sampling) -> Iterator[tuple[int, Drawn]]:
+        """An answer to every prompt, with the prompt's number; in the order in which they are complete."""
 
     def close(self) -> None:
         """Free what computes; nothing can be asked after that."""

@@ -9,9 +9,10 @@ from types import TracebackType
 from typing import Literal
 
 from softspec.artefact.manifest import Manifest
-from softspec.ensemble.backend import Asked, Backend
+from softspec.ensemble.backend import Asked, Backend, Draw, Drawn
 from softspec.ensemble.progress import watched
-from softspec.ensemble.results import ScoredAnswer, ScoredChoices
+from softspec.ensemble.results import Answer, ScoredAnswer, ScoredChoices
+from softspec.ensemble.sampling import checked_sampling, seed_of
 from softspec.ensemble.texts import Prompt, Texts
 from softspec.errors import DataError
 from softspec.maths.answer import TokenUncertainty, summarise
@@ -51,6 +52,51 @@ class Ensemble:
     def log_weights(self) -> tuple[float, ...]:
         """The members' prior weights, (K,), natural logs, normalised."""
         return self.manifest.log_weights
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        max_tokens: int = 256,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        min_p: float = 0.0,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+        n: int = 1,
+        detail: Detail = "summary",
+        progress: bool = True,
+    ) -> list[Answer]:
+        """Answer every prompt from the mixture.
+
+        Args:
+            prompts: texts, used as they are, or lists of messages.
+            max_tokens: of an answer, the one that ends it included; fewer where the context ends before.
+            temperature: 0 is greedy, 1 draws from the mixture itself.
+            top_p, top_k, min_p: keep only likely tokens; 1, 0 and 0 are off.
+            seed: answer number j has the seed `seed` + j, and the same noise as a request with that seed to a server;
+                None draws seeds.
+            stop: texts before which an answer ends.
+            n: answers to each prompt.
+            detail: `tokens` adds the numbers of every token.
+        Returns:
+            n answers to the first prompt, then to the second, and so on.
+        Raises:
+            ConfigError: a setting means nothing.
+            DataError: a prompt cannot be rendered, or is too long; the message has its number.
+        """
+        sampling = checked_sampling(max_tokens, temperature, top_p, top_k, min_p, seed, stop, n)
+        draws = []
+        for number, prompt in enumerate(prompts):
+            place = f"prompt {number}"
+            ids = self.texts.prompt_ids(prompt, place)
+            left = self.texts.room_behind(ids, max_tokens)
+            seeds = [seed_of(seed, number * n + sample) for sample in range(n)]
+            draws += [Draw(place, ids, own, left) for own in seeds]
+        self.texts.tell_notes()
+        drawn = dict(watched(self.backend.draw(draws, sampling), progress, "answering", "answer", len(draws)))
+        return [self._answer(number // n, draw, drawn[number], detail) for number, draw in enumerate(draws)]
 
     def score(
         self,
@@ -109,6 +155,17 @@ class Ensemble:
                 raise DataError(f"row {number}: has no choices: expected at least one")
             yield self.texts.asked(prompt, choices, f"row {number}")
         self.texts.tell_notes()
+
+    def _answer(self, prompt: int, draw: Draw, drawn: Drawn, detail: Detail) -> Answer:
+        return Answer(
+            prompt=prompt,
+            text=drawn.text,
+            finish_reason=drawn.finish_reason,
+            seed=draw.seed,
+            token_ids=tuple(token.token_id for token in drawn.tokens),
+            uncertainty=summarise(drawn.tokens, self.log_weights, self.manifest.weights_rule),
+            tokens=drawn.tokens if detail == "tokens" else (),
+        )
 
     def _scored(self, text: str, tokens: Sequence[TokenUncertainty], detail: Detail) -> ScoredAnswer:
         return ScoredAnswer(

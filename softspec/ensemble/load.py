@@ -47,6 +47,6 @@ def load(
         from softspec.ensemble.stacked.backend import StackedBackend
 
         texts = Texts(found, revision)
-        stacked = StackedBackend(directory, found, revision, dtype or "auto", device, texts.context)
+        stacked = StackedBackend(directory, found, texts, revision, dtype or "auto", device)
         return Ensemble(manifest, texts, stacked)
     raise ConfigError(f"backend is '{backend}': expected 'vllm' or 'transformers'")

@@ -72,6 +72,10 @@ class Texts:
             )
         return ids
 
+    def room_behind(self, prompt_ids: Sequence[int], wanted: int) -> int:
+        """How many of the wanted tokens there is room for behind a prompt."""
+        return wanted if self.context is None else min(wanted, self.context - len(prompt_ids))
+
     def option_ids(self, text: str) -> list[int]:
         """The tokens with which an answer begins that says this text, without what ends it."""
         return following(self.tokenizer, text)

@@ -2,13 +2,15 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import softspec
-from softspec import Ensemble, ReferenceEnsemble
+from softspec import Ensemble, ReferenceEnsemble, SamplingSpec
 from softspec.ensemble.texts import Prompt
 from softspec.maths.answer import summarise
+from tests.support.parity import largest_difference
 
 TOLERANCE = 1e-4
 """Nats."""
@@ -52,3 +54,39 @@ def test_choices_are_as_likely_as_under_stock_peft(ensemble: Ensemble, reference
             assert scored.log_probs[number] == pytest.approx(expected.log_prob, abs=TOLERANCE)
             members = [member[number] for member in scored.member_log_probs]
             assert members == pytest.approx(expected.member_log_probs, abs=TOLERANCE)
+
+
+def test_answers_have_the_numbers_of_stock_peft(ensemble: Ensemble, reference: ReferenceEnsemble) -> None:
+    prompts, answers = [prompt for prompt, _ in ROWS], [own for _, own in ROWS]
+
+    found = ensemble.score(prompts, answers, detail="tokens")
+
+    for (prompt, own), scored in zip(ROWS, found, strict=True):
+        asked = ensemble.texts.asked(prompt, own, "row")
+        assert [each.text for each in scored] == own
+        for ids, score in zip(asked.answers, scored, strict=True):
+            expected = reference.replay(asked.prompt_ids, ids)
+            assert largest_difference(list(score.tokens), expected) < TOLERANCE
+            assert score.uncertainty == summarise(score.tokens, ensemble.log_weights)
+
+
+@pytest.mark.parametrize(
+    "how", [{"temperature": 0}, {"temperature": 0.9, "top_p": 0.8}, {"top_k": 5, "min_p": 0.02}]
+)
+def test_answers_are_those_of_the_reference_decoder(
+    ensemble: Ensemble, reference: ReferenceEnsemble, how: dict[str, Any]
+) -> None:
+    """Prompts of all lengths at once, each answered twice; some end before the others."""
+    prompts = [prompt for prompt, _ in ROWS]
+
+    found = ensemble.generate(prompts, max_tokens=12, seed=5, n=2, detail="tokens", **how)
+
+    assert [answer.prompt for answer in found] == [number for number in range(len(ROWS)) for _ in range(2)]
+    for number, answer in enumerate(found):
+        assert answer.seed == 5 + number
+        ids = ensemble.texts.prompt_ids(prompts[answer.prompt], "prompt")
+        spec = SamplingSpec(seed=answer.seed, **how)
+        expected = reference.decode(ids, spec, 12, ensemble.texts.stop_ids)
+        assert largest_difference(list(answer.tokens), expected) < TOLERANCE
+        ended = answer.token_ids[-1] in ensemble.texts.stop_ids
+        assert answer.finish_reason == ("stop" if ended else "length")

@@ -12,7 +12,12 @@ from softspec.artefact.manifest import load_manifest
 from softspec.ensemble.backend import Asked, Draw, Drawn, Sampling, Traces
 from softspec.ensemble.results import ScoredChoices
 from softspec.ensemble.stacked.batches import Limits, numbered, windows
+from softspec.ensemble.stacked.drawn import draw_answers
 from softspec.ensemble.stacked.given import mixture_loglik, states_of, token_logliks, trace_of
+from softspec.ensemble.stacked.mixing import Mixing
+from softspec.ensemble.stacked.rows import followed
+from softspec.ensemble.stacked.speech import Speech
+from softspec.ensemble.texts import Texts
 from softspec.errors import ConfigError
 from softspec.maths.answer import TokenUncertainty
 from softspec.train.members.base import load_base
@@ -20,7 +25,8 @@ from softspec.train.members.load import load_members
 from softspec.train.members.members import Members
 from softspec.train.members.servable import cache_kinds
 
-TOKENS_AT_ONCE = {"cpu": 2**13, "cuda": 2**16}
+TOKENS_AT_ONCE = {"cpu": 2**14, "cuda": 2**16}
+"""Of all members together, those in caches included."""
 ROWS_AT_ONCE = {"cpu": 64, "cuda": 512}
 """Enough that those of one length can go together, few enough that the first answers are not long in coming."""
 
@@ -32,12 +38,15 @@ class StackedBackend:
         self,
         ensemble_dir: Path,
         base: str,
+        texts: Texts,
         revision: str | None = None,
         dtype: str = "auto",
         device: str | None = None,
-        context: int | None = None,
     ) -> None:
         """Read the base and every adapter.
+
+        Args:
+            texts: the base's tokenizer, and where its answers end.
 
         Raises:
             ConfigError: there is no base, it lacks weights, or it remembers a prompt by more than attention.
@@ -52,9 +61,8 @@ class StackedBackend:
                 "answers cannot share: use PEFT with one member at a time"
             )
         self.members: Members = load_members(ensemble_dir, model)
-        self.context = context
-        self._rule = manifest.weights_rule
-        self._log_weights = torch.tensor(manifest.log_weights, dtype=torch.float64)
+        self._texts = texts
+        self._mixing = Mixing(torch.tensor(manifest.log_weights, dtype=torch.float64), manifest.weights_rule)
         kind = model.device.type if model.device.type in TOKENS_AT_ONCE else "cpu"
         self._limits = Limits(
             num_members=manifest.num_members,
@@ -72,7 +80,7 @@ class StackedBackend:
             for numbers, states, head in states_of(self.members, self._limits, prompts, answers):
                 found = token_logliks(states, [answers[number][1] for number in numbers], head)
                 for number, tokens in zip(numbers, found, strict=True):
-                    total = mixture_loglik(tokens, self._log_weights, self._rule)
+                    total = mixture_loglik(tokens, self._mixing)
                     known[number] = total, tokens.sum(1).tolist(), tokens.shape[1]
             for own in places:
                 mixture, members, lengths = zip(*(known[number] for number in own), strict=True)
@@ -87,13 +95,25 @@ class StackedBackend:
                 for place, number in enumerate(numbers):
                     ids = answers[number][1]
                     own_states = states[:, place, : len(ids)]
-                    known[number] = trace_of(own_states, ids, head, self._log_weights, self._rule)
+                    known[number] = trace_of(own_states, ids, head, self._mixing)
             for own in places:
                 yield [known[number] for number in own]
 
-    def draw(self, draws: Sequence[Draw], sampling: Sampling) -> Iterator[Drawn]:
-        """An answer to every prompt."""
-        raise NotImplementedError
+    def draw(self, draws: Sequence[Draw], sampling: Sampling) -> Iterator[tuple[int, Drawn]]:
+        """An answer to every prompt, batch by batch."""
+        prompts, prompt_of = numbered(draw.prompt_ids for draw in draws)
+        followers = [(prompt, draw.max_tokens) for prompt, draw in zip(prompt_of, draws, strict=True)]
+        for numbers, rows in followed(self.members, self._limits, prompts, followers):
+            batch = [draws[number] for number in numbers]
+            speeches = [self._speech(draw, sampling) for draw in batch]
+            seeds, go_on = [draw.seed for draw in batch], [speech.add for speech in speeches]
+            tokens = draw_answers(rows, seeds, self._mixing, sampling, go_on)
+            for number, speech, own in zip(numbers, speeches, tokens, strict=True):
+                yield number, Drawn(speech.text, tuple(own), speech.finish_reason)
+
+    def _speech(self, draw: Draw, sampling: Sampling) -> Speech:
+        texts = self._texts
+        return Speech(texts.tokenizer, draw.prompt_ids, draw.max_tokens, texts.stop_ids, sampling.stop)
 
     def close(self) -> None:
         """Let go of the weights."""

@@ -28,16 +28,19 @@ class Limits:
     tokens_at_once: int
     has_windows: bool
 
+    def at_once(self, length: int) -> int:
+        """How many sequences of this length there may be, at least one."""
+        return max(1, self.tokens_at_once // (self.num_members * length))
+
     def batches(self, lengths: Sequence[int], more: Sequence[int]) -> Iterator[list[int]]:
         """The numbers of prompts of these lengths, to which up to `more` tokens are added, batch by batch."""
-        order = sorted(range(len(lengths)), key=lambda number: (self._kind(lengths[number]), lengths[number]))
         kinds = [self._kind(length) for length in lengths]
+        order = sorted(range(len(lengths)), key=lambda number: (kinds[number], lengths[number]))
         batch: list[int] = []
         longest = 0
         for number in order:
             longest = max(longest, lengths[number] + more[number])
-            is_full = self.num_members * longest * (len(batch) + 1) > self.tokens_at_once
-            if batch and (is_full or kinds[number] != kinds[batch[0]]):
+            if batch and (len(batch) == self.at_once(longest) or kinds[number] != kinds[batch[0]]):
                 yield batch
                 batch, longest = [], lengths[number] + more[number]
             batch.append(number)

@@ -9,7 +9,7 @@ layer row b is sequence b.
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,8 @@ from transformers import Cache, DynamicCache
 from transformers.utils import ModelOutput
 
 from softspec.artefact.activation import shared_tokens
+from softspec.ensemble.stacked.batches import Limits
+from softspec.train.data.units import in_batches
 from softspec.train.members.head import Head
 from softspec.train.members.members import Members
 from softspec.train.members.pairs import Pairs
@@ -93,6 +95,30 @@ def read_prompts(members: Members, prompts: Sequence[Ids], block_size: int | Non
     states, output = _run(members, tail_ids, mask, positions, cache, False)
     last = states[:, -1].unflatten(0, (members.num_members, -1))
     return Rows(members, last, mask, cache, output)
+
+
+def followed(
+    members: Members, limits: Limits, prompts: Sequence[Ids], followers: Sequence[tuple[int, int]]
+) -> Iterator[tuple[list[int], Rows]]:
+    """What follows prompts, in batches that fit: each prompt is read once, whatever the number of its followers.
+
+    Args:
+        followers: each with the number of its prompt, and how many tokens it has at most.
+    Yields:
+        the numbers of some of the followers, and the rows that they go on with.
+    """
+    of_prompt: list[list[int]] = [[] for _ in prompts]
+    for number, (prompt, _) in enumerate(followers):
+        of_prompt[prompt].append(number)
+    more = [max((followers[number][1] for number in own), default=0) for own in of_prompt]
+    for batch in limits.batches([len(prompt) for prompt in prompts], more):
+        rows = read_prompts(members, [prompts[number] for number in batch], limits.block_size)
+        own = [(place, number) for place, prompt in enumerate(batch) for number in of_prompt[prompt]]
+        own.sort(key=lambda pair: followers[pair[1]][1])
+        size = limits.at_once(rows.mask.shape[1] + max(more[prompt] for prompt in batch))
+        for part in in_batches(own, size):
+            places = torch.tensor([place for place, _ in part], device=rows.mask.device)
+            yield [number for _, number in part], rows.selected(places)
 
 
 def padded(parts: Sequence[Ids], device: torch.device, side: str) -> tuple[Tensor, Tensor]:
