@@ -15,7 +15,7 @@ HOUSE = {
     "errors": (),
     "console": (),
     "maths": ("errors",),
-    "artefact": ("errors",),
+    "artefact": ("errors", "maths"),
     "reference": ("errors", "maths", "artefact"),
     "engine": ("errors", "maths", "artefact"),
     "train": ("errors", "console", "maths", "artefact"),
@@ -52,6 +52,7 @@ FLOORS = {
         ("watch",),
         ("result",),
         ("run",),
+        ("selection",),
     ),
     "server": (
         ("policy", "fields", "upstream", "record"),

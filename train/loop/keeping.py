@@ -48,7 +48,7 @@ def make_room_for(frozen: Frozen, examples: Iterable[Example], config: TrainConf
     """
     limit, key = config.frozen_cache_gb * GB, f"frozen_cache_gb {config.frozen_cache_gb:g}"
     has_trunks = config.activation.block_size is not None
-    if not limit or not (has_trunks or frozen.first):
+    if not limit or not (has_trunks or frozen.first) or not frozen.is_separable:
         return False, ""
     of_trunk, of_tail = frozen.bytes_per_token(has_trunks)
     sizes: dict[str, int] = {}

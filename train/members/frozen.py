@@ -40,6 +40,11 @@ class Frozen:
     kept: Kept
     base: str
 
+    @property
+    def is_separable(self) -> bool:
+        """Whether adapted layers need nothing of those below but their states: keys and values may be shared, too."""
+        return not getattr(self.model.get_decoder().config, "num_kv_shared_layers", 0)
+
     def of(self, trunk: Ids, tails: Collection[Ids]) -> tuple[Tensors, dict[Ids, Tensor]]:
         """What is frozen of examples that begin alike: from disk, or computed and put there.
 
@@ -75,7 +80,7 @@ class Frozen:
             states[tail] = entering[0][0]
         parts: dict[str, Tensor] = {}
         if cache is not None and needs_trunk:
-            for number in range(self.first, len(layers)):
+            for number in range(self.first, len(cache.layers)):
                 keys, values = _names(number)
                 parts |= {keys: cache.layers[number].keys, values: cache.layers[number].values}
         return parts, states
@@ -94,7 +99,7 @@ class Frozen:
         device, cache = self.model.device, DynamicCache(config=self.model.get_decoder().config)
         # Lower layers will not run, but some models ask them how long the cache is.
         nothing = torch.zeros(len(trunks), 1, length, 1, dtype=self.model.dtype, device=device)
-        for number in range(len(decoder_layers(self.model))):
+        for number in range(len(cache.layers)):
             parts = [nothing, nothing]
             if number >= self.first:
                 parts = [_stacked(trunks, name, length).to(device) for name in _names(number)]

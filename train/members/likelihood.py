@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache
 
 from softspec.artefact.activation import Activation, shared_tokens
-from softspec.train.data.units import Example
+from softspec.train.data.units import Example, Unit
 from softspec.train.members.frozen import Frozen, Ids, copy_to_extend, entered
 from softspec.train.members.head import AT_ONCE, Head
 from softspec.train.members.kept import Tensors
@@ -55,6 +55,11 @@ def trunk_and_tail(example: Example, activation: Activation) -> tuple[Ids, Ids]:
     """The ids of an example's trunk, and those behind it, without its last one, which nothing follows."""
     shared = shared_tokens(activation.block_size, len(example.prompt_ids))
     return example.prompt_ids[:shared], (example.prompt_ids + example.completion_ids)[shared:-1]
+
+
+def tail_length(unit: Unit, activation: Activation) -> int:
+    """The tokens that every member runs for a unit's longest completion; batches of like lengths waste least."""
+    return max(len(trunk_and_tail(each, activation)[1]) for each in unit.completions)
 
 
 def collate(examples: Sequence[Example], activation: Activation, device: torch.device) -> Batch:
