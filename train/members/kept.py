@@ -53,9 +53,9 @@ class Kept:
         try:
             with os.fdopen(number, "wb") as file:
                 file.write(content)
-                file.flush()
-                os.fsync(file.fileno())  # or a machine that dies may have renamed the file without its data
-            os.replace(name, path)
+            os.replace(
+                name, path
+            )  # of a machine that dies then, a file without all of its data is read as damaged
         except BaseException:
             with suppress(OSError):
                 os.unlink(name)
