@@ -34,6 +34,13 @@ atexit.register(shutil.rmtree, _own_cache, ignore_errors=True)
 MEMBER_COUNTS = (1, 2, 4)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Side by side (`-n 2`), tests that share an engine stay in one process, and others with those of their file."""
+    for item in items:
+        file = item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group("engine" if item.get_closest_marker("vllm") else file))
+
+
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_llama(tmp_path_factory.mktemp("tiny") / "base")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from torch import nn
 from tqdm import tqdm
+from transformers import PreTrainedModel
 
 from softspec.artefact.base import context_length, end_of_turn_ids
 from softspec.artefact.fingerprint import fingerprint
@@ -190,17 +191,27 @@ def prepare(
     held_out: Sequence[Unit],
     margins: Margins | None = None,
     base: str = "",
+    model: PreTrainedModel | None = None,
 ) -> Training:
-    """Load the base, install the members and their optimizer; `margins` are what the base is known to say.
+    """Load the base, install the members and their optimizer.
 
     Args:
+        margins: what the base is known to say.
         base: the fingerprint of the base, without which nothing is kept of it.
+        model: the base, if it is loaded already and without members.
     """
     objective, processes = objective_of(config), Processes()
     known = survey(examples, config.granularity == "group", config.train_file)
-    model = load_base(config.base_model, config.model_revision, config.dtype, processes.device)
+    if model is None:
+        model = load_base(config.base_model, config.model_revision, config.dtype, processes.device)
     members = Members(
-        model, spec, config.num_members, config.seed, config.b_init_std, config.gradient_checkpointing
+        model,
+        spec,
+        config.num_members,
+        config.seed,
+        config.b_init_std,
+        config.gradient_checkpointing,
+        config.lora_dropout,
     )
     optimizer = MembersAdamW(members.parameters(), config.learning_rate, config.weight_decay)
     order = ExampleOrder(config, len(examples), known.bundles)

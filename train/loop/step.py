@@ -40,6 +40,8 @@ def _step(training: Training, step: int) -> StepFacts:
     alpha = renyi_alpha(config, step, training.total_steps)
     units = [training.examples[index] for index in training.order.indices(step)]
     units.sort(key=lambda unit: tail_length(unit, config.activation))  # any order gives the same gradient
+    if training.members.dropout:  # so that a resumed run draws what it would have drawn
+        training.members.dropout.generator.manual_seed(config.seed * 1_000_003 + step)
     done, penalty = _gradients(training, units, alpha)
     norms = _move_members(training, done, rate, step)
     shares = done.routing.responsibilities(done.loglik)
