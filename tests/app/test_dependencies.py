@@ -37,7 +37,6 @@ ROOMS: dict[str, list[set[str]]] = {
     "softspec/ensemble": [{"train"}],
     "softspec/engine": [{"serve-cpu"}, {"serve-gpu"}],
     "softspec/evaluation": [{"evaluate"}],
-    "softspec/ensemble": [{"serve-cpu", "train"}, {"serve-gpu", "train"}],
     "softspec/reference.py": [{"train"}],
     "server": [{"serve-cpu"}, {"serve-gpu"}],
     "train": [{"train"}],
