@@ -15,13 +15,27 @@ HOUSE = {
     "errors": (),
     "console": (),
     "maths": ("errors",),
-    "artefact": ("errors",),
+    "artefact": ("errors", "maths"),
     "reference": ("errors", "maths", "artefact"),
     "engine": ("errors", "maths", "artefact"),
     "train": ("errors", "console", "maths", "artefact"),
     "server": ("errors", "maths", "artefact", "engine"),
     "ensemble": ("errors", "console", "maths", "artefact", "engine", "train", "server"),
-    "app": ("errors", "console", "maths", "artefact", "reference", "engine", "train", "server", "ensemble"),
+    "evaluation": ("errors", "console", "maths", "artefact", "train", "ensemble"),
+    "calibration": ("errors", "console", "maths", "artefact", "train", "ensemble", "evaluation"),
+    "app": (
+        "errors",
+        "console",
+        "maths",
+        "artefact",
+        "reference",
+        "engine",
+        "train",
+        "server",
+        "ensemble",
+        "evaluation",
+        "calibration",
+    ),
 }
 """The rooms of the house, each with those it may import."""
 
@@ -38,6 +52,7 @@ FLOORS = {
         ("watch",),
         ("result",),
         ("run",),
+        ("selection",),
     ),
     "server": (
         ("policy", "fields", "upstream", "record"),

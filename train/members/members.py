@@ -15,14 +15,19 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from softspec.train.members.linear import MemberLinear, Run, Selection
+from softspec.train.members.frozen import Frozen
+from softspec.train.members.linear import Dropout, MemberLinear, Run, Selection
 from softspec.train.members.pairs import Pairs, expanded_from
 from softspec.train.members.recompute import recomputed
 from softspec.train.members.spec import LoraSpec, decoder_layers
 
 
 class Members:
-    """K adapters in one frozen model, which are off except inside `running`."""
+    """K adapters in one frozen model, which are off except inside `running`.
+
+    `frozen`, where it is set, keeps what the model makes of examples below the adapters. Passes without gradients have
+    no dropout.
+    """
 
     def __init__(
         self,
@@ -32,11 +37,14 @@ class Members:
         seed: int = 0,
         b_init_std: float = 0.0,
         gradient_checkpointing: bool = False,
+        dropout: float = 0.0,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.spec = spec
         self.num_members = num_members
         self.gradient_checkpointing = gradient_checkpointing
+        self.dropout = Dropout(dropout, torch.Generator()) if dropout else None
+        self.frozen: Frozen | None = None
         self._selection = Selection()
         self.linears = {
             name: MemberLinear(linear, num_members, spec.rank, spec.lora_alpha / spec.rank, self._selection)
@@ -60,7 +68,8 @@ class Members:
         if pairs is None:
             yield
             return
-        layers, first, run = decoder_layers(self.model), self.spec.layers[0], Run(pairs)
+        run = Run(pairs, dropout=self.dropout if torch.is_grad_enabled() else None)
+        layers, first = decoder_layers(self.model), self.spec.layers[0]
         with ExitStack() as stack:
             stack.enter_context(self._selection.of(run))
             stack.enter_context(expanded_from(layers, first, pairs, caches_have_pairs))
@@ -107,11 +116,15 @@ class Members:
     @contextmanager
     def removed(self) -> Iterator[PreTrainedModel]:
         """The untouched base model, for as long as the context is open."""
-        self._install({name: linear.base for name, linear in self.linears.items()})
+        self.uninstall()
         try:
             yield self.model
         finally:
             self._install(self.linears)
+
+    def uninstall(self) -> None:
+        """Leave the base as it was, for other members."""
+        self._install({name: linear.base for name, linear in self.linears.items()})
 
     def named_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Every adapter weight under the name that PEFT gives to one member's part of it."""

@@ -29,6 +29,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "train": Command("Train an ensemble from a YAML file.", extra="train"),
+    "select": Command("Choose alpha and the number of members, and train them.", extra="train"),
     "serve": Command("Serve ensembles with an OpenAI-compatible API.", extra="serve-cpu"),
     "score": Command("Score answers in a file: what an ensemble thinks of each.", extra="serve-cpu"),
     "inspect": Command("Show what an ensemble directory holds."),
