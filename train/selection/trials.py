@@ -17,6 +17,7 @@ from softspec.errors import DivergedError, Interrupted
 from softspec.maths.mixture import uniform_log_weights
 from softspec.maths.uncertainty import posterior_information
 from softspec.train.config import TrainConfig
+from softspec.train.data.survey import survey
 from softspec.train.data.units import Unit
 from softspec.train.loop.checkpoint import load_checkpoint, save_checkpoint
 from softspec.train.loop.folder import RunFolder
@@ -24,7 +25,7 @@ from softspec.train.loop.margins import keep_margins, read_margins
 from softspec.train.loop.signals import stop_on_signals
 from softspec.train.loop.state import Training
 from softspec.train.loop.step import optimizer_step
-from softspec.train.run import check_names, prepare
+from softspec.train.run import assemble, check_names
 from softspec.train.selection.journal import Journal
 from softspec.train.selection.plan import Configuration
 from softspec.train.selection.units import frame_of, score
@@ -49,6 +50,7 @@ class Trials:
     ) -> None:
         self.config, self.model, self.journal = config, model, journal
         self.examples, self.selection = examples, selection
+        self.survey = survey(examples, config.granularity == "group", config.train_file)
         self.frame = frame_of(selection, config)
         self.parents: dict[Configuration, tuple[Configuration, int]] = {}
 
@@ -88,7 +90,8 @@ class Trials:
         """A run of the configuration, as far as it was trained; the base is free again afterwards."""
         config = each.applied(self.config)
         margins = read_margins(self.journal.margins)
-        training = prepare(config, check_names(config), self.examples, self.selection, margins, self.model)
+        spec = check_names(config)
+        training = assemble(config, spec, self.model, self.survey, self.examples, self.selection, margins)
         if not margins:
             keep_margins(self.journal.margins, training.examples, training.held_out)
         try:

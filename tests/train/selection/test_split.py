@@ -75,6 +75,11 @@ def test_clusters_of_preferences_go_by_the_prompt_too() -> None:
     assert first == second != other
 
 
+def test_a_held_out_row_without_a_group_is_named() -> None:
+    with pytest.raises(DataError, match="eval_file: example 2 has no 'group'"):
+        deal([unit(0, group="a"), unit(1)], GROUP, 0.3, "eval_file")
+
+
 def test_too_few_prompts_are_refused_with_their_number() -> None:
     with pytest.raises(DataError, match=r"eval_file has 12 different prompts or groups.*expected at least 8"):
         deal([unit(number % 12) for number in range(120)], SEQUENCE, 0.3, "eval_file")
