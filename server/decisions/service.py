@@ -11,6 +11,7 @@ from functools import partial
 
 import torch
 
+from softspec.artefact.calibration import Calibration, calibration_of
 from softspec.errors import ConfigError, EngineError, FieldError
 from softspec.maths.options import OptionsUncertainty, weigh_options
 from softspec.server.chat.service import Service
@@ -55,12 +56,18 @@ async def decide(request: DecisionRequest, request_id: str, engine: DecisionEngi
         priority=request.priority,
     )
     assert mixture is not None  # or the engine knows no such model either
+    calibration = _calibration_for(request, mixture.calibration)
+    if terms.policy.calibration is not None and terms.policy.calibration != calibration:
+        raise ConfigError(
+            f"'{model}' was replaced by an ensemble with another calibration meanwhile: ask again"
+        )
     answers = []
     for number, (question, options) in enumerate(zip(request.questions, scored, strict=True)):
         weighed = _weighed(options, mixture, request.length_normalise, f"questions.{number}")
-        decision = judged(terms.policy, weighed)
-        service.metrics.decided(model, decision)
-        answers.append(answer_of(question, weighed, decision, terms.detail))
+        confidence = None if calibration is None else calibration.confidence(vars(weighed))
+        decision = judged(terms.policy, weighed, confidence)
+        service.metrics.decided(model, decision, calibration, confidence)
+        answers.append(answer_of(question, weighed, decision, terms.detail, confidence))
     return {"answers": answers, "model": model, "usage": _usage(asked)}
 
 
@@ -77,7 +84,8 @@ def _terms_of(request: DecisionRequest, model: str, service: Service) -> Terms:
                 f"'{EXTENSION}' was given for the single model '{model}': expected an ensemble's name",
             )
         return Terms("summary", Policy())
-    terms = read_terms(request.uncertainty, service.rules)
+    calibration = _calibration_for(request, service.calibration(model))
+    terms = read_terms(request.uncertainty, service.rules, calibration)
     if terms.detail not in ("summary", "none"):
         path = f"{EXTENSION}.detail"
         raise FieldError(
@@ -94,6 +102,11 @@ def _terms_of(request: DecisionRequest, model: str, service: Service) -> Terms:
             path = f"{EXTENSION}.policy.{field}"
             raise FieldError(path, f"'{path}' is {given}: a decision is judged as a whole; leave it out")
     return terms
+
+
+def _calibration_for(request: DecisionRequest, calibration: Calibration | None) -> Calibration | None:
+    """The calibration that holds for the request's numbers: none was made of normalised ones."""
+    return None if request.length_normalise else calibration_of(calibration, "decisions")
 
 
 async def _asked(request: DecisionRequest, model: str, engine: DecisionEngine) -> list[Asked]:

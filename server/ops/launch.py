@@ -45,6 +45,7 @@ def serve(settings: Settings, base: str | None, vllm_args: Sequence[str]) -> Non
         EngineError: an option was not tested, or the engine did not start, or died.
     """
     manifests = {path: load_manifest(path) for path in settings.ensembles}
+    settings.rules.require_followed({each.name: each.calibration for each in manifests.values()})
     arguments = server_arguments(manifests, base, vllm_args, settings.base_unchecked)
     served = Path(arguments[0])
     if served.is_dir():  # the files of others may not be here yet; the plugin checks all

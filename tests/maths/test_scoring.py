@@ -8,7 +8,6 @@ import torch
 from softspec.maths.scoring import (
     aurc,
     auroc,
-    brier_score,
     excess_aurc,
     expected_calibration_error,
     oracle_aurc,
@@ -20,13 +19,6 @@ GENERATOR_SEED = 0
 
 def random_errors(count: int, rate: float) -> torch.Tensor:
     return (torch.rand(count, generator=torch.Generator().manual_seed(GENERATOR_SEED)) < rate).long()
-
-
-def test_brier_runs_from_zero_to_two() -> None:
-    certain = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
-
-    assert brier_score(certain, torch.tensor([0, 0])).item() == 0
-    assert brier_score(certain, torch.tensor([1, 1])).item() == 2
 
 
 def test_calibration_error_of_one_bin_is_its_gap() -> None:

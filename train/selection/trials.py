@@ -37,18 +37,20 @@ SECONDS_NAME = "seconds"
 class Trials:
     """Configurations of one `TrainConfig`, which are trained and scored as far as they are asked for.
 
-    `selection` are the held-out units by which is chosen; nothing here has seen others.
+    `base` is the fingerprint of `model`; `selection` are the held-out units by which is chosen, and nothing here has
+    seen others.
     """
 
     def __init__(
         self,
         config: TrainConfig,
         model: PreTrainedModel,
+        base: str,
         examples: Sequence[Unit],
         selection: Sequence[Unit],
         journal: Journal,
     ) -> None:
-        self.config, self.model, self.journal = config, model, journal
+        self.config, self.model, self.base, self.journal = config, model, base, journal
         self.examples, self.selection = examples, selection
         self.survey = survey(examples, config.granularity == "group", config.train_file)
         self.frame = frame_of(selection, config)
@@ -91,7 +93,9 @@ class Trials:
         config = each.applied(self.config)
         margins = read_margins(self.journal.margins)
         spec = check_names(config)
-        training = assemble(config, spec, self.model, self.survey, self.examples, self.selection, margins)
+        training = assemble(
+            config, spec, self.model, self.survey, self.examples, self.selection, margins, self.base
+        )
         if not margins:
             keep_margins(self.journal.margins, training.examples, training.held_out)
         try:
