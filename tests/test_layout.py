@@ -52,6 +52,7 @@ FLOORS = {
         ("watch",),
         ("result",),
         ("run",),
+        ("diagnosis",),
         ("selection",),
     ),
     "server": (

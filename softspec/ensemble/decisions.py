@@ -4,6 +4,7 @@ In: questions as objects. Out: conversations and options as ids, and `Decided`. 
 library: `softspec.server.decisions`. Knows no backend.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -58,10 +59,15 @@ def put(question: AnyQuestion, number: int, texts: Texts, shared: Mapping[str, A
             tokens = ended(options, tokens, texts.end_of_turn, "")
         messages = messages_of(request, 0)
     except ConfigError as error:
-        raise DataError(f"{place}: {str(error).removeprefix('questions.0.')}") from error
+        raise DataError(f"{place}: {_without_place(str(error))}") from error
     template = {"chat_template_kwargs": request.chat_template_kwargs}
     prompt_ids = texts.prompt_ids(messages, place, **template)
     return Put(request.questions[0], texts.fitting(Asked(place, prompt_ids, tuple(map(tuple, tokens)))))
+
+
+def _without_place(message: str) -> str:
+    """A message about the only question of a request, whose path there says nothing here."""
+    return re.sub(r"\bquestions\.0(: |\.)", "", message)
 
 
 def _request(question: AnyQuestion, shared: Mapping[str, Any]) -> DecisionRequest:

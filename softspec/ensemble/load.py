@@ -11,7 +11,7 @@ from softspec.artefact.manifest import Manifest, load_manifest
 from softspec.ensemble.ensemble import Ensemble
 from softspec.ensemble.texts import Texts
 from softspec.errors import ConfigError
-from softspec.server.ops.launch import require_base_of, server_arguments
+from softspec.server.ops.served_base import require_base_of
 
 BACKENDS = ("vllm", "transformers")
 
@@ -46,22 +46,30 @@ def load(
     directory = Path(path).expanduser().resolve()
     manifest = load_manifest(directory)
     found, revision = base_named(manifest, base)
-    # Of both backends: the same base, checked in the same way.
-    arguments = server_arguments({directory: manifest}, base and str(base), vllm_args, base_unchecked)
-    if Path(found).is_dir():
-        require_base_of({directory: manifest}, Path(found), base_unchecked)
-    texts = Texts(found, revision)
     if backend == "transformers":
+        _require_base_of(directory, manifest, found, base_unchecked)
+        texts = Texts(found, revision)
         # Imported here, as both backends take seconds, and need what the other does not.
         from softspec.ensemble.stacked.backend import StackedBackend
 
         stacked = StackedBackend(directory, found, texts, revision, dtype or "auto", device)
         return Ensemble(manifest, texts, stacked)
-    from softspec.ensemble.served.start import start_engine
+    from softspec.ensemble.served.start import engine_arguments, start_engine
 
+    arguments = engine_arguments(
+        directory, manifest, None if base is None else found, vllm_args, base_unchecked
+    )
+    _require_base_of(directory, manifest, found, base_unchecked)
+    texts = Texts(found, revision)
     served = start_engine(directory, arguments)
     texts.context = served.engine.max_model_len
     return Ensemble(manifest, texts, served)
+
+
+def _require_base_of(directory: Path, manifest: Manifest, base: str, unchecked: bool) -> None:
+    """Raise unless the ensemble is of this base; the files of a hub id may not be here yet."""
+    if Path(base).is_dir():
+        require_base_of({directory: manifest}, Path(base), unchecked)
 
 
 def base_named(manifest: Manifest, base: str | Path | None) -> tuple[str, str | None]:

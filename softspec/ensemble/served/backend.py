@@ -67,8 +67,11 @@ class ServedBackend:
         spec = SamplingSpec(how.temperature, how.top_k, how.top_p, how.min_p, seed=draw.seed)
         answering = self.engine.draw(self._name, draw.prompt_ids, spec, draw.max_tokens, how.stop)
         completion, trace = await _placed(answering, draw.place)
-        reason = "length" if completion.finish_reason == "length" else "stop"
-        return Drawn(completion.text, tuple(trace.tokens), reason)
+        return Drawn(
+            completion.text,
+            tuple(trace.tokens),
+            "length" if completion.finish_reason == "length" else "stop",
+        )
 
 
 async def _placed(work: Awaitable[T], place: str) -> T:
