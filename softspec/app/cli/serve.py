@@ -70,6 +70,7 @@ def serve(
     ensembles, vllm_args = split_arguments(arguments)
     if not ensembles:
         raise ConfigError("found no ENSEMBLE_DIR: give one or more directories before vLLM's flags")
+    threshold = _threshold(policy_threshold)
     from softspec.app.demo.shipped import named_ensemble
     from softspec.app.smollm2 import base_of
     from softspec.server.ops.settings import Flags, read_settings
@@ -84,7 +85,7 @@ def serve(
             {
                 "action": policy_action,
                 "metric": policy_metric,
-                "threshold": _threshold(policy_threshold),
+                "threshold": threshold,
                 "min_tokens": policy_min_tokens,
                 "hold_tokens": policy_hold_tokens,
                 "upstream": policy_upstream,
