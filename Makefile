@@ -14,6 +14,8 @@ TRITON := $(VENV)/triton
 # Other people's clients, for tests that ask a server with them; beside the environment, which they must not change.
 CLIENTS := $(VENV)/clients
 CODE := softspec train server tests
+# Two processes: one has the tests that share engines, the other the rest.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 .PHONY: setup try demo test test-fast lint format documents requirements clean
 
@@ -44,10 +46,10 @@ $(TRITON)/.installed $(CLIENTS)/.installed: $(VENV)/%/.installed: requirements/%
 	touch $@
 
 test: setup lint $(TRITON)/.installed $(CLIENTS)/.installed
-	$(BIN)/python -m pytest --durations=20
+	$(PYTEST) --durations=40
 
 test-fast: setup
-	$(BIN)/python -m pytest -m "not vllm and not model and not slow and not gpu and not pilot and not soak"
+	$(PYTEST) -m "not vllm and not model and not slow and not gpu and not pilot and not soak"
 
 lint: setup
 	$(BIN)/ruff check $(CODE)

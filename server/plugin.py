@@ -127,6 +127,7 @@ class SoftspecEndpoints:
         """
         settings = Settings.from_environment(os.environ)
         ensembles = load_ensembles(settings.ensembles)
+        settings.rules.require_followed({each.name: each.manifest.calibration for each in ensembles})
         share_log()
         accepted_arguments(args, settings.allow_untested, in_use=True)
         if not args.uds:
@@ -167,6 +168,7 @@ class SoftspecEndpoints:
             metrics=metrics,
             upstreams=state.softspec_upstreams,
             recorder=recorder,
+            calibration=client.registry.calibration_of,
         )
         state.softspec_decisions = DecisionEngine(
             mixture_of=client.registry.spec_of,

@@ -1,6 +1,10 @@
 """Fixtures that are too dear to make twice: the tiny checkpoint and the engines."""
 
+import atexit
 import os
+import shutil
+import tempfile
+from pathlib import Path
 
 # Libraries read these when they are imported.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -9,7 +13,6 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,7 +23,22 @@ from tests.support.tiny import random_adapters, tiny_llama
 if TYPE_CHECKING:
     from tests.support.engine_harness import EngineHarness
 
+# What runs of tests keep goes with them, though they use the models that are there.
+_cache = Path(os.environ.get("SOFTSPEC_CACHE") or Path.home() / ".cache" / "softspec")
+_own_cache = Path(tempfile.mkdtemp(prefix="softspec-tests-"))
+(_cache / "models").mkdir(parents=True, exist_ok=True)
+(_own_cache / "models").symlink_to(_cache / "models")
+os.environ["SOFTSPEC_CACHE"] = str(_own_cache)
+atexit.register(shutil.rmtree, _own_cache, ignore_errors=True)
+
 MEMBER_COUNTS = (1, 2, 4)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Side by side (`-n 2`), tests that share an engine stay in one process, and others with those of their file."""
+    for item in items:
+        file = item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group("engine" if item.get_closest_marker("vllm") else file))
 
 
 @pytest.fixture(scope="session")

@@ -15,12 +15,27 @@ HOUSE = {
     "errors": (),
     "console": (),
     "maths": ("errors",),
-    "artefact": ("errors",),
+    "artefact": ("errors", "maths"),
     "reference": ("errors", "maths", "artefact"),
     "engine": ("errors", "maths", "artefact"),
     "train": ("errors", "console", "maths", "artefact"),
     "server": ("errors", "maths", "artefact", "engine"),
-    "app": ("errors", "console", "maths", "artefact", "reference", "engine", "train", "server"),
+    "ensemble": ("errors", "console", "maths", "artefact", "engine", "train", "server"),
+    "evaluation": ("errors", "console", "maths", "artefact", "train", "ensemble"),
+    "calibration": ("errors", "console", "maths", "artefact", "train", "ensemble", "evaluation"),
+    "app": (
+        "errors",
+        "console",
+        "maths",
+        "artefact",
+        "reference",
+        "engine",
+        "train",
+        "server",
+        "ensemble",
+        "evaluation",
+        "calibration",
+    ),
 }
 """The rooms of the house, each with those it may import."""
 
@@ -37,6 +52,8 @@ FLOORS = {
         ("watch",),
         ("result",),
         ("run",),
+        ("diagnosis",),
+        ("selection",),
     ),
     "server": (
         ("policy", "fields", "upstream", "record"),
@@ -45,7 +62,11 @@ FLOORS = {
         ("ensembles", "scores", "decisions", "dialects"),
         ("plugin",),
     ),
-    "app": (("child_server", "interruption", "smollm2"), ("bench", "demo", "score"), ("cli",)),
+    "app": (
+        ("child_server", "interruption", "smollm2"),
+        ("bench", "calibrate", "demo", "evaluate", "score"),
+        ("cli",),
+    ),
     "app.bench": (("core",), ("serving", "training")),
 }
 """Rooms within rooms, from the bottom up: a floor may import those below it; rooms of one floor are strangers."""

@@ -169,6 +169,12 @@ class TrainConfig(BaseModel):
     )
     lora_r: Count = Field(16, description="LoRA rank of every member.")
     lora_alpha: Count = Field(32, description="LoRA scaling: the adapter counts lora_alpha / lora_r times.")
+    lora_dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of an adapter's inputs that a step goes without, for each example; for one member only.",
+    )
     target_modules: Annotated[tuple[str, ...] | Literal["all-linear"], Modules] = Field(
         "all-linear",
         description="Linear layers that get an adapter, by the last part of their names; no patterns.",
@@ -209,6 +215,11 @@ class TrainConfig(BaseModel):
     )
     gradient_checkpointing: Switch = Field(
         False, description="Compute activations again in the backward pass: less memory, a third more time."
+    )
+    frozen_cache_gb: float = Field(
+        4.0,
+        ge=0,
+        description="Most disk for what is frozen of examples, computed once for all runs; 0 keeps none.",
     )
     num_epochs: float = Field(3.0, gt=0, le=1e6, description="How often every example is seen.")
     max_steps: Count | None = Field(
@@ -259,6 +270,10 @@ class TrainConfig(BaseModel):
         if self.skip_responsibility * self.num_members >= 1:
             raise ValueError(
                 "skip_responsibility must be below 1 / num_members, or no member may learn an example"
+            )
+        if self.lora_dropout and self.num_members > 1:
+            raise ValueError(
+                "lora_dropout is for one member (MC dropout): examples are routed between members without noise"
             )
         if self.objective == "dpo" and self.train_on == "all":
             raise ValueError(

@@ -72,8 +72,9 @@ FLAGS = {
 """Flag of `softspec train` -> what are keys elsewhere."""
 
 ABSENT = {
-    "there is no dropout: members differ by their random start and by what the objective gives them": "dropout "
-    "lora_dropout attention_dropout attn_dropout hidden_dropout disable_dropout lora_mlp_dropout peft_dropout",
+    "there is no dropout but lora_dropout, of one member: several differ by their random start and by what the "
+    "objective gives them": "dropout attention_dropout attn_dropout hidden_dropout disable_dropout lora_mlp_dropout "
+    "peft_dropout",
     "there is no noise on embeddings": "neftune_noise_alpha noisy_embedding_alpha neftune",
     "processes share the examples and each holds the whole base: torchrun or accelerate launch starts them": ""
     "deepspeed deepspeed_config fsdp fsdp_config ddp_find_unused_parameters ddp_timeout "

@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import date
+from itertools import chain
 from pathlib import Path
 
 from torch import nn
 from tqdm import tqdm
+from transformers import PreTrainedModel
 
 from softspec.artefact.base import context_length, end_of_turn_ids
 from softspec.artefact.fingerprint import fingerprint
@@ -26,12 +28,13 @@ from softspec.train.data.overlap import Overlap
 from softspec.train.data.reading import Reading
 from softspec.train.data.sources import read_rows
 from softspec.train.data.store import Store
-from softspec.train.data.survey import survey
-from softspec.train.data.units import Unit
+from softspec.train.data.survey import Survey, survey
+from softspec.train.data.units import Example, Unit
 from softspec.train.loop.checkpoint import load_checkpoint, read_whole
 from softspec.train.loop.facts import HeldOut
 from softspec.train.loop.folder import RunFolder, open_run
 from softspec.train.loop.health import Starvation, patience_of
+from softspec.train.loop.keeping import keep_frozen
 from softspec.train.loop.margins import Margins, digest_of, keep_margins, read_margins, with_reference
 from softspec.train.loop.memory import advice_on_memory
 from softspec.train.loop.optimizer import MembersAdamW
@@ -99,7 +102,7 @@ def _train(config: TrainConfig, run: RunFolder, resume: bool, overrides: Sequenc
     base = check_same_base(config, run if resume else None)
     examples, held_out = read_data(config, run.started_on)
     margins = read_margins(run.margins) if resume else None
-    training = prepare(config, spec, examples, held_out, margins)
+    training = prepare(config, spec, examples, held_out, margins, base)
     finished = start_or_resume(training, run, resume, overrides, base)
     steps = run_steps(training, run, finished)
     scores = held_out_scores(training)
@@ -187,16 +190,44 @@ def prepare(
     examples: Sequence[Unit],
     held_out: Sequence[Unit],
     margins: Margins | None = None,
+    base: str = "",
 ) -> Training:
-    """Load the base, install the members and their optimizer; `margins` are what the base is known to say."""
-    objective, processes = objective_of(config), Processes()
+    """Look at the data, load the base, install the members.
+
+    Args:
+        margins: what the base is known to say.
+        base: the fingerprint of the base, without which nothing is kept of it.
+    """
     known = survey(examples, config.granularity == "group", config.train_file)
-    model = load_base(config.base_model, config.model_revision, config.dtype, processes.device)
+    model = load_base(config.base_model, config.model_revision, config.dtype, Processes().device)
+    return assemble(config, spec, model, known, examples, held_out, margins, base)
+
+
+def assemble(
+    config: TrainConfig,
+    spec: LoraSpec,
+    model: PreTrainedModel,
+    known: Survey,
+    examples: Sequence[Unit],
+    held_out: Sequence[Unit],
+    margins: Margins | None = None,
+    base: str = "",
+) -> Training:
+    """Install new members and their optimizer in a base that has none; `known` is what the examples are known to be."""
+    objective, processes = objective_of(config), Processes()
     members = Members(
-        model, spec, config.num_members, config.seed, config.b_init_std, config.gradient_checkpointing
+        model,
+        spec,
+        config.num_members,
+        config.seed,
+        config.b_init_std,
+        config.gradient_checkpointing,
+        config.lora_dropout,
     )
     optimizer = MembersAdamW(members.parameters(), config.learning_rate, config.weight_decay)
     order = ExampleOrder(config, len(examples), known.bundles)
+    if processes.of_main(base):
+        keep_frozen(config, members, processes, _asked_about(config, order, examples, held_out), base)
     return Training(
         config=config,
         objective=objective,
@@ -213,6 +244,16 @@ def prepare(
         starvation=Starvation(config.num_members, patience_of(total_steps(config, order.steps_per_epoch))),
         early_stopping=EarlyStopping(config),
     )
+
+
+def _asked_about(
+    config: TrainConfig, order: ExampleOrder, examples: Sequence[Unit], held_out: Sequence[Unit]
+) -> Iterator[Example]:
+    """The completions that a run asks the members or the base about."""
+    epoch = order.steps_per_epoch
+    steps = range(epoch if config.objective == "dpo" else min(epoch, total_steps(config, epoch)))
+    for unit in chain((examples[index] for step in steps for index in order.indices(step)), held_out):
+        yield from unit.completions
 
 
 def start_or_resume(

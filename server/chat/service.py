@@ -15,6 +15,7 @@ from typing import Any, cast
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
+from softspec.artefact.calibration import Calibration, calibration_of
 from softspec.engine.trace import RequestTrace, tracing
 from softspec.errors import FieldError, UnknownModelError
 from softspec.maths.answer import summarise
@@ -47,7 +48,8 @@ Route = Callable[[Any, Request], Awaitable[Response | None]]
 class Service:
     """What the routes of completions need to know of this server.
 
-    `ensembles` always shows those served now; `models` gives all names, the ensembles' first.
+    `ensembles` always shows those served now; `models` gives all names, the ensembles' first. `calibration` is what an
+    ensemble knows of its confidence, None if nothing.
     """
 
     ensembles: Collection[str]
@@ -57,6 +59,7 @@ class Service:
     metrics: Metrics
     upstreams: Mapping[str, Upstream] = field(default_factory=dict)
     recorder: Recorder | None = None
+    calibration: Callable[[str], Calibration | None] = lambda _: None
 
     def model_named(self, model: str | None) -> str:
         """The model that a request asks: the one that it names or, if it names none, the only ensemble.
@@ -95,7 +98,8 @@ async def complete(request: OpenAIRequest, raw_request: Request, route: Route, s
         return await route(request, raw_request) or Response(status_code=CLIENT_WENT_AWAY)
     refuse_unsupported(request)
     extension = (request.model_extra or {}).pop(EXTENSION, None)
-    terms = read_terms(extension, service.rules)
+    calibration = calibration_of(service.calibration(request.model), "answers")
+    terms = read_terms(extension, service.rules, calibration)
     terms = replace(terms, fields=wants_fields(request, terms.detail))
     asked = await _asked(request, raw_request, service)
     hide_usage = _ask_for_continuous_usage(request, terms)
@@ -135,7 +139,8 @@ async def _asked(request: OpenAIRequest, raw_request: Request, service: Service)
 
     def settled(outcome: Outcome) -> None:
         trace = outcome.trace
-        observe(outcome.decision, summarise(outcome.tokens, trace.log_weights, trace.weights_rule))
+        summary = summarise(outcome.tokens, trace.log_weights, trace.weights_rule)
+        observe(outcome.decision, summary, trace.calibration)
         if service.recorder is not None and outcome.decision.reason is not None:
             model = str(request.model)
             service.recorder.keep(model, partial(recorded, outcome, model, forwarding, time.time()))

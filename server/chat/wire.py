@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from softspec.artefact.validation import as_key, first_problem, unknown_key
+from softspec.artefact.calibration import Calibration, calibration_of
+from softspec.artefact.validation import as_key, first_problem, place_of_first, unknown_key
 from softspec.engine.trace import ChoiceTrace
 from softspec.errors import ConfigError, FieldError
 from softspec.maths.answer import TokenUncertainty, summarise
@@ -53,34 +54,33 @@ class Terms:
     fields: bool = False
 
 
-def read_terms(extension: object, rules: PolicyRules) -> Terms:
+def read_terms(extension: object, rules: PolicyRules, calibration: Calibration | None = None) -> Terms:
     """The terms of a request's `uncertainty` field, or the server's policy where it says nothing.
 
+    Args:
+        calibration: of the ensemble that is asked, for what it is asked.
     Raises:
         FieldError: unknown field, wrong type, a policy that cannot be followed, or one that the server does not allow.
     """
-    if extension is None:
-        return Terms("summary", rules.default)
     try:
-        fields = ExtensionFields.model_validate(extension)
+        fields = ExtensionFields() if extension is None else ExtensionFields.model_validate(extension)
     except ValidationError as error:
-        raise _field_error(error) from error
-    if fields.policy is None:
-        return Terms(fields.detail, rules.default)
+        raise _field_error(error, extension) from error
     try:
-        return Terms(fields.detail, rules.asked_by(fields.policy))
+        return Terms(fields.detail, rules.asked_by(fields.policy, calibration))
     except FieldError as error:
         raise FieldError(f"{EXTENSION}.policy.{error.field}", f"{EXTENSION}.policy: {error}") from error
     except ConfigError as error:
         raise FieldError(f"{EXTENSION}.policy", str(error)) from error
 
 
-def _field_error(error: ValidationError) -> FieldError:
+def _field_error(error: ValidationError, extension: object) -> FieldError:
     problem = error.errors()[0]
     place = problem["loc"]
+    if problem["type"] != "extra_forbidden" or "threshold" in place[:-1]:
+        path = ".".join(filter(None, (EXTENSION, place_of_first(error, extension))))
+        return FieldError(path, f"{EXTENSION}: {first_problem(error, extension)}")
     path = ".".join(str(part) for part in (EXTENSION, *place))
-    if problem["type"] != "extra_forbidden":
-        return FieldError(path, f"{EXTENSION}: {first_problem(error)}")
     fields = PolicyFields if place[0] == "policy" and len(place) > 1 else ExtensionFields
     key = ".".join(as_key(part) for part in place)
     return FieldError(path, f"{EXTENSION}: {key}: {unknown_key(str(place[-1]), fields.model_fields)}")
@@ -106,11 +106,13 @@ def full_report(
 
 
 def summary_report(trace: ChoiceTrace, tokens: Sequence[TokenUncertainty]) -> Json:
-    """The numbers of one answer, whoever wrote it; `confidence` stays null until the ensemble is calibrated."""
+    """The numbers of one answer, whoever wrote it; `confidence` is null unless the ensemble is calibrated for it."""
     summary = asdict(summarise(tokens, trace.log_weights, trace.weights_rule))
+    calibration = calibration_of(trace.calibration, "answers")
+    confidence = None if calibration is None else calibration.confidence(summary)
     summary["log_prob"] = _finite(summary["log_prob"])
     summary["member_log_probs"] = [_finite(value) for value in summary["member_log_probs"]]
-    return {"unit": "nats", **summary, "confidence": None}
+    return {"unit": "nats", **summary, "confidence": confidence}
 
 
 def token_reports(tokens: Sequence[TokenUncertainty], decode: DecodeToken) -> list[Json]:

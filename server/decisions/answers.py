@@ -4,32 +4,34 @@ In: a question, and what the members think of its options. Out: the JSON to send
 refusal by OpenAI's own models, and nothing by which its options could be told apart.
 """
 
+from softspec.artefact.calibration import CONFIDENCE
+from softspec.maths.answer import OF_DECISION
 from softspec.maths.options import OptionsUncertainty
 from softspec.server.chat.wire import EXTENSION, Detail, Json
 from softspec.server.decisions.request import ChoiceQuestion, PredicateQuestion, Question
 from softspec.server.policy.policy import Decision, Policy
 
-METRIC_OF = {
-    "mutual_information": "epistemic",
-    "max_epistemic": "epistemic",
-    "max_disagreement": "disagreement",
-}
-"""Metrics of answers in many tokens -> what they are of one decision: the same number, under its own name."""
 
-
-def judged(policy: Policy, weighed: OptionsUncertainty) -> Decision:
+def judged(policy: Policy, weighed: OptionsUncertainty, confidence: float | None = None) -> Decision:
     """What the policy decides on one answer, which is judged as a whole: it has no tokens to be counted."""
     if policy.action == "answer":
         return Decision("answer", None, None)
-    value: float = getattr(weighed, METRIC_OF.get(policy.metric, policy.metric))
+    metrics = {**vars(weighed), CONFIDENCE: confidence}
+    value: float = metrics[OF_DECISION.get(policy.metric, policy.metric)]
     reason = policy.crossing(value)
     return Decision("answer" if reason is None else policy.action, reason, None)
 
 
-def answer_of(question: Question, weighed: OptionsUncertainty, decision: Decision, detail: Detail) -> Json:
+def answer_of(
+    question: Question,
+    weighed: OptionsUncertainty,
+    decision: Decision,
+    detail: Detail,
+    confidence: float | None = None,
+) -> Json:
     """One answer with its `uncertainty`."""
     answer = _withheld(question) if decision.action == "abstain" else _answered(question, weighed)
-    return {**answer, EXTENSION: _report(weighed, decision, detail)}
+    return {**answer, EXTENSION: _report(weighed, decision, detail, confidence)}
 
 
 def _withheld(question: Question) -> Json:
@@ -55,7 +57,9 @@ def _answered(question: Question, weighed: OptionsUncertainty) -> Json:
     return {**head, "score": score, "confidence": confidence, "probabilities": levels}
 
 
-def _report(weighed: OptionsUncertainty, decision: Decision, detail: Detail) -> Json:
+def _report(
+    weighed: OptionsUncertainty, decision: Decision, detail: Detail, confidence: float | None
+) -> Json:
     verdict = {"decision": decision.action, "reason": decision.reason}
     if detail == "none":
         return verdict
@@ -69,6 +73,6 @@ def _report(weighed: OptionsUncertainty, decision: Decision, detail: Detail) -> 
         "disagreement": weighed.disagreement,
         **members,
         "label_mass": weighed.label_mass,
-        "confidence": None,
+        "confidence": confidence,
         **verdict,
     }

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from softspec.artefact.calibration import Calibration
 from softspec.artefact.manifest import WeightsRule
 from softspec.server.decisions.events import AnswerIds
 
@@ -34,6 +35,9 @@ class Mixture(Protocol):
 
     @property
     def weights_rule(self) -> WeightsRule: ...
+
+    @property
+    def calibration(self) -> Calibration | None: ...
 
 
 @dataclass(frozen=True)

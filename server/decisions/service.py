@@ -5,19 +5,20 @@ after everything that can be refused was. Knows no FastAPI and no vLLM.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 
+from softspec.artefact.calibration import Calibration, calibration_of
 from softspec.errors import ConfigError, EngineError, FieldError
 from softspec.maths.options import OptionsUncertainty, weigh_options
 from softspec.server.chat.service import Service
 from softspec.server.chat.wire import EXTENSION, Json, Terms, read_terms
 from softspec.server.decisions.answers import answer_of, judged
 from softspec.server.decisions.engine import DecisionEngine, Mixture, Scored
-from softspec.server.decisions.events import EndId, tokens_of
+from softspec.server.decisions.events import beginnings, ended, tokens_of
 from softspec.server.decisions.prompt import messages_of, options_of
 from softspec.server.decisions.request import DecisionRequest
 from softspec.server.policy.policy import Policy
@@ -55,12 +56,18 @@ async def decide(request: DecisionRequest, request_id: str, engine: DecisionEngi
         priority=request.priority,
     )
     assert mixture is not None  # or the engine knows no such model either
+    calibration = _calibration_for(request, mixture.calibration)
+    if terms.policy.calibration is not None and terms.policy.calibration != calibration:
+        raise ConfigError(
+            f"'{model}' was replaced by an ensemble with another calibration meanwhile: ask again"
+        )
     answers = []
     for number, (question, options) in enumerate(zip(request.questions, scored, strict=True)):
         weighed = _weighed(options, mixture, request.length_normalise, f"questions.{number}")
-        decision = judged(terms.policy, weighed)
-        service.metrics.decided(model, decision)
-        answers.append(answer_of(question, weighed, decision, terms.detail))
+        confidence = None if calibration is None else calibration.confidence(vars(weighed))
+        decision = judged(terms.policy, weighed, confidence)
+        service.metrics.decided(model, decision, calibration, confidence)
+        answers.append(answer_of(question, weighed, decision, terms.detail, confidence))
     return {"answers": answers, "model": model, "usage": _usage(asked)}
 
 
@@ -77,7 +84,8 @@ def _terms_of(request: DecisionRequest, model: str, service: Service) -> Terms:
                 f"'{EXTENSION}' was given for the single model '{model}': expected an ensemble's name",
             )
         return Terms("summary", Policy())
-    terms = read_terms(request.uncertainty, service.rules)
+    calibration = _calibration_for(request, service.calibration(model))
+    terms = read_terms(request.uncertainty, service.rules, calibration)
     if terms.detail not in ("summary", "none"):
         path = f"{EXTENSION}.detail"
         raise FieldError(
@@ -96,6 +104,11 @@ def _terms_of(request: DecisionRequest, model: str, service: Service) -> Terms:
     return terms
 
 
+def _calibration_for(request: DecisionRequest, calibration: Calibration | None) -> Calibration | None:
+    """The calibration that holds for the request's numbers: none was made of normalised ones."""
+    return None if request.length_normalise else calibration_of(calibration, "decisions")
+
+
 async def _asked(request: DecisionRequest, model: str, engine: DecisionEngine) -> list[Asked]:
     """The tokens of every question.
 
@@ -108,21 +121,24 @@ async def _asked(request: DecisionRequest, model: str, engine: DecisionEngine) -
     for number, question in enumerate(request.questions):
         place = f"questions.{number}"
         prompt = await engine.chat_prompt_ids(messages_of(request, number), **chat)
-        options = await tokens_of(options_of(question), engine.answer_ids, end_id, place)
-        longest = len(prompt) + max(map(len, options))
+        options = options_of(question)
+        tokens = tokens_of(options, engine.answer_ids, place)
+        if beginnings(tokens):
+            tokens = ended(options, tokens, await end_id(), place)
+        longest = len(prompt) + max(map(len, tokens))
         if longest > engine.max_model_len:
             raise FieldError(
                 place,
                 f"{place} has {longest} tokens with its input and its longest option: expected at most "
                 f"{engine.max_model_len}",
             )
-        asked.append(Asked(prompt, options))
+        asked.append(Asked(prompt, tokens))
         # Rendering hundreds of prompts must not keep other requests waiting.
         await asyncio.sleep(0)
     return asked
 
 
-def _once(ask: EndId) -> EndId:
+def _once(ask: Callable[[], Awaitable[int]]) -> Callable[[], Awaitable[int]]:
     """The same, asked no more than once."""
     known: list[int] = []
 

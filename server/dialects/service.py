@@ -13,6 +13,7 @@ from typing import cast
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
+from softspec.artefact.calibration import calibration_of
 from softspec.engine.trace import tracing
 from softspec.errors import FieldError
 from softspec.maths.answer import summarise
@@ -79,7 +80,8 @@ async def answer(
 
 def _terms(request: EnsembleRequest, service: Service, dialect: Dialect) -> Terms:
     extension = (request.model_extra or {}).pop(EXTENSION, None)
-    terms = read_terms(extension, service.rules)
+    calibration = calibration_of(service.calibration(str(request.model)), "answers")
+    terms = read_terms(extension, service.rules, calibration)
     if terms.policy.action not in ("answer", "abstain"):
         raise FieldError(
             f"{EXTENSION}.policy.action",
@@ -108,7 +110,8 @@ async def _settling(
 
     def settled(outcome: Outcome) -> None:
         trace = outcome.trace
-        observe(outcome.decision, summarise(outcome.tokens, trace.log_weights, trace.weights_rule))
+        summary = summarise(outcome.tokens, trace.log_weights, trace.weights_rule)
+        observe(outcome.decision, summary, trace.calibration)
         if service.recorder is not None and outcome.decision.reason is not None:
             service.recorder.keep(model, partial(row, outcome, time.time()))
 

@@ -8,13 +8,16 @@ from dataclasses import dataclass
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
+from softspec.artefact.calibration import Calibration, calibration_of
 from softspec.errors import EngineError, MixingError
 from softspec.maths.answer import AnswerUncertainty
+from softspec.server.ops.drift import Drifts
 from softspec.server.policy.policy import Decision
 from softspec.server.upstream.faults import Outcome
 
 _NATS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0)
 _SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+_CONFIDENCES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 1.0)
 _SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0)
 _LONG_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 120.0, 300.0)
 
@@ -66,6 +69,18 @@ METRICS = (
         buckets=_SHARES,
     ),
     Metric(
+        "softspec_confidence_ratio",
+        "Calibrated probability that an answer is right, withheld answers included.",
+        labels=("model", "judged"),
+        buckets=_CONFIDENCES,
+    ),
+    Metric(
+        "softspec_confidence_drift_ratio",
+        "Largest difference between the distribution of the last 1000 confidences and that at calibration, 0 to 1.",
+        labels=("model", "judged"),
+        is_state=True,
+    ),
+    Metric(
         "softspec_time_to_first_token_seconds",
         "From the request to its first token, streamed answers of ensembles.",
         buckets=_SECONDS,
@@ -103,6 +118,10 @@ METRICS = (
 )
 
 
+CountChoice = Callable[[Decision, AnswerUncertainty, Calibration | None], None]
+"""Counts a choice: what was decided, its numbers, and the calibration of the ensemble that gave it."""
+
+
 class Metrics:
     """The series of METRICS, registered once per registry; vLLM serves the default one."""
 
@@ -124,6 +143,7 @@ class Metrics:
             for metric in METRICS
             if metric.kind == "histogram"
         }
+        self._drifts = Drifts()
 
     def expect(self, models: Iterable[str]) -> None:
         """Show what may befall these models at 0, so that the first time is seen to rise."""
@@ -132,12 +152,14 @@ class Metrics:
                 for model in models:
                     self._counters[metric.name].labels(model=model)
 
-    def of_request(self, model: str, num_choices: int) -> Callable[[Decision, AnswerUncertainty], None]:
+    def of_request(self, model: str, num_choices: int) -> CountChoice:
         """What counts the choices of one request, and with the last of them the request."""
         actions: list[str] = []
 
-        def answered(decision: Decision, summary: AnswerUncertainty) -> None:
+        def answered(decision: Decision, summary: AnswerUncertainty, calibration: Calibration | None) -> None:
             self._count_choice(model, decision, summary)
+            if (found := calibration_of(calibration, "answers")) is not None:
+                self._confident(model, found, found.confidence(vars(summary)))
             actions.append(decision.action)
             if len(actions) == num_choices:
                 taken = next((action for action in actions if action != "answer"), "answer")
@@ -151,6 +173,13 @@ class Metrics:
         self._observe("softspec_epistemic_nats", model, summary.epistemic)
         self._observe("softspec_disagreement_ratio", model, summary.disagreement)
 
+    def _confident(self, model: str, calibration: Calibration, confidence: float) -> None:
+        labels = {"model": model, "judged": calibration.judged}
+        self._histograms["softspec_confidence_ratio"].labels(**labels).observe(confidence)
+        drift = self._drifts.add(model, calibration, confidence)
+        if drift is not None:
+            self._states["softspec_confidence_drift_ratio"].labels(**labels).set(drift)
+
     def _observe(self, name: str, model: str, value: float) -> None:
         self._histograms[name].labels(model=model).observe(value)
 
@@ -158,9 +187,17 @@ class Metrics:
         """Count answers that were scored and not written."""
         self._counters["softspec_scored_answers_total"].labels(model=model).inc(num_answers)
 
-    def decided(self, model: str, decision: Decision) -> None:
-        """Count an answer to a question with known options."""
+    def decided(
+        self,
+        model: str,
+        decision: Decision,
+        calibration: Calibration | None = None,
+        confidence: float | None = None,
+    ) -> None:
+        """Count an answer to a question with known options, and its confidence where the ensemble is calibrated."""
         self._counters["softspec_decisions_total"].labels(model=model, decision=decision.action).inc()
+        if calibration is not None and confidence is not None:
+            self._confident(model, calibration, confidence)
 
     def first_token(self, model: str, seconds: float) -> None:
         """Count a streamed answer that began so many seconds after its request."""

@@ -17,7 +17,7 @@ from softspec.artefact.yaml_file import absolute
 from softspec.errors import ConfigError
 from softspec.server.ops.server_config import RecordSettings, ServerConfig, read_server_config
 from softspec.server.ops.upstream_flags import with_upstreams
-from softspec.server.policy.fields import PolicyFields
+from softspec.server.policy.fields import PolicyFields, read_threshold
 from softspec.server.policy.policy import Policy
 from softspec.server.policy.rules import PolicyRules
 from softspec.server.upstream.keys import read_keys
@@ -32,7 +32,11 @@ POLICY = "SOFTSPEC_POLICY_"
 POLICY_PINNED = "SOFTSPEC_POLICY_PINNED"
 BASE_UNCHECKED = "SOFTSPEC_BASE_UNCHECKED"
 ALLOW_UNTESTED = "SOFTSPEC_ALLOW_UNTESTED"
-_NUMBERS: dict[str, Callable[[str], float]] = {"threshold": float, "min_tokens": int, "hold_tokens": int}
+_NUMBERS: dict[str, Callable[[str], Any]] = {
+    "threshold": read_threshold,
+    "min_tokens": int,
+    "hold_tokens": int,
+}
 """Fields of a policy that are no text."""
 
 
@@ -136,7 +140,7 @@ def _policy_variables(environment: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def _number(variable: str, text: str, kind: Callable[[str], float]) -> float:
+def _number(variable: str, text: str, kind: Callable[[str], Any]) -> Any:
     try:
         return kind(text)
     except ValueError as error:

@@ -6,8 +6,8 @@ In: what is served, and the policy with its limits. Out: the line.
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from softspec.artefact.calibration import CONFIDENCE, Target
 from softspec.artefact.manifest import Manifest
-from softspec.server.policy.policy import CONFIDENCE
 from softspec.server.policy.rules import PolicyRules
 
 
@@ -41,7 +41,11 @@ def _told(rules: PolicyRules) -> str:
     begin = f" from token {policy.min_tokens} on" if policy.min_tokens > 1 else ""
     held = f", {policy.held} tokens of a stream held back" if policy.held else ""
     failure = f", '{policy.on_failure}' where that fails" if policy.upstream else ""
-    rule = f"'{policy.action}'{to} once {policy.metric} is {side} {policy.threshold:g}{begin}{held}{failure}"
+    if isinstance(policy.threshold, Target):
+        crossing = f"the threshold that was calibrated for {policy.threshold} is crossed"
+    else:
+        crossing = f"{policy.metric} is {side} {policy.threshold:g}"
+    rule = f"'{policy.action}'{to} once {crossing}{begin}{held}{failure}"
     return f"{rule}, which requests {_may(rules)}"
 
 

@@ -7,9 +7,20 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from softspec.artefact.calibration import Target
 from softspec.server.policy.policy import Action, OnFailure, Policy
 
 Name = Annotated[str, Field(min_length=1)]
+
+
+def read_threshold(text: str) -> float | Target:
+    """A threshold as it is written in a flag or a variable: a number, or `target_error=0.05`.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    name, _, share = text.partition("=")
+    return Target.model_validate({name: float(share)}) if share else float(text)
 
 
 class PolicyFields(BaseModel):
@@ -19,7 +30,7 @@ class PolicyFields(BaseModel):
 
     action: Action | None = None
     metric: str | None = None
-    threshold: float | None = None
+    threshold: float | Target | None = None
     min_tokens: int | None = None
     hold_tokens: int | None = None
     upstream: Name | None = None
@@ -31,4 +42,4 @@ class PolicyFields(BaseModel):
         Raises:
             ConfigError: see `Policy.changed`.
         """
-        return policy.changed(**self.model_dump())
+        return policy.changed(**dict(self))

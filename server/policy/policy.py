@@ -6,18 +6,19 @@ tokens and none of the upstreams.
 
 import math
 import operator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from softspec.artefact.calibration import CONFIDENCE, Calibration, Target
 from softspec.artefact.validation import as_key
-from softspec.errors import ConfigError
-from softspec.maths.answer import METRICS
+from softspec.errors import ConfigError, FieldError
+from softspec.maths.answer import METRICS, OF_DECISION
 
 Action = Literal["answer", "abstain", "route"]
 OnFailure = Literal["answer", "abstain", "error"]
 DEFAULT_METRIC = "mutual_information"
-CONFIDENCE = "confidence"
-"""The metric of which less is worse: a policy acts below its threshold."""
+CALIBRATED = "calibrated"
+"""In place of a metric: the one of the ensemble's calibration, where the threshold is a target."""
 HELD = {"answer": 0, "abstain": 0, "route": 16}
 """Action -> tokens of a stream that are held back where nobody says how many."""
 MOST_HELD = 65_536
@@ -37,21 +38,23 @@ class Policy:
 
     `metric` is in nats, a share for the disagreements, a probability for `confidence`. Prefixes are judged from
     `min_tokens` tokens on; of a stream the last `held` tokens are not sent yet. To route is to ask `upstream`, None
-    being the only one that there is, and where that fails `on_failure` happens.
+    being the only one that there is, and where that fails `on_failure` happens. A target in place of the threshold is
+    for `resolved`, which notes the ensemble's `calibration` where the policy follows it.
     """
 
     action: Action = "answer"
     metric: str = DEFAULT_METRIC
-    threshold: float | None = None
+    threshold: float | Target | None = None
     min_tokens: int = 1
     hold_tokens: int | None = None
     upstream: str | None = None
     on_failure: OnFailure = "abstain"
+    calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
         if self.action not in EFFECTIVE:
             raise ConfigError(f"policy action is '{as_key(self.action)}': expected answer, abstain or route")
-        if self.metric not in (*METRICS, CONFIDENCE):
+        if self.metric not in (*METRICS, CONFIDENCE) and not self._takes_calibrated_metric:
             expected = ", ".join((*METRICS, CONFIDENCE))
             raise ConfigError(f"policy metric is '{as_key(self.metric)}': expected one of {expected}")
         self._check_threshold()
@@ -72,12 +75,67 @@ class Policy:
                 raise ConfigError(
                     f"policy action '{self.action}' needs a threshold: give a number of at least 0"
                 )
+        elif isinstance(self.threshold, Target):
+            return
         elif not (math.isfinite(self.threshold) and self.threshold >= 0):
             raise ConfigError(f"policy threshold is {self.threshold}: expected a finite number of at least 0")
         elif self.metric == CONFIDENCE and self.threshold > 1:
             raise ConfigError(
                 f"policy threshold is {self.threshold}: expected a probability from 0 to 1, as the metric is "
                 f"'{CONFIDENCE}'"
+            )
+
+    @property
+    def _takes_calibrated_metric(self) -> bool:
+        return self.metric == CALIBRATED and isinstance(self.threshold, Target)
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether only a calibrated ensemble can follow it."""
+        return self.action != "answer" and (isinstance(self.threshold, Target) or self.metric == CONFIDENCE)
+
+    def resolved(self, calibration: Calibration | None) -> "Policy":
+        """The policy as an ensemble with this calibration follows it: with a number for a threshold.
+
+        Raises:
+            FieldError: it needs a calibration, and there is none, or none for this target, metric or `min_tokens`.
+        """
+        if not self.needs_calibration:
+            return self
+        target = self.threshold if isinstance(self.threshold, Target) else None
+        if calibration is None:
+            field, what = (
+                ("threshold", f"threshold {target}") if target else ("metric", f"metric '{self.metric}'")
+            )
+            raise FieldError(
+                field,
+                f"policy {what} needs an ensemble that was calibrated for what is asked: run 'softspec calibrate', or "
+                "choose another",
+            )
+        if target is None:
+            return replace(self, calibration=calibration)
+        self._require_calibrated_for(target, calibration)
+        try:
+            found = calibration.threshold_for(target)
+        except ConfigError as error:
+            raise FieldError("threshold", f"policy threshold: {error}") from error
+        return replace(self, metric=calibration.metric, threshold=found.threshold, calibration=calibration)
+
+    def _require_calibrated_for(self, target: Target, calibration: Calibration) -> None:
+        """Refuse a target whose threshold was certified for another metric, or for other prefixes."""
+        is_decision = calibration.judged == "decisions"
+        metric = OF_DECISION.get(self.metric, self.metric) if is_decision else self.metric
+        if metric not in (CALIBRATED, calibration.metric):
+            raise FieldError(
+                "metric",
+                f"policy metric is '{self.metric}', but {target} was calibrated on '{calibration.metric}': leave the "
+                "metric out",
+            )
+        if not is_decision and self.min_tokens != calibration.min_tokens:
+            raise FieldError(
+                "min_tokens",
+                f"policy min_tokens is {self.min_tokens}, but {target} was calibrated with {calibration.min_tokens}: "
+                f"give min_tokens {calibration.min_tokens}",
             )
 
     @property
@@ -101,14 +159,18 @@ class Policy:
                 **{"action": "abstain", "threshold": 0.0, **given}
             )  # what is wrong in itself is said first
             raise ConfigError(f"policy {' and '.join(idle)} given for action '{action}', {_use_of(action)}")
-        kept = {name: value for name, value in asdict(self).items() if name in EFFECTIVE.get(action, ())}
-        if given.get("metric", self.metric) != self.metric:
+        kept = {name: getattr(self, name) for name in EFFECTIVE.get(action, ())}
+        if isinstance(given.get("threshold"), Target):
+            kept["metric"] = CALIBRATED
+        elif given.get("metric", self.metric) != self.metric:
             kept.pop("threshold", None)
+        elif self._takes_calibrated_metric and "threshold" in given:
+            kept.pop("metric")
         return Policy(**{**kept, **given, "action": action})
 
     def crosses(self, value: float) -> bool:
         """Whether the policy acts at this value of its metric: above the threshold, or below it for `confidence`."""
-        assert self.threshold is not None
+        assert isinstance(self.threshold, int | float), "a policy is resolved before it judges"
         return value < self.threshold if self.metric == CONFIDENCE else value > self.threshold
 
     def loosened_by(self, other: "Policy") -> str | None:
@@ -117,7 +179,7 @@ class Policy:
         To abstain is tighter than to route: it withholds the same and asks nobody else. To hold fewer tokens is looser,
         as those sent before the crossing are out.
         """
-        if other.threshold is None or other.action not in (self.action, "abstain"):
+        if not isinstance(other.threshold, int | float) or other.action not in (self.action, "abstain"):
             return "action"
         if other.metric != self.metric:
             return "metric"
@@ -141,6 +203,7 @@ class Policy:
         """A value of the metric at which the policy acts, in words; None where it does not."""
         if self.threshold is None or not self.crosses(value):
             return None
+        assert not isinstance(self.threshold, Target)
         return f"{self.metric} {_comparison(value, self.threshold)}"
 
 

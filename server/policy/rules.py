@@ -4,12 +4,14 @@ In: the operator's policy and limits, the names of the upstreams, and the fields
 that holds for the request. Knows of an upstream only its name, and no HTTP.
 """
 
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 
+from softspec.artefact.calibration import Calibration
 from softspec.artefact.validation import as_key
 from softspec.errors import ConfigError, FieldError
 from softspec.server.policy.fields import PolicyFields
-from softspec.server.policy.policy import CONFIDENCE, Action, Policy
+from softspec.server.policy.policy import Action, Policy
 
 
 @dataclass(frozen=True)
@@ -40,22 +42,45 @@ class PolicyRules:
             raise ConfigError(f"allowed_upstreams names '{as_key(unknown[0])}': {_choice(self.upstreams)}")
         object.__setattr__(self, "default", self._followed(self.default))
 
-    def asked_by(self, fields: PolicyFields) -> Policy:
-        """The policy of a request that gave these fields; a route names its upstream.
+    def require_followed(self, calibrations: Mapping[str, Calibration | None]) -> None:
+        """Refuse ensembles, by name, that cannot follow the server's policy in anything that they are asked.
 
         Raises:
-            FieldError: this server does not allow it; names the field of the policy.
+            ConfigError: there is one; the message names it.
+        """
+        for name, calibration in calibrations.items():
+            kinds = [calibration, calibration.also] if calibration is not None else [None]
+            for place, kind in enumerate(kinds, start=1):
+                try:
+                    self.default.resolved(kind)
+                    break
+                except FieldError as error:
+                    if place == len(kinds):
+                        raise FieldError(
+                            error.field, f"ensemble '{name}' cannot be served: {error}"
+                        ) from error
+
+    def asked_by(self, fields: PolicyFields | None, calibration: Calibration | None = None) -> Policy:
+        """The policy of a request that gave these fields, of an ensemble with this calibration.
+
+        A route names its upstream, and a threshold is a number.
+
+        Raises:
+            FieldError: this server does not allow it, or the ensemble cannot follow it; names the field of the policy.
             ConfigError: it cannot be followed.
         """
-        policy = self._followed(fields.change(self.default))
-        if not self.allow_override and (changed := _difference(self.default, policy)):
+        default = self.default.resolved(calibration)
+        if fields is None:
+            return default
+        policy = self._followed(fields.change(default)).resolved(calibration)
+        if not self.allow_override and (changed := _difference(default, policy)):
             raise FieldError(
                 changed,
                 f"{changed} differs from the server's policy, which holds for every request: leave the policy out",
             )
-        if self.pinned and (loosened := self.default.loosened_by(policy)):
+        if self.pinned and (loosened := default.loosened_by(policy)):
             is_given = getattr(fields, loosened) is not None
-            remedy = "leave it out, or tighten it" if is_given else f"give at least {self.default.held}"
+            remedy = "leave it out, or tighten it" if is_given else f"give at least {default.held}"
             raise FieldError(
                 loosened, f"{loosened} would loosen the server's policy, which is pinned: {remedy}"
             )
@@ -70,13 +95,6 @@ class PolicyRules:
         if allowed is not None and sends_on_failure and "answer" not in allowed:
             raise FieldError(
                 "on_failure", "policy on_failure 'answer' is not allowed: expected abstain or error"
-            )
-        if policy.metric == CONFIDENCE:
-            # The one place that says which ensembles have a confidence: none yet.
-            raise FieldError(
-                "metric",
-                f"policy metric '{CONFIDENCE}' needs an ensemble that was calibrated, and none can be yet: choose "
-                "another metric",
             )
         return replace(policy, upstream=self._upstream_of(policy)) if policy.action == "route" else policy
 
@@ -104,5 +122,6 @@ def _choice(names: tuple[str, ...]) -> str:
 
 def _difference(policy: Policy, other: Policy) -> str | None:
     """The first field in which two policies differ, once what is left to the action is filled in."""
-    one, two = (asdict(replace(each, hold_tokens=each.held)) for each in (policy, other))
-    return next((name for name in one if one[name] != two[name]), None)
+    one, two = (replace(each, hold_tokens=each.held, calibration=None) for each in (policy, other))
+    names = (each.name for each in fields(Policy))
+    return next((name for name in names if getattr(one, name) != getattr(two, name)), None)

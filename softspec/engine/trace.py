@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from softspec.artefact.calibration import Calibration
 from softspec.artefact.manifest import WeightsRule
 from softspec.maths.answer import TokenUncertainty
 
@@ -33,6 +34,7 @@ class ChoiceTrace:
     tokens: list[TokenUncertainty] = field(default_factory=list)
     judge_of: JudgeOf | None = None
     watched: list[dict[int, tuple[float, ...]]] = field(default_factory=list)
+    calibration: Calibration | None = None
 
 
 @dataclass

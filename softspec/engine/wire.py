@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from softspec.artefact.activation import shared_tokens
+from softspec.artefact.calibration import Calibration
 from softspec.artefact.manifest import WeightsRule
 from softspec.maths.answer import TokenUncertainty
 
@@ -62,6 +63,7 @@ class GroupSpec:
     model: the name under which the group is served, for whoever counts.
     forced: the answer, where it is known: token t of the output is forced[t], and everything else is as if it had been
     drawn. watched: for each of those steps the tokens whose log-probability under each member is told as well.
+    calibration: of the ensemble, for whoever reads its numbers; it does not travel.
     """
 
     adapters: tuple[Adapter, ...]
@@ -74,6 +76,7 @@ class GroupSpec:
     model: str = ""
     forced: tuple[int, ...] = ()
     watched: tuple[tuple[int, ...], ...] = ()
+    calibration: Calibration | None = None
 
     def to_wire(self) -> dict[str, Any]:
         """The group as plain lists and numbers, which vLLM's processes can send."""

@@ -19,6 +19,14 @@ METRICS = (
     "aleatoric_entropy",
 )
 """Fields of `AnswerUncertainty` that a policy may compare with a threshold; higher is less certain."""
+DECISION_METRICS = ("epistemic", "disagreement", "total_entropy", "aleatoric_entropy")
+"""The same of `OptionsUncertainty`."""
+OF_DECISION = {
+    "mutual_information": "epistemic",
+    "max_epistemic": "epistemic",
+    "max_disagreement": "disagreement",
+}
+"""Metrics of answers in many tokens -> what they are of one decision: the same number, under its own name."""
 
 
 @dataclass(frozen=True)

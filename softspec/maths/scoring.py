@@ -1,67 +1,114 @@
-"""How good forecasts and their uncertainties are on labelled data: calibration, selection, detection.
+"""How good forecasts and their uncertainties are on labelled data: calibration, selection, detection, agreement.
 
-In: (N,) tensors of confidences, uncertainties and outcomes. Out: scalars. Knows nothing of members or models.
+In: (N,) tensors of confidences, uncertainties and outcomes; outcomes may be shares in [0, 1], where people disagree.
+Out: scalars; or, with `weights` (..., N), how often each row counts, tensors (...): so resampled data cost one call.
+Knows nothing of members or models.
 """
 
 import torch
 from torch import Tensor
 
 
-def brier_score(probabilities: Tensor, labels: Tensor) -> Tensor:
-    """Mean squared distance to the one-hot label, in [0, 2], from (N, C) and (N,) class ids."""
-    truth = torch.nn.functional.one_hot(labels, probabilities.shape[1])
-    return (probabilities.double() - truth).square().sum(1).mean()
-
-
-def expected_calibration_error(confidence: Tensor, correct: Tensor, num_bins: int = 15) -> Tensor:
+def expected_calibration_error(
+    confidence: Tensor, correct: Tensor, num_bins: int = 15, weights: Tensor | None = None
+) -> Tensor:
     """Mean gap between confidence and accuracy over equal-width bins, weighted by their size; in [0, 1].
 
     Even a perfectly calibrated forecaster does not reach 0: with 15 bins and confidences spread evenly over
     [0, 1] it scores 0.12, 0.04 and 0.012 on average at N = 100, 1,000 and 10,000. Print that floor next to it.
 
     Args:
-        confidence: (N,), probability of the answer given. correct: (N,), 0 or 1.
+        confidence: (N,), probability of the answer given. correct: (N,), or (..., N), in [0, 1].
     Source: Guo et al. 2017 (arXiv:1706.04599).
     """
     bins = (confidence * num_bins).long().clamp(0, num_bins - 1)
     surplus = correct.double() - confidence.double()
-    gaps = torch.zeros(num_bins, dtype=torch.float64).index_add_(0, bins, surplus)
-    return gaps.abs().sum() / len(confidence)
+    counts = _counts(confidence, weights)
+    gaps = _sums(counts * surplus, bins, num_bins)
+    return gaps.abs().sum(-1) / counts.sum(-1)
 
 
-def aurc(uncertainty: Tensor, errors: Tensor) -> Tensor:
+def aurc(uncertainty: Tensor, errors: Tensor, weights: Tensor | None = None) -> Tensor:
     """Area under the risk-coverage curve: mean error rate of the i most certain answers over i = 1 ... N.
 
     Answers that tie count as in random order, so a constant uncertainty scores the plain error rate.
 
     Args:
-        uncertainty: (N,), higher is less certain. errors: (N,), 0 or 1.
+        uncertainty: (N,), higher is less certain. errors: (N,), in [0, 1].
     """
-    _, ties, sizes = uncertainty.unique(return_inverse=True, return_counts=True)
-    tied_errors = torch.zeros(len(sizes), dtype=torch.float64).index_add_(0, ties, errors.double()) / sizes
-    ranked = tied_errors.repeat_interleave(sizes)
-    return (ranked.cumsum(0) / torch.arange(1, len(ranked) + 1)).mean()
+    levels, ties = uncertainty.unique(return_inverse=True)
+    order = ties.argsort()
+    counts = _counts(uncertainty, weights)
+    sizes = _sums(counts, ties, len(levels))
+    rates = _sums(counts * errors.double(), ties, len(levels)) / sizes.clamp_min(
+        torch.finfo(torch.float64).tiny
+    )
+    ranked, covered = rates[..., ties[order]], counts[..., order]
+    seen = covered.cumsum(-1)
+    risks = (covered * ranked).cumsum(-1) / torch.where(seen > 0, seen, 1.0)
+    return (covered * risks).sum(-1) / counts.sum(-1)
 
 
-def oracle_aurc(errors: Tensor) -> Tensor:
+def oracle_aurc(errors: Tensor, weights: Tensor | None = None) -> Tensor:
     """`aurc` with every wrong answer less certain than every right one, near r + (1 - r) log(1 - r)."""
-    return aurc(errors, errors)
+    return aurc(errors, errors, weights)
 
 
-def excess_aurc(uncertainty: Tensor, errors: Tensor) -> Tensor:
+def excess_aurc(uncertainty: Tensor, errors: Tensor, weights: Tensor | None = None) -> Tensor:
     """`aurc` minus the oracle's; 0 is perfect."""
-    return aurc(uncertainty, errors) - oracle_aurc(errors)
+    return aurc(uncertainty, errors, weights) - oracle_aurc(errors, weights)
 
 
-def prediction_rejection_ratio(uncertainty: Tensor, errors: Tensor) -> Tensor:
+def prediction_rejection_ratio(uncertainty: Tensor, errors: Tensor, weights: Tensor | None = None) -> Tensor:
     """Where the ranking stands from chance (0) to the oracle (1); NaN if all are right or all wrong."""
-    chance, best = errors.double().mean(), oracle_aurc(errors)
-    return (chance - aurc(uncertainty, errors)) / (chance - best)
+    counts = _counts(errors, weights)
+    chance, best = (counts * errors.double()).sum(-1) / counts.sum(-1), oracle_aurc(errors, weights)
+    gained, possible = chance - aurc(uncertainty, errors, weights), chance - best
+    return torch.where(possible > 1e-12, gained / possible, torch.nan)
 
 
-def auroc(positives: Tensor, negatives: Tensor) -> Tensor:
-    """P(u_positive > u_negative) + P(equal) / 2, from scores (N,) and (M,)."""
-    ranked = negatives.sort().values
-    below = torch.searchsorted(ranked, positives, right=False)
-    not_above = torch.searchsorted(ranked, positives, right=True)
-    return (below + not_above).double().mean() / (2 * len(negatives))
+def auroc(
+    positives: Tensor,
+    negatives: Tensor,
+    positive_weights: Tensor | None = None,
+    negative_weights: Tensor | None = None,
+) -> Tensor:
+    """P(u_positive > u_negative) + P(equal) / 2, from scores (N,) and (M,); NaN where one side is empty."""
+    ranked, order = negatives.sort()
+    counts = _counts(negatives, negative_weights)[..., order]
+    passed = torch.cat([counts.new_zeros(*counts.shape[:-1], 1), counts.cumsum(-1)], -1)
+    below = passed[..., torch.searchsorted(ranked, positives, right=False)]
+    not_above = passed[..., torch.searchsorted(ranked, positives, right=True)]
+    own = _counts(positives, positive_weights)
+    return (own * (below + not_above)).sum(-1) / (2 * own.sum(-1) * passed[..., -1])
+
+
+def spearman(first: Tensor, second: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Correlation of mean ranks, in [-1, 1]; NaN where one of the two is constant.
+
+    Source: Spearman 1904; ties have the mean of their ranks.
+    """
+    counts = _counts(first, weights)
+    total = counts.sum(-1, keepdim=True)
+    ranks = [_mean_ranks(values, counts) for values in (first, second)]
+    centred = [rank - (counts * rank).sum(-1, keepdim=True) / total for rank in ranks]
+    covariance = (counts * centred[0] * centred[1]).sum(-1)
+    spread = (counts * centred[0].square()).sum(-1) * (counts * centred[1].square()).sum(-1)
+    return torch.where(spread > 1e-9 * total[..., 0], covariance / spread.sqrt(), torch.nan)
+
+
+def _counts(values: Tensor, weights: Tensor | None) -> Tensor:
+    return torch.ones(values.shape[-1], dtype=torch.float64) if weights is None else weights.double()
+
+
+def _sums(values: Tensor, groups: Tensor, num_groups: int) -> Tensor:
+    """Sums of (..., N) over the members of each group, (..., G)."""
+    sums = torch.zeros(*values.shape[:-1], num_groups, dtype=torch.float64)
+    return sums.index_add_(-1, groups, values)
+
+
+def _mean_ranks(values: Tensor, counts: Tensor) -> Tensor:
+    """Mean rank of each row, (..., N), when every row is there `counts` (..., N) times."""
+    levels, ties = values.unique(return_inverse=True)
+    sizes = _sums(counts, ties, len(levels))
+    return (sizes.cumsum(-1) - sizes / 2)[..., ties]

@@ -51,7 +51,7 @@ ANSWER_FIELDS = {
     "max_disagreement": ("the largest `disagreement` of any token", "0 to 1"),
     "member_log_probs": ("log-probability of the answer under each member", "<= 0"),
     "member_weights": ("belief in each member after the last token", "sum to 1"),
-    "confidence": ("calibrated P(correct); null, as there is no calibration yet", "null"),
+    "confidence": ("P(correct) by the ensemble's calibration; null if it has none for answers", "0 to 1"),
     "seed": ("send it back to get exactly this answer again", ""),
     "decision": ("what the policy did", "`answer`, `abstain` or `route`"),
     "reason": ("the value that crossed the threshold, and the token at which; null when none did", ""),

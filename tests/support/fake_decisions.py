@@ -11,6 +11,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from softspec.artefact.calibration import Calibration
 from softspec.artefact.manifest import WeightsRule
 from softspec.server.decisions.engine import DecisionEngine
 from softspec.server.decisions.routes import add_decision_routes
@@ -26,6 +27,7 @@ class Mixed:
 
     log_weights: tuple[float, ...]
     weights_rule: WeightsRule
+    calibration: Calibration | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class FakeScorer:
 
     table: dict[str, tuple[float, ...]]
     weights_rule: WeightsRule = "prefix_posterior"
+    calibration: Calibration | None = None
     asked: list[dict[str, Any]] = field(default_factory=list)
     chats: list[list[dict[str, Any]]] = field(default_factory=list)
     kwargs: list[Any] = field(default_factory=list)
@@ -57,7 +60,7 @@ class FakeScorer:
     def mixture_of(self, model: str) -> Mixed | None:
         if model == "base":
             return None
-        return Mixed(UNIFORM if model == ENSEMBLE else (0.0,), self.weights_rule)
+        return Mixed(UNIFORM if model == ENSEMBLE else (0.0,), self.weights_rule, self.calibration)
 
     async def chat_prompt_ids(self, messages: Any, *, model: str, chat_template_kwargs: Any) -> list[int]:
         self.chats.append(messages)
@@ -99,7 +102,7 @@ def decisions_app(
     **settings: Any,
 ) -> FastAPI:
     """The server's own routes, with decisions among them."""
-    app = make_app(FakeEngine([]), policy, **settings)
+    app = make_app(FakeEngine([], calibration=scorer.calibration), policy, **settings)
     app.state.softspec_decisions = DecisionEngine(
         mixture_of=scorer.mixture_of,
         chat_prompt_ids=scorer.chat_prompt_ids,

@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry
 from pydantic import BaseModel, ConfigDict
 from starlette.testclient import TestClient
 
+from softspec.artefact.calibration import Calibration
 from softspec.engine.trace import ChoiceTrace, current_trace
 from softspec.errors import SoftspecError
 from softspec.maths.answer import TokenUncertainty
@@ -117,6 +118,7 @@ class FakeEngine:
     scripts: Sequence[Sequence[TokenUncertainty]]
     failure: Exception | None = None
     measures: bool = True
+    calibration: Calibration | None = None
     sent: int = 0
     aborted: bool = False
     requests: list[Any] = field(default_factory=list)
@@ -129,7 +131,9 @@ class FakeEngine:
         trace = current_trace.get()
         choices = trace.choices if trace is not None and self.measures else {}
         for index in range(len(self.scripts)):
-            choices[index] = ChoiceTrace(UNIFORM, "prefix_posterior", seed=100 + index)
+            choices[index] = ChoiceTrace(
+                UNIFORM, "prefix_posterior", seed=100 + index, calibration=self.calibration
+            )
         if request.stream:
             return StreamingResponse(self._events(request, choices), media_type="text/event-stream")
         for index, script in enumerate(self.scripts):
@@ -238,6 +242,7 @@ def make_app(
         metrics=metrics,
         upstreams=asked,
         recorder=recorder,
+        calibration=lambda _: engine.calibration,
     )
     routes = {
         "/v1/chat/completions": UpstreamRoute(ChatFields, engine.route),

@@ -45,6 +45,14 @@ class Chat:
         self._stops = stops
         self._day = started_on or date.today()
 
+    def prompt(self, turns: Sequence[Message], row: LabelledRow) -> str:
+        """The turns as a prompt that is to be answered.
+
+        Raises:
+            DataError: there is no template, or it refuses the conversation.
+        """
+        return self._render([dumped(turn) for turn in turns], row, add_generation_prompt=True)
+
     def rendered(self, turns: Sequence[Message], row: LabelledRow) -> Rendered:
         """The last of the turns as the answer to those before it.
 
@@ -54,7 +62,7 @@ class Chat:
         """
         before = [dumped(turn) for turn in turns[:-1]]
         answer = turns[-1]
-        prompt = self._render(before, row, add_generation_prompt=True)
+        prompt = self.prompt(turns[:-1], row)
         marked = self._render([*before, _marked(answer)], row)
         if MARKER not in marked:
             what = "tool calls" if answer.tool_calls else "answer"

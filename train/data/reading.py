@@ -15,7 +15,7 @@ from softspec.console import tell
 from softspec.errors import DataError
 from softspec.train.data.chat import Chat
 from softspec.train.data.notes import Notes
-from softspec.train.data.rows import Row, VotesRow, parse_row
+from softspec.train.data.rows import PromptRow, Row, VotesRow, parse_row
 from softspec.train.data.tokenise import Tokens
 from softspec.train.data.units import Example, UnitT
 
@@ -60,6 +60,19 @@ class Reading:
             Example(tuple(prompt), tuple(completion), row.source, row.group, row.weight)
             for prompt, completion in ids
         ]
+
+    def prompt_ids(self, row: PromptRow, place: str) -> tuple[int, ...]:
+        """A prompt by itself, as the server makes it of a request; `place` names it in messages.
+
+        Raises:
+            DataError: it cannot be rendered, or comes to no token.
+        """
+        try:
+            if isinstance(row.prompt, str):
+                return tuple(self._tokens.prompt_of_text(row.prompt, place))
+            return tuple(self._tokens.prompt_of_chat(self._chat.prompt(row.prompt, row)))
+        except DataError as error:
+            raise DataError(f"{place}: {error}") from error
 
     def _ids(self, row: Row, place: str) -> list[tuple[list[int], list[int]]]:
         if row.is_text:

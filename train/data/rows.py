@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from softspec.artefact.validation import first_problem
 from softspec.errors import DataError
@@ -146,6 +146,12 @@ class Row(LabelledRow):
                 raise ValueError("the weight of a turn must be 0 or 1; that of a row can be any")
         if not (any(text.strip() for text in turns[-1].texts) or turns[-1].tool_calls):
             raise ValueError("empty completion: the assistant must say something")
+
+
+class PromptRow(LabelledRow):
+    """A prompt that is to be answered: text, used as it is, or at least one message."""
+
+    prompt: str | Annotated[list[Message], Field(min_length=1)]
 
 
 def is_messages_as_text(text: str) -> bool:

@@ -37,20 +37,10 @@ class Tokens:
         Raises:
             DataError: nothing is said, or there is no token to end with; or as `of_chat`.
         """
-        prompt_ids = self._encode(prompt, add_special_tokens=True)
-        bos = self._tokenizer.bos_token_id
-        if self._adds_bos and prompt_ids[:2] == [bos, bos]:
-            prompt_ids = prompt_ids[1:]
-            self._notes.add(
-                f"a text prompt begins with {self._tokenizer.bos_token!r} itself, so the tokenizer's own is left out; "
-                'ask such a model with "add_special_tokens": false',
-                place,
-            )
+        prompt_ids = self.prompt_of_text(prompt, place)
         answer, end = self._without_end(completion, place)
         if not answer.strip():
             raise DataError("empty completion: the assistant must say something")
-        if not prompt_ids:
-            raise DataError("empty prompt; expected at least one token before the completion")
         plain_ids = self._encode(prompt)
         return prompt_ids, [*self._behind(prompt, plain_ids, answer, place, ends=False), end]
 
@@ -60,10 +50,38 @@ class Tokens:
         Raises:
             DataError: the tokenizer cannot continue the prompt with this text, or does not end it in a stop token.
         """
-        prompt_ids = self._encode(prompt)
+        prompt_ids = self.prompt_of_chat(prompt)
+        return prompt_ids, self._behind(prompt, prompt_ids, completion, place, ends=True)
+
+    def prompt_of_text(self, prompt: str, place: str) -> Ids:
+        """Ids of a prompt as `/v1/completions` makes them.
+
+        Raises:
+            DataError: it comes to no token.
+        """
+        prompt_ids = self._encode(prompt, add_special_tokens=True)
+        bos = self._tokenizer.bos_token_id
+        if self._adds_bos and prompt_ids[:2] == [bos, bos]:
+            prompt_ids = prompt_ids[1:]
+            self._notes.add(
+                f"a text prompt begins with {self._tokenizer.bos_token!r} itself, so the tokenizer's own is left out; "
+                'ask such a model with "add_special_tokens": false',
+                place,
+            )
+        return self._some(prompt_ids)
+
+    def prompt_of_chat(self, prompt: str) -> Ids:
+        """Ids of a rendered prompt as `/v1/chat/completions` makes them.
+
+        Raises:
+            DataError: it comes to no token.
+        """
+        return self._some(self._encode(prompt))
+
+    def _some(self, prompt_ids: Ids) -> Ids:
         if not prompt_ids:
             raise DataError("empty prompt; expected at least one token before the completion")
-        return prompt_ids, self._behind(prompt, prompt_ids, completion, place, ends=True)
+        return prompt_ids
 
     def _behind(self, prompt: str, prompt_ids: Ids, completion: str, place: str, ends: bool) -> Ids:
         """Ids of a completion that follow those of its prompt.

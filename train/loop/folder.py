@@ -41,7 +41,10 @@ _OF_A_RUN = (
     LOCK_NAME,
 )
 """All that a run writes into its folder, in the order in which it goes."""
-_OF_AN_ENSEMBLE = re.compile(rf"{re.escape(MANIFEST_NAME)}|{re.escape(LOG_NAME)}|{TENSORBOARD}|member-\d+")
+SELECTION_NAME = "selection.json"
+_OF_AN_ENSEMBLE = re.compile(
+    rf"{re.escape(MANIFEST_NAME)}|{re.escape(LOG_NAME)}|{re.escape(SELECTION_NAME)}|{TENSORBOARD}|member-\d+"
+)
 
 
 @dataclass(frozen=True)
@@ -156,7 +159,7 @@ def open_run(config: TrainConfig, resume: bool, overwrite: bool, is_main: bool =
             resume, another run is at work, or nothing can be written there.
     """
     run = run_folder(config)
-    _refuse_output(config.output_dir, overwrite)
+    refuse_output(config.output_dir, overwrite)
     if resume and not run.checkpoint.is_file():
         raise ConfigError(f"nothing to resume: no checkpoint in '{run.path}'; start without --resume")
     if not resume:
@@ -170,7 +173,7 @@ def open_run(config: TrainConfig, resume: bool, overwrite: bool, is_main: bool =
     return run
 
 
-def _refuse_output(output: Path, overwrite: bool) -> None:
+def refuse_output(output: Path, overwrite: bool) -> None:
     """Raise unless the finished ensemble may lie there."""
     if output.is_symlink() or output.exists():
         if not overwrite:

@@ -19,6 +19,7 @@ from softspec.train.loop.passes import Pass, add_gradients
 from softspec.train.loop.reseed import reseed
 from softspec.train.loop.schedule import learning_rate, reach_nats, renyi_alpha
 from softspec.train.loop.state import Training
+from softspec.train.members.likelihood import tail_length
 from softspec.train.objective.preferences import accuracies, mean_margins
 
 
@@ -40,6 +41,9 @@ def _step(training: Training, step: int) -> StepFacts:
     alpha = renyi_alpha(config, step, training.total_steps)
     training.reach_nats = reach_nats(config, step, training.total_steps)
     units = [training.examples[index] for index in training.order.indices(step)]
+    units.sort(key=lambda unit: tail_length(unit, config.activation))  # any order gives the same gradient
+    if training.members.dropout:  # so that a resumed run draws what it would have drawn
+        training.members.dropout.generator.manual_seed(config.seed * 1_000_003 + step)
     done, penalty = _gradients(training, units, alpha)
     norms = _move_members(training, done, rate, step)
     shares = done.routing.responsibilities(done.loglik)

@@ -7,19 +7,22 @@ With block activation the leading prompt tokens run once per example without ada
 and their keys and values are shared by all members: the rule the serving engine follows.
 """
 
-import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache
 
 from softspec.artefact.activation import Activation, shared_tokens
-from softspec.train.data.units import Example
+from softspec.train.data.units import Example, Unit
+from softspec.train.members.frozen import Frozen, Ids, copy_to_extend, entered
 from softspec.train.members.head import AT_ONCE, Head
+from softspec.train.members.kept import Tensors
 from softspec.train.members.members import Members
 from softspec.train.members.pairs import Pairs
+from softspec.train.members.spec import decoder_layers
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,8 @@ class Batch:
 
     Examples that begin alike have one trunk, `trunk_of[b]` of P. Trunks are padded on the left and tails on the right,
     so the real tokens of an example are adjacent. `supervised` marks tail positions whose *next* token, in `targets`,
-    counts. Shapes (P, A), (B,) or (B, S). `trunk` has the keys and values of the trunks once they have run.
+    counts. Shapes (P, A), (B,) or (B, S). `trunk` has the keys and values of the trunks once they have run; `states`
+    are those that enter the first adapted layer for the tails, (B, S, hidden), where they are known.
     """
 
     trunk_ids: Tensor
@@ -39,6 +43,7 @@ class Batch:
     supervised: Tensor
     targets: Tensor
     trunk: Cache | None = None
+    states: Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -46,18 +51,28 @@ class Batch:
         return len(self.tail_ids)
 
 
+def trunk_and_tail(example: Example, activation: Activation) -> tuple[Ids, Ids]:
+    """The ids of an example's trunk, and those behind it, without its last one, which nothing follows."""
+    shared = shared_tokens(activation.block_size, len(example.prompt_ids))
+    return example.prompt_ids[:shared], (example.prompt_ids + example.completion_ids)[shared:-1]
+
+
+def tail_length(unit: Unit, activation: Activation) -> int:
+    """The tokens that every member runs for a unit's longest completion; batches of like lengths waste least."""
+    return max(len(trunk_and_tail(each, activation)[1]) for each in unit.completions)
+
+
 def collate(examples: Sequence[Example], activation: Activation, device: torch.device) -> Batch:
     """A batch of the examples, each split into trunk and tail and padded; padding never changes a result."""
     trunks: dict[tuple[int, ...], int] = {}
     trunk_of, tails, supervised, targets = [], [], [], []
     for example in examples:
-        ids = example.prompt_ids + example.completion_ids
-        prompt = len(example.prompt_ids)
-        shared = shared_tokens(activation.block_size, prompt)
-        trunk_of.append(trunks.setdefault(ids[:shared], len(trunks)))
-        tails.append(ids[shared:-1])
-        targets.append(ids[shared + 1 :])
-        supervised.append((False,) * (prompt - 1 - shared) + (True,) * len(example.completion_ids))
+        trunk, tail = trunk_and_tail(example, activation)
+        trunk_of.append(trunks.setdefault(trunk, len(trunks)))
+        tails.append(tail)
+        targets.append((*tail[1:], example.completion_ids[-1]))
+        completion = len(example.completion_ids)
+        supervised.append((False,) * (len(tail) - completion) + (True,) * completion)
     return Batch(
         trunk_ids=_padded(list(trunks), device, left=True),
         trunk_mask=_padded([(1,) * len(trunk) for trunk in trunks], device, left=True),
@@ -72,7 +87,11 @@ def collate(examples: Sequence[Example], activation: Activation, device: torch.d
 @torch.no_grad()
 def with_trunk(members: Members, batch: Batch) -> Batch:
     """The batch with its trunks run by the base model, so that several passes over it share them."""
-    if batch.trunk is not None or batch.trunk_ids.shape[1] == 0:
+    if batch.trunk is not None or batch.states is not None:
+        return batch
+    if members.frozen is not None:
+        return _with_frozen(members.frozen, batch)
+    if batch.trunk_ids.shape[1] == 0:
         return batch
     output = members.model.get_decoder()(
         input_ids=batch.trunk_ids,
@@ -81,6 +100,27 @@ def with_trunk(members: Members, batch: Batch) -> Batch:
         use_cache=True,
     )
     return replace(batch, trunk=output.past_key_values)
+
+
+def _with_frozen(frozen: Frozen, batch: Batch) -> Batch:
+    """The batch with all that is frozen of it."""
+    trunks = _unpadded(batch.trunk_ids, batch.trunk_mask)
+    tails = _unpadded(batch.tail_ids, batch.tail_mask)
+    trunk_of = batch.trunk_of.tolist()
+    parts: list[Tensors] = []
+    states: dict[int, Tensor] = {}
+    for number, trunk in enumerate(trunks):
+        own = [example for example, its_trunk in enumerate(trunk_of) if its_trunk == number]
+        part, found = frozen.of(trunk, [tails[example] for example in own])
+        parts.append(part)
+        states |= {example: found[tails[example]] for example in own if found}
+    length = batch.trunk_ids.shape[1]
+    ordered = [states[example] for example in sorted(states)]
+    return replace(
+        batch,
+        trunk=frozen.cache(parts, length) if length else None,
+        states=pad_sequence(ordered, batch_first=True).to(batch.tail_ids.device) if ordered else None,
+    )
 
 
 def member_loglik(members: Members, batch: Batch) -> Tensor:
@@ -152,7 +192,8 @@ def _supervised_states(members: Members, batch: Batch, pairs: Pairs | None) -> t
     positions = trunk_mask.sum(1, keepdim=True) + torch.arange(
         batch.tail_ids.shape[1], device=trunk_mask.device
     )
-    with members.running(pairs):
+    layers, first = decoder_layers(members.model), members.spec.layers[0]
+    with members.running(pairs), entered(layers, first, batch.states):
         output = members.model.get_decoder()(
             input_ids=batch.tail_ids,
             attention_mask=torch.cat([trunk_mask, batch.tail_mask], 1),
@@ -166,11 +207,9 @@ def _supervised_states(members: Members, batch: Batch, pairs: Pairs | None) -> t
 
 def _extendable(trunk: Cache | None, trunk_of: Tensor) -> Cache | None:
     """A cache with each example's trunk, which one pass may extend; the trunk itself stays as it is."""
-    if trunk is None:
-        return None
-    extendable = copy.copy(trunk)
-    extendable.layers = [copy.copy(layer) for layer in trunk.layers]
-    extendable.batch_select_indices(trunk_of)
+    extendable = copy_to_extend(trunk)
+    if extendable is not None:
+        extendable.batch_select_indices(trunk_of)
     return extendable
 
 
@@ -184,3 +223,7 @@ def _padded(parts: Sequence[Sequence[int]], device: torch.device, left: bool = F
     padding = [(0,) * (length - len(part)) for part in parts]
     filled = [(*pad, *part) if left else (*part, *pad) for part, pad in zip(parts, padding, strict=True)]
     return torch.tensor(filled, dtype=torch.long, device=device).view(len(parts), length)
+
+
+def _unpadded(ids: Tensor, mask: Tensor) -> list[Ids]:
+    return [tuple(row[real.bool()].tolist()) for row, real in zip(ids, mask, strict=True)]

@@ -9,7 +9,7 @@ that an example does not go to costs a forward pass and little more.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,12 +20,34 @@ from torch.nn.functional import linear
 from softspec.train.members.pairs import Pairs
 
 
+@dataclass(frozen=True)
+class Dropout:
+    """LoRA dropout: which inputs of an A every pair goes without, drawn once for all its tokens.
+
+    An input that all tokens lack is a column of A that is not there, so a pair runs under one draw of weights (Gal &
+    Ghahramani 2016, arXiv:1512.05287); PEFT draws for every token anew.
+    """
+
+    rate: float
+    generator: torch.Generator
+
+    def mask(self, num_pairs: int, num_inputs: int) -> Tensor:
+        """What inputs (R, T, in) are multiplied with, (R, 1, in): 0, or 1 / (1 - rate)."""
+        kept = torch.rand(num_pairs, 1, num_inputs, generator=self.generator) >= self.rate
+        return kept / (1 - self.rate)
+
+
 @dataclass
 class Run:
-    """A forward pass of these pairs; `pulling` are those with a gradient, None while that is open or if all have."""
+    """A forward pass of these pairs; `pulling` are those with a gradient, None while that is open or if all have.
+
+    `masks` are those that dropout drew: a pass that runs a layer again, to save memory, needs the same.
+    """
 
     pairs: Pairs
     pulling: Tensor | None = None
+    dropout: Dropout | None = None
+    masks: dict["MemberLinear", Tensor] = field(default_factory=dict)
 
     def watch(self, top: Tensor) -> None:
         """Note the pairs that pull as soon as a backward pass reaches `top` (R, ...), before any layer below."""
@@ -75,10 +97,20 @@ class MemberLinear(nn.Module):
         # All in one precision, that of the base or of mixed precision; the adapters themselves stay float32.
         device = inputs.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else inputs.dtype
+        if run.dropout:
+            return self._dropped(inputs.to(dtype), run, run.dropout)
         tensors = (inputs, self.lora_a, self.lora_b, self.base.weight, self.base.bias)
         return _AdaptedLinear.apply(
             *(tensor if tensor is None else tensor.to(dtype) for tensor in tensors), self.scaling, run
         )
+
+    def _dropped(self, inputs: Tensor, run: Run, dropout: Dropout) -> Tensor:
+        """The same with some inputs of A left out; by autograd, as one member is not what has to be fast."""
+        if self not in run.masks:
+            run.masks[self] = dropout.mask(len(inputs), inputs.shape[-1]).to(inputs)
+        down, up = (run.pairs.of_members(each).to(inputs) for each in (self.lora_a, self.lora_b))
+        update = _parts(inputs * run.masks[self], down) @ down.mT @ up.mT
+        return self.base(inputs) + self.scaling * update.view(*inputs.shape[:-1], -1)
 
 
 class _AdaptedLinear(torch.autograd.Function):

@@ -15,14 +15,19 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from softspec.train.members.linear import MemberLinear, Run, Selection
+from softspec.train.members.frozen import Frozen
+from softspec.train.members.linear import Dropout, MemberLinear, Run, Selection
 from softspec.train.members.pairs import Pairs, expanded_from
 from softspec.train.members.recompute import recomputed
 from softspec.train.members.spec import LoraSpec, decoder_layers
 
 
 class Members:
-    """K adapters in one frozen model, which are off except inside `running`."""
+    """K adapters in one frozen model, which are off except inside `running`.
+
+    `frozen`, where it is set, keeps what the model makes of examples below the adapters. Passes without gradients have
+    no dropout.
+    """
 
     def __init__(
         self,
@@ -32,11 +37,14 @@ class Members:
         seed: int = 0,
         b_init_std: float = 0.0,
         gradient_checkpointing: bool = False,
+        dropout: float = 0.0,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.spec = spec
         self.num_members = num_members
         self.gradient_checkpointing = gradient_checkpointing
+        self.dropout = Dropout(dropout, torch.Generator()) if dropout else None
+        self.frozen: Frozen | None = None
         self._selection = Selection()
         self.linears = {
             name: MemberLinear(linear, num_members, spec.rank, spec.lora_alpha / spec.rank, self._selection)
@@ -51,15 +59,20 @@ class Members:
         return [weight for linear in self.linears.values() for weight in (linear.lora_a, linear.lora_b)]
 
     @contextmanager
-    def running(self, pairs: Pairs | None) -> Iterator[None]:
-        """Run the model on these pairs: give it B examples, it returns R pairs. None is the base model."""
+    def running(self, pairs: Pairs | None, caches_have_pairs: bool = False) -> Iterator[None]:
+        """Run the model on these pairs: give it B examples, it returns R pairs. None is the base model.
+
+        A cache has a row for each example; with `caches_have_pairs`, from the first adapted layer on, for each pair, as
+        it has after a pass over the pairs.
+        """
         if pairs is None:
             yield
             return
-        layers, first, run = decoder_layers(self.model), self.spec.layers[0], Run(pairs)
+        run = Run(pairs, dropout=self.dropout if torch.is_grad_enabled() else None)
+        layers, first = decoder_layers(self.model), self.spec.layers[0]
         with ExitStack() as stack:
             stack.enter_context(self._selection.of(run))
-            stack.enter_context(expanded_from(layers, first, pairs))
+            stack.enter_context(expanded_from(layers, first, pairs, caches_have_pairs))
             stack.enter_context(layers[-1].register_forward_hook(lambda _, args, states: run.watch(states)))
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 stack.enter_context(recomputed(layers, first, lambda: self._selection.of(run)))
@@ -103,11 +116,15 @@ class Members:
     @contextmanager
     def removed(self) -> Iterator[PreTrainedModel]:
         """The untouched base model, for as long as the context is open."""
-        self._install({name: linear.base for name, linear in self.linears.items()})
+        self.uninstall()
         try:
             yield self.model
         finally:
             self._install(self.linears)
+
+    def uninstall(self) -> None:
+        """Leave the base as it was, for other members."""
+        self._install({name: linear.base for name, linear in self.linears.items()})
 
     def named_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Every adapter weight under the name that PEFT gives to one member's part of it."""

@@ -57,14 +57,16 @@ class Pairs:
 
 
 @contextmanager
-def expanded_from(layers: nn.ModuleList, first: int, pairs: Pairs) -> Iterator[None]:
+def expanded_from(
+    layers: nn.ModuleList, first: int, pairs: Pairs, caches_have_pairs: bool = False
+) -> Iterator[None]:
     """Run the layers below `first` once for each example and the others once for each pair.
 
     Lower layers have no adapters, so their states are the same for all members. The model is called with B
     examples and returns R pairs. Cached keys and values of upper layers are expanded with the states they
-    belong to.
+    belong to, unless they have a row for each pair already.
     """
-    expander = _Expander(pairs)
+    expander = _Expander(pairs, caches_have_pairs)
     with ExitStack() as hooks:
         for index in range(first, len(layers)):
             hook = expander.hook(index, expands_states=index == first)
@@ -75,8 +77,9 @@ def expanded_from(layers: nn.ModuleList, first: int, pairs: Pairs) -> Iterator[N
 class _Expander:
     """Copies tensors of examples for the pairs that need them, each tensor once for all layers."""
 
-    def __init__(self, pairs: Pairs) -> None:
+    def __init__(self, pairs: Pairs, caches_have_pairs: bool) -> None:
         self._pairs = pairs
+        self._caches_have_pairs = caches_have_pairs
         self._seen: dict[int, tuple[Tensor, Tensor]] = {}
 
     def hook(
@@ -86,7 +89,7 @@ class _Expander:
             if expands_states:
                 args, kwargs = self._with_states(args, kwargs)
             cache = kwargs.get("past_key_values")
-            if cache is not None:
+            if cache is not None and not self._caches_have_pairs:
                 cache.layers[layer_index].batch_select_indices(self._pairs.examples)
             return args, {
                 name: self._per_pair(value) if name in PER_EXAMPLE_ARGUMENTS else value

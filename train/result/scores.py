@@ -32,6 +32,7 @@ from softspec.train.members.likelihood import (
     base_loglik,
     collate,
     completion_logprobs_in_parts,
+    tail_length,
     with_trunk,
 )
 from softspec.train.members.members import Members
@@ -99,12 +100,13 @@ def score_examples(
     """Run every member and the base over all examples once."""
     columns = [torch.zeros(members.num_members + 3, 0, dtype=torch.float64)]
     device = next(members.model.parameters()).device
-    for part in in_batches(examples, batch_size):
-        batch = with_trunk(members, collate(part, activation, device))
+    order = sorted(range(len(examples)), key=lambda number: tail_length(examples[number], activation))
+    for part in in_batches(order, batch_size):
+        batch = with_trunk(members, collate([examples[number] for number in part], activation, device))
         columns.append(
             torch.cat([_score_batch(members, batch, log_weights), base_loglik(members, batch)]).cpu()
         )
-    *loglik, fixed, information, base = torch.cat(columns, 1)
+    *loglik, fixed, information, base = torch.cat(columns, 1)[:, torch.tensor(order).argsort()]
     return Scores(
         loglik=torch.stack(loglik),
         base_loglik=base,

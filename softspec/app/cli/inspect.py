@@ -6,6 +6,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
+from softspec.artefact.calibration import Calibration
 from softspec.artefact.manifest import load_manifest, member_rank
 
 app = App(
@@ -42,7 +43,18 @@ def inspect(
         "weights rule": manifest.weights_rule,
         "activation": json.dumps(manifest.activation.model_dump()),
         "held out": json.dumps(manifest.held_out) if manifest.held_out else "not scored",
-        "calibration": "yes" if manifest.calibration else "none: confidence is null",
+        "calibration": _calibrated(manifest.calibration),
     }
     for label, value in rows.items():
         print(f"{label:14}{value}")
+
+
+def _calibrated(calibration: Calibration | None) -> str:
+    if calibration is None:
+        return "none: confidence is null"
+    kinds = [calibration] if calibration.also is None else [calibration, calibration.also]
+    return "; ".join(f"{each.judged} by {each.metric}, thresholds for {_targets(each)}" for each in kinds)
+
+
+def _targets(calibration: Calibration) -> str:
+    return ", ".join(map(str, calibration.thresholds)) or "nothing"

@@ -28,7 +28,7 @@ def serve(
     base: str | None = None,
     policy_action: str | None = None,
     policy_metric: str | None = None,
-    policy_threshold: float | None = None,
+    policy_threshold: str | None = None,
     policy_min_tokens: int | None = None,
     policy_hold_tokens: int | None = None,
     policy_upstream: str | None = None,
@@ -48,9 +48,11 @@ def serve(
         base: base model: directory or hub id (default: the one the ensembles name)
         policy_action: answer (the default), abstain or route, where a request says nothing else
         policy_metric: what is compared with the threshold: mutual_information (the default), max_epistemic,
-            epistemic, max_disagreement, disagreement, total_entropy or aleatoric_entropy
+            epistemic, max_disagreement, disagreement, total_entropy or aleatoric_entropy; or confidence, of which
+            less than the threshold acts, if the ensemble is calibrated
         policy_threshold: withhold an answer once the metric is above this: a share from 0 to 1 for the
-            disagreements, nats for the others
+            disagreements, nats for the others; or target_error=SHARE or target_coverage=SHARE, for the threshold
+            that 'softspec calibrate' found for it
         policy_min_tokens: judge an answer from this many tokens on (default 1)
         policy_hold_tokens: send a stream so many tokens late (default 0; 16 where the action is route)
         policy_upstream: route to the upstream of this name (default: the only one)
@@ -82,7 +84,7 @@ def serve(
             {
                 "action": policy_action,
                 "metric": policy_metric,
-                "threshold": policy_threshold,
+                "threshold": None if policy_threshold is None else _threshold(policy_threshold),
                 "min_tokens": policy_min_tokens,
                 "hold_tokens": policy_hold_tokens,
                 "upstream": policy_upstream,
@@ -100,3 +102,14 @@ def serve(
     from softspec.server.ops.launch import serve as run_server
 
     run_server(settings, base, vllm_args)
+
+
+def _threshold(text: str) -> object:
+    from softspec.server.policy.fields import read_threshold
+
+    try:
+        return read_threshold(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"--policy-threshold is '{text}': expected a number, target_error=SHARE or target_coverage=SHARE"
+        ) from error

@@ -41,9 +41,10 @@ class Ensemble:
             block_size=self.manifest.activation.block_size,
             num_top=0,
             model=self.name,
+            calibration=self.manifest.calibration,
         )
         members = {
-            name: replace(whole, adapters=(adapter,), log_weights=(0.0,), model=name)
+            name: replace(whole, adapters=(adapter,), log_weights=(0.0,), model=name, calibration=None)
             for k, adapter in enumerate(self.adapters)
             if (name := f"{self.name}/member-{k}")
         }

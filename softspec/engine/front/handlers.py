@@ -24,6 +24,7 @@ from vllm.exceptions import VLLMClientError
 from vllm.logger import init_logger
 from vllm.sampling_params import SamplingParams
 
+from softspec.artefact.manifest import Manifest
 from softspec.engine.front.client import EnsembleClient
 from softspec.engine.front.messages import convert_judged
 from softspec.errors import ConfigError, EngineError, SoftspecError, UserError
@@ -125,12 +126,14 @@ def list_ensembles_first(client: EnsembleClient, state: "State") -> None:
     show_base = models.registry.show_available_models
 
     def card(name: str, root: str) -> ModelCard:
+        ensemble = client.registry.ensembles.get(name)
         return ModelCard(
             id=name,
             root=root,
             parent=base_names(state)[0],
             max_model_len=models.model_config.max_model_len,
             permission=[ModelPermission()],
+            **({} if ensemble is None else {"softspec": _about(ensemble.manifest)}),
         )
 
     async def show_available_models() -> ModelList:
@@ -144,6 +147,16 @@ def list_ensembles_first(client: EnsembleClient, state: "State") -> None:
         return ModelList(data=cards)
 
     models.show_available_models = show_available_models
+
+
+def _about(manifest: Manifest) -> dict[str, Any]:
+    """What `/v1/models` says of an ensemble beside what it says of every model."""
+    return {
+        "num_members": manifest.num_members,
+        "base_model": manifest.base_model.path,
+        "renyi_alpha": manifest.renyi_alpha,
+        "calibrated": manifest.calibration is not None,
+    }
 
 
 def token_decoder(engine: EngineClient) -> Callable[[int], tuple[str, list[int]]]:

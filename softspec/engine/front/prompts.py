@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
-from transformers import PreTrainedTokenizerBase
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
@@ -19,10 +18,10 @@ from vllm.sampling_params import SamplingParams
 
 from softspec.artefact.answer_tokens import (
     MARKER,
-    continuing,
     decoded,
     end_of_text,
     first_stop,
+    following,
     stop_texts,
 )
 from softspec.artefact.validation import first_problem
@@ -44,8 +43,6 @@ CHAT_FIELDS = (
     "add_special_tokens",
 )
 """Fields of a chat request, beside its messages, on which its prompt depends."""
-BEFORE = "\n"
-"""What an answer's text is to be read behind."""
 
 
 async def chat_prompt_ids(
@@ -104,7 +101,7 @@ def answer_ids(state: "State", text: str, ended: bool, end_id: int | None = None
     most = state.online_renderer.model_config.max_model_len
     if len(text) > most * tokenizer.max_chars_per_token:
         raise ConfigError(f"a text of {len(text)} characters is longer than the model's {most} tokens")
-    ids = _following(tokenizer, text)
+    ids = following(tokenizer, text)
     if not ended:
         return ids
     if end_id is None:
@@ -168,14 +165,3 @@ def _token_ids(inputs: Sequence[Any], field: str) -> list[int]:
 
 def _refusal(answer: ErrorResponse, field: str) -> FieldError:
     return FieldError(answer.error.param or field, answer.error.message)
-
-
-def _following(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Ids of a text that follows another; those of the text alone where its tokenizer changes what it reads."""
-    before = tokenizer.encode(BEFORE, add_special_tokens=False)
-    alone = list(tokenizer.encode(text, add_special_tokens=False))
-    wanted = decoded(tokenizer, before) + text
-    if decoded(tokenizer, [*before, *alone]) == wanted:
-        return alone
-    found = continuing(tokenizer, before, text, {wanted})
-    return alone if found is None else found

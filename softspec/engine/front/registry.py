@@ -16,6 +16,7 @@ import vllm
 from vllm.engine.protocol import EngineClient
 from vllm.lora.request import LoRARequest
 
+from softspec.artefact.calibration import Calibration
 from softspec.artefact.fit import require_fit
 from softspec.engine.front.ensemble import Ensemble, lora_request_of, next_id, read_ensemble
 from softspec.engine.requirements import require_base, require_engine
@@ -81,6 +82,11 @@ class Registry:
     def spec_of(self, model: str) -> GroupSpec | None:
         """What `model` stands for now, without holding it; None if it is no ensemble and no member."""
         return self._specs[model][1] if model in self._specs else None
+
+    def calibration_of(self, model: str) -> Calibration | None:
+        """What an ensemble knows of its confidence; None if nothing, or if it is none."""
+        spec = self.spec_of(model)
+        return None if spec is None else spec.calibration
 
     async def fill(self) -> None:
         """Read the weights of the ensembles to start with into the engine.

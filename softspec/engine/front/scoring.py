@@ -112,7 +112,7 @@ class _Round:
         return [task.result() for task in tasks]
 
     async def _follow(self, number: int, prompt: Tokens, spec: GroupSpec) -> ChoiceTrace:
-        choice = ChoiceTrace(spec.log_weights, spec.weights_rule)
+        choice = ChoiceTrace(spec.log_weights, spec.weights_rule, calibration=spec.calibration)
         if spec.forced:
             async with self._turn(prompt) as began, self._client.places_to_follow(spec.num_members):
                 name = f"{self._request_id}-{number}"

@@ -126,6 +126,7 @@ def describe(choices: list[ChoiceTrace], spec: GroupSpec, params: SamplingParams
             spec.weights_rule,
             params.seed + i,
         )
+        choice.calibration = spec.calibration
 
 
 def record(

@@ -20,10 +20,9 @@ from openai.types.decision import (
 from prometheus_client import CollectorRegistry, generate_latest
 from starlette.testclient import TestClient
 
-from softspec.maths.answer import METRICS
+from softspec.maths.answer import METRICS, OF_DECISION
 from softspec.maths.options import OptionsUncertainty
 from softspec.server import decisions
-from softspec.server.decisions.answers import METRIC_OF
 from softspec.server.policy.policy import Policy
 from softspec.server.policy.rules import PolicyRules
 from tests.support.fake_decisions import FakeScorer, decisions_app
@@ -311,7 +310,7 @@ def test_server_that_routes_refuses_by_name() -> None:
 def test_every_metric_of_a_policy_is_a_number_of_a_decision() -> None:
     numbers = {field.name for field in fields(OptionsUncertainty)}
 
-    assert {METRIC_OF.get(metric, metric) for metric in METRICS} <= numbers
+    assert {OF_DECISION.get(metric, metric) for metric in METRICS} <= numbers
 
 
 def test_policy_fields_that_change_nothing_may_stay() -> None:

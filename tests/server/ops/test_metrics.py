@@ -13,7 +13,7 @@ def test_every_metric_of_the_table_is_exposed_and_nothing_else() -> None:
     registry = CollectorRegistry()
     metrics = Metrics(registry)
 
-    metrics.of_request("jurists", 1)(Decision("abstain", "why", 3), summarise(TORN, UNIFORM))
+    metrics.of_request("jurists", 1)(Decision("abstain", "why", 3), summarise(TORN, UNIFORM), None)
     metrics.group_preemption("jurists")
     metrics.first_token("jurists", 0.2)
     metrics.scored("jurists", 3)
@@ -70,7 +70,7 @@ def test_models_are_counted_apart() -> None:
     metrics = Metrics(registry)
 
     for model in ("jurists", "doctors", "doctors"):
-        metrics.of_request(model, 1)(ANSWER, summarise(TORN, UNIFORM))
+        metrics.of_request(model, 1)(ANSWER, summarise(TORN, UNIFORM), None)
 
     counted = {
         model: registry.get_sample_value("softspec_epistemic_nats_count", {"model": model})

@@ -58,10 +58,11 @@ def asked(rules: PolicyRules, fields: dict[str, Any]) -> Policy | None:
 
 def crossing(policy: Policy, values: Sequence[float]) -> int | None:
     """The token that decides: the first prefix that is long enough and above the threshold."""
-    if policy.threshold is None:
+    threshold = policy.threshold
+    if not isinstance(threshold, float | int):
         return None
     prefixes = range(policy.min_tokens, len(values) + 1)
-    return next((end for end in prefixes if values[end - 1] > policy.threshold), None)
+    return next((end for end in prefixes if values[end - 1] > threshold), None)
 
 
 def sent(policy: Policy, values: Sequence[float]) -> int:

@@ -1,46 +1,16 @@
 """Judging token by token: the first prefix that crosses decides, and every value is the one that is reported."""
 
-import math
 import random
 
 import pytest
 
 from softspec.artefact.manifest import WeightsRule
 from softspec.engine.trace import ChoiceTrace
-from softspec.maths.answer import METRICS, TokenUncertainty, summarise
+from softspec.maths.answer import METRICS, summarise
 from softspec.server.policy.policy import Decision, Policy
-from softspec.server.policy.running import ExactSum, RunningDecision, RunningMetric, judge_of
+from softspec.server.policy.running import RunningDecision, judge_of
 from tests.support.fake_engine import AGREED, TORN, UNIFORM
-
-PRIOR = (math.log(0.5), math.log(0.3), math.log(0.2))
-
-
-def random_tokens(seed: int, count: int) -> list[TokenUncertainty]:
-    draw = random.Random(seed)
-    return [
-        TokenUncertainty(
-            token_id=draw.randrange(100),
-            log_prob=-draw.random(),
-            total_entropy=draw.random(),
-            aleatoric_entropy=draw.random(),
-            epistemic=draw.random(),
-            disagreement=draw.random(),
-            member_log_probs=tuple(-3 * draw.random() for _ in PRIOR),
-        )
-        for _ in range(count)
-    ]
-
-
-@pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("rule", ["prefix_posterior", "fixed"])
-def test_running_metric_equals_the_summary_of_every_prefix(metric: str, rule: WeightsRule) -> None:
-    tokens = random_tokens(seed=3, count=9)
-    running = RunningMetric(metric, PRIOR, rule)
-
-    values = [running.add(token) for token in tokens]
-
-    expected = [getattr(summarise(tokens[:end], PRIOR, rule), metric) for end in range(1, len(tokens) + 1)]
-    assert values == expected
+from tests.support.random_tokens import PRIOR, random_tokens
 
 
 def test_running_decision_ends_the_answer_at_the_token_that_crosses() -> None:
@@ -133,18 +103,3 @@ def test_threshold_that_is_the_reported_value_is_not_crossed(metric: str, rule: 
         running.catch_up()
 
         assert running.decision.action == "answer"
-
-
-def test_sum_is_that_of_the_standard_library_at_any_size_of_numbers() -> None:
-    draw = random.Random(11)
-    for _ in range(200):
-        numbers = [draw.uniform(-1, 1) * 10 ** draw.randint(-20, 20) for _ in range(30)]
-        total = ExactSum()
-
-        assert [total.add(number) for number in numbers] == [math.fsum(numbers[:end]) for end in range(1, 31)]
-
-
-def test_sum_with_an_impossible_token_stays_minus_infinity() -> None:
-    total = ExactSum()
-
-    assert [total.add(number) for number in (-1.0, -math.inf, -2.0)] == [-1.0, -math.inf, -math.inf]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from softspec.train.members.linear import MemberLinear, Run, Selection, _own_parts
+from softspec.train.members.linear import Dropout, MemberLinear, Run, Selection, _own_parts
 from softspec.train.members.pairs import Pairs
 
 CPU = torch.device("cpu")
@@ -109,3 +109,37 @@ def test_states_that_do_not_lie_in_a_row_get_their_adapters_too() -> None:
 def test_writing_to_a_copy_is_an_error() -> None:
     with pytest.raises(RuntimeError, match="view size is not compatible"):
         _own_parts(torch.zeros(4, 3, 6).permute(2, 1, 0), torch.zeros(3, 1, 1))
+
+
+def test_dropout_leaves_inputs_of_a_out_for_all_tokens_of_a_pair() -> None:
+    """The layer is then one whose A lacks these columns and has the others the larger, pair by pair."""
+    layer, selection = layer_and_selection()
+    pairs = Pairs(torch.tensor([1, 0, 1, 1]), torch.tensor([2, 0, 0, 2]), 2)
+    inputs = torch.randn(4, 3, 5, dtype=torch.float64, requires_grad=True)
+    pull = torch.randn(4, 3, 4, dtype=torch.float64)
+    run = Run(pairs, dropout=Dropout(0.4, torch.Generator().manual_seed(3)))
+
+    with selection.of(run):
+        outputs, again = layer(inputs), layer(inputs)
+    found = gradients(outputs, pull, layer, inputs)
+
+    masks = run.masks[layer]
+    expected = torch.stack(
+        [
+            layer.base(states) + SCALING * states @ (layer.lora_a[member] * mask).T @ layer.lora_b[member].T
+            for states, member, mask in zip(inputs, pairs.members, masks, strict=True)
+        ]
+    )
+    assert {round(value, 6) for value in masks.unique().tolist()} == {0, round(1 / 0.6, 6)}
+    assert masks.shape == (4, 1, 5)
+    assert not torch.equal(masks[0], masks[1])
+    assert torch.equal(outputs, again), "a pass that runs a layer twice has one mask"
+    torch.testing.assert_close(outputs, expected)
+    torch.testing.assert_close(found, gradients(expected, pull, layer, inputs))
+
+
+def test_dropout_changes_nothing_on_average() -> None:
+    mask = Dropout(0.25, torch.Generator().manual_seed(0)).mask(4000, 10)
+
+    assert mask.mean().item() == pytest.approx(1, abs=0.01)
+    assert (mask == 0).double().mean().item() == pytest.approx(0.25, abs=0.01)

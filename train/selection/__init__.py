@@ -1,0 +1,1 @@
+"""Choosing alpha, the number of members, and rank and layers where asked: `softspec select`."""
