@@ -45,7 +45,11 @@ class World:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Held-out nats a row, and the shares of members that starve, from responsibilities at alpha = 1."""
+    """What an ensemble became, in nats a row of held-out data; `source_mi` is I(member; source) at alpha = 1.
+
+    `least_load` is the load, in parts of a fair share, of the member that had least in the last tenth of the training.
+    `worst_gain` is how much better than the base the worst member is on what it is responsible for.
+    """
 
     mixture_nll: float
     source_mi: float
@@ -116,12 +120,14 @@ def train_linear(world: World, configs: Sequence[TrainConfig]) -> list[Outcome]:
     optimizer = MembersAdamW(flat, first.learning_rate, 0.0)
     starvations = [Starvation(members, patience_of(steps)) for _ in configs]
     size = GROUPS * ROWS_OF_A_GROUP if world.grouped else ROWS
+    loads: list[Tensor] = []
     for step in range(steps):
         features, tokens, _ = _stacked(data, size)
         a, b = (weight.unflatten(0, (count, members)) for weight in flat)
         of_rows = loglik(bases, a, b, features, tokens)
         bundles = _bundles(world, of_rows.detach())
         shares = _shares(configs, bundles, step, steps)
+        loads.append(shares.mean(2))
         counted = shares.repeat_interleave(of_rows.shape[2] // bundles.shape[2], 2)
         counted = counted * (counted >= first.skip_responsibility)
         optimizer.zero_grad()
@@ -132,7 +138,9 @@ def train_linear(world: World, configs: Sequence[TrainConfig]) -> list[Outcome]:
             for starved in starvation.begins(shares[number].mean(1).tolist()):
                 if config.reseeds_starved:
                     _reseed(flat, optimizer, bundles[number], shares[number], number * members, starved)
-    return _outcomes(world, data, bases, [weight.detach().unflatten(0, (count, members)) for weight in flat])
+    least = members * torch.stack(loads[-math.ceil(steps / 10) :]).mean(0).amin(1)
+    trained = [weight.detach().unflatten(0, (count, members)) for weight in flat]
+    return _outcomes(world, data, bases, trained, least)
 
 
 def _stacked(data: Sequence[Data], count: int) -> list[Tensor]:
@@ -184,7 +192,9 @@ def _reseed(
 
 
 @torch.no_grad()
-def _outcomes(world: World, data: Sequence[Data], bases: Tensor, weights: Sequence[Tensor]) -> list[Outcome]:
+def _outcomes(
+    world: World, data: Sequence[Data], bases: Tensor, weights: Sequence[Tensor], least_loads: Tensor
+) -> list[Outcome]:
     a, b = weights
     features, tokens, sources = _stacked(data, HELD_OUT // ROWS_OF_A_GROUP * ROWS_OF_A_GROUP)
     tables = _bundles(world, loglik(bases, a, b, features, tokens))
@@ -192,14 +202,14 @@ def _outcomes(world: World, data: Sequence[Data], bases: Tensor, weights: Sequen
     each = ROWS_OF_A_GROUP if world.grouped else 1
     log_weights = uniform_log_weights(a.shape[1])
     outcomes = []
-    for table, base, source in zip(tables, untrained, sources, strict=True):
+    for table, base, source, least in zip(tables, untrained, sources, least_loads, strict=True):
         shares = responsibilities(table, log_weights, 1.0)
         gains = (shares * (table - base)).sum(1) / shares.sum(1).clamp_min(1e-9)
         outcomes.append(
             Outcome(
                 mixture_nll=-(log_weights[:, None] + table).logsumexp(0).mean().item() / each,
                 source_mi=soft_source_mi(shares, source[::each]).item(),
-                least_load=shares.mean(1).min().item() * len(shares),
+                least_load=least.item(),
                 worst_gain=gains.min().item() / each,
             )
         )
