@@ -61,7 +61,7 @@ FLOORS = {
         ("ensembles", "scores", "decisions", "dialects"),
         ("plugin",),
     ),
-    "app": (("child_server", "interruption", "smollm2"), ("bench", "demo", "score"), ("cli",)),
+    "app": (("child_server", "interruption", "smollm2"), ("bench", "demo", "score", "evaluate"), ("cli",)),
     "app.bench": (("core",), ("serving", "training")),
 }
 """Rooms within rooms, from the bottom up: a floor may import those below it; rooms of one floor are strangers."""
