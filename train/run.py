@@ -28,7 +28,7 @@ from softspec.train.data.overlap import Overlap
 from softspec.train.data.reading import Reading
 from softspec.train.data.sources import read_rows
 from softspec.train.data.store import Store
-from softspec.train.data.survey import survey
+from softspec.train.data.survey import Survey, survey
 from softspec.train.data.units import Example, Unit
 from softspec.train.loop.checkpoint import load_checkpoint, read_whole
 from softspec.train.loop.facts import HeldOut
@@ -191,19 +191,30 @@ def prepare(
     held_out: Sequence[Unit],
     margins: Margins | None = None,
     base: str = "",
-    model: PreTrainedModel | None = None,
 ) -> Training:
-    """Load the base, install the members and their optimizer.
+    """Look at the data, load the base, install the members.
 
     Args:
         margins: what the base is known to say.
         base: the fingerprint of the base, without which nothing is kept of it.
-        model: the base, if it is loaded already and without members.
     """
-    objective, processes = objective_of(config), Processes()
     known = survey(examples, config.granularity == "group", config.train_file)
-    if model is None:
-        model = load_base(config.base_model, config.model_revision, config.dtype, processes.device)
+    model = load_base(config.base_model, config.model_revision, config.dtype, Processes().device)
+    return assemble(config, spec, model, known, examples, held_out, margins, base)
+
+
+def assemble(
+    config: TrainConfig,
+    spec: LoraSpec,
+    model: PreTrainedModel,
+    known: Survey,
+    examples: Sequence[Unit],
+    held_out: Sequence[Unit],
+    margins: Margins | None = None,
+    base: str = "",
+) -> Training:
+    """Install new members and their optimizer in a base that has none; `known` is what the examples are known to be."""
+    objective, processes = objective_of(config), Processes()
     members = Members(
         model,
         spec,

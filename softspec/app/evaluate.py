@@ -59,10 +59,15 @@ def evaluate_file(ensemble: Path, data: Path, wanted: Wanted, asked: Asked) -> D
         require_same_data(name, scores, header)
     with _scores_file(wanted) as scores:
         try:
-            with interruption.interruptible("interrupted"), ScoresWriter(scores, header, wanted.overwrite) as writer:
+            with (
+                interruption.interruptible("interrupted"),
+                ScoresWriter(scores, header, wanted.overwrite) as writer,
+            ):
                 if writer.num_done < header.num_rows:
                     unchecked = wanted.base_unchecked
-                    with load(ensemble, backend=wanted.backend, base=given, base_unchecked=unchecked) as model:
+                    with load(
+                        ensemble, backend=wanted.backend, base=given, base_unchecked=unchecked
+                    ) as model:
                         score(model, data, writer, wanted.max_tokens)
         except Interrupted as error:
             kept = "" if _kept(wanted) is None else f"; the same command goes on from '{scores}'"

@@ -28,7 +28,16 @@ from tests.support.tiny import random_adapters
 
 ROOT = Path(__file__).parents[2]
 INSTALL_VLLM = "pip install 'softspec[serve-cpu]', or 'softspec[serve-gpu]' for GPUs"
-COMMANDS = [["train"], ["serve"], ["score"], ["inspect"], ["demo"], ["bench", "serve"], ["bench", "train"]]
+COMMANDS = [
+    ["train"],
+    ["select"],
+    ["serve"],
+    ["score"],
+    ["inspect"],
+    ["demo"],
+    ["bench", "serve"],
+    ["bench", "train"],
+]
 
 
 def understood(arguments: Sequence[str]) -> Any:

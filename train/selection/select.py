@@ -77,7 +77,7 @@ def _select(config: TrainConfig, wanted: Wanted, journal: Journal) -> Path:
     plan = plan_of(config, wanted, steps)
     _begin(journal, config, wanted, plan, base, examples, selection, final)
     model = load_base(config.base_model, config.model_revision, config.dtype, processes.device)
-    trials = Trials(config, model, examples, selection, journal)
+    trials = Trials(config, model, base, examples, selection, journal)
     outcome = Search(plan, trials, journal).run()
     output = finish(trials, outcome, final, base)
     shutil.rmtree(journal.path, ignore_errors=True)

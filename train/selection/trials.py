@@ -17,6 +17,7 @@ from softspec.errors import DivergedError, Interrupted
 from softspec.maths.mixture import uniform_log_weights
 from softspec.maths.uncertainty import posterior_information
 from softspec.train.config import TrainConfig
+from softspec.train.data.survey import survey
 from softspec.train.data.units import Unit
 from softspec.train.loop.checkpoint import load_checkpoint, save_checkpoint
 from softspec.train.loop.folder import RunFolder
@@ -24,7 +25,7 @@ from softspec.train.loop.margins import keep_margins, read_margins
 from softspec.train.loop.signals import stop_on_signals
 from softspec.train.loop.state import Training
 from softspec.train.loop.step import optimizer_step
-from softspec.train.run import check_names, prepare
+from softspec.train.run import assemble, check_names
 from softspec.train.selection.journal import Journal
 from softspec.train.selection.plan import Configuration
 from softspec.train.selection.units import frame_of, score
@@ -36,19 +37,22 @@ SECONDS_NAME = "seconds"
 class Trials:
     """Configurations of one `TrainConfig`, which are trained and scored as far as they are asked for.
 
-    `selection` are the held-out units by which is chosen; nothing here has seen others.
+    `base` is the fingerprint of `model`; `selection` are the held-out units by which is chosen, and nothing here has
+    seen others.
     """
 
     def __init__(
         self,
         config: TrainConfig,
         model: PreTrainedModel,
+        base: str,
         examples: Sequence[Unit],
         selection: Sequence[Unit],
         journal: Journal,
     ) -> None:
-        self.config, self.model, self.journal = config, model, journal
+        self.config, self.model, self.base, self.journal = config, model, base, journal
         self.examples, self.selection = examples, selection
+        self.survey = survey(examples, config.granularity == "group", config.train_file)
         self.frame = frame_of(selection, config)
         self.parents: dict[Configuration, tuple[Configuration, int]] = {}
 
@@ -88,7 +92,10 @@ class Trials:
         """A run of the configuration, as far as it was trained; the base is free again afterwards."""
         config = each.applied(self.config)
         margins = read_margins(self.journal.margins)
-        training = prepare(config, check_names(config), self.examples, self.selection, margins, self.model)
+        spec = check_names(config)
+        training = assemble(
+            config, spec, self.model, self.survey, self.examples, self.selection, margins, self.base
+        )
         if not margins:
             keep_margins(self.journal.margins, training.examples, training.held_out)
         try:

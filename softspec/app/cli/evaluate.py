@@ -76,5 +76,7 @@ def evaluate(
         Asked(Kinds(conflict, agreed, ood), length_normalise, bootstrap, seed),
     )
     if output is not None:
-        output.write_text(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        output.write_text(
+            json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+        )
     print(table(document))

@@ -15,7 +15,6 @@ train_file, is what is chosen by. A selection that was interrupted goes on
 when the same command is given again.
 
 Examples:
-  softspec select my.yaml
   softspec select my.yaml --alphas 0 0.5 0.8 --members 2 4 --json selection.json
   softspec select my.yaml --ranks 4 16 --layers all top_third --budget 20000""",
 )
