@@ -54,13 +54,16 @@ def variant(config: TrainConfig, name: str, seed: int, noise: Noise, folder: Pat
         ConfigError: the configuration allows no such baseline.
     """
     members = config.num_members
-    alone = {"num_members": 1, **_defaults(OF_SEVERAL)}
+    # A step's examples may follow from the number of members; here they are the ensemble's.
+    same_steps = {"gradient_accumulation_steps": config.examples_per_step // config.micro_batch_size}
+    independent = {**same_steps, **_defaults(OF_SEVERAL)}
+    alone = {**independent, "num_members": 1}
     changes: Mapping[str, Mapping[str, Any]] = {
         ENSEMBLE: {},
         "single": alone,
         "wide": {**alone, "lora_r": config.lora_r * members, "lora_alpha": config.lora_alpha * members}
         | _times_steps(config, members),
-        "independent": {"renyi_alpha": 0.0, **_defaults(OF_SEVERAL)},
+        "independent": {**independent, "renyi_alpha": 0.0},
         "dropout": {**alone, "lora_dropout": noise.rate},
     }
     content = {

@@ -53,6 +53,16 @@ def test_a_rank_that_nothing_loads_is_refused_with_what_to_do() -> None:
         variant(config_of_no_files(num_members=4, lora_r=256), "wide", 0, NOISE, Path("out"))
 
 
+@pytest.mark.parametrize("granularity", ["sequence", "group"])
+def test_a_step_sees_as_many_examples_as_one_of_the_ensemble(granularity: str) -> None:
+    config = TrainConfig.model_validate(
+        {"base_model": "x", "train_file": "t", "output_dir": Path("o"), "granularity": granularity}
+    )
+
+    for name in needed(NAMES):
+        assert variant(config, name, 0, NOISE, Path("out")).examples_per_step == config.examples_per_step
+
+
 def test_only_what_is_asked_for_is_trained() -> None:
     assert needed(NAMES) == ("ensemble", "single", "wide", "independent", "dropout")
     assert needed(("base", "temperature")) == ("ensemble",)
