@@ -62,6 +62,7 @@ NOT_RUN = {
     "softspec demo": "takes minutes and an engine; tests/app/demo runs it on a tiny base and scripted answers",
     "softspec bench train": "takes minutes; tests/app/bench runs it on a tiny base",
     "softspec score": "starts a real engine; tests/app/score runs it on a tiny base",
+    "softspec select": "takes minutes; tests/train/selection runs it on a tiny base",
     "softspec bench serve": "takes minutes and an engine; tests/app/bench runs it on a tiny base",
 }
 """Why a block is not run; its commands and flags are checked by name in `test_documents.py`."""

@@ -63,6 +63,10 @@ class Journal:
         file = self._table(each, step)
         return torch.load(file, weights_only=True) if file.exists() else None
 
+    def has_scored(self, each: Configuration) -> bool:
+        """Whether a configuration was scored at some step."""
+        return any((self.path / TABLES).glob(f"{each.name}_at-*.pt"))
+
     def keep(self, each: Configuration, step: int, loglik: Tensor | None, facts: Mapping[str, Any]) -> None:
         """Keep what a configuration came to after so many steps; without a table it cannot go on."""
         file = self._table(each, step)

@@ -77,7 +77,7 @@ class Trials:
         self.parents[each] = parent, step
         self.journal.note(each, starts_from={"name": parent.name, "step": step})
         run, source = self.journal.run_of(each), self.journal.run_of(parent)
-        if run.checkpoint.exists() or self.journal.table(each, each.steps) or not source.checkpoint.exists():
+        if run.checkpoint.exists() or self.journal.has_scored(each):
             return
         run.path.mkdir(parents=True, exist_ok=True)
         with self.training(each) as training:
