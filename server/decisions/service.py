@@ -5,7 +5,7 @@ after everything that can be refused was. Knows no FastAPI and no vLLM.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,7 +18,7 @@ from softspec.server.chat.service import Service
 from softspec.server.chat.wire import EXTENSION, Json, Terms, read_terms
 from softspec.server.decisions.answers import answer_of, judged
 from softspec.server.decisions.engine import DecisionEngine, Mixture, Scored
-from softspec.server.decisions.events import EndId, tokens_of
+from softspec.server.decisions.events import beginnings, ended, tokens_of
 from softspec.server.decisions.prompt import messages_of, options_of
 from softspec.server.decisions.request import DecisionRequest
 from softspec.server.policy.policy import Policy
@@ -121,21 +121,24 @@ async def _asked(request: DecisionRequest, model: str, engine: DecisionEngine) -
     for number, question in enumerate(request.questions):
         place = f"questions.{number}"
         prompt = await engine.chat_prompt_ids(messages_of(request, number), **chat)
-        options = await tokens_of(options_of(question), engine.answer_ids, end_id, place)
-        longest = len(prompt) + max(map(len, options))
+        options = options_of(question)
+        tokens = tokens_of(options, engine.answer_ids, place)
+        if beginnings(tokens):
+            tokens = ended(options, tokens, await end_id(), place)
+        longest = len(prompt) + max(map(len, tokens))
         if longest > engine.max_model_len:
             raise FieldError(
                 place,
                 f"{place} has {longest} tokens with its input and its longest option: expected at most "
                 f"{engine.max_model_len}",
             )
-        asked.append(Asked(prompt, options))
+        asked.append(Asked(prompt, tokens))
         # Rendering hundreds of prompts must not keep other requests waiting.
         await asyncio.sleep(0)
     return asked
 
 
-def _once(ask: EndId) -> EndId:
+def _once(ask: Callable[[], Awaitable[int]]) -> Callable[[], Awaitable[int]]:
     """The same, asked no more than once."""
     known: list[int] = []
 

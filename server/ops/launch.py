@@ -12,13 +12,11 @@ from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from softspec.artefact.fit import require_fit
-from softspec.artefact.manifest import BaseModelRef, Manifest, load_manifest, member_dir, member_rank
-from softspec.engine.requirements import require_base
+from softspec.artefact.manifest import BaseModelRef, Manifest, load_manifest, member_rank
 from softspec.engine.start.flags import cpu_environment, cpu_flags, engine_flags, refuse_reserved_flags
 from softspec.engine.wire import MAX_TOP_LOGPROBS
 from softspec.errors import ConfigError
-from softspec.server.ops.served_base import served_fingerprint
+from softspec.server.ops.served_base import require_base_of
 from softspec.server.ops.settings import Settings
 from softspec.server.record.recorder import require_writable
 from softspec.server.upstream.loop import require_elsewhere
@@ -59,14 +57,6 @@ def serve(settings: Settings, base: str | None, vllm_args: Sequence[str]) -> Non
 
     may_listen = partial(require_elsewhere, settings.upstreams)
     run(arguments, load_ensembles(settings.ensembles), settings.allow_untested, may_listen)
-
-
-def require_base_of(manifests: Mapping[Path, Manifest], served: Path, unchecked: bool) -> None:
-    """Raise unless the ensembles were trained on this base, and their adapters fit it."""
-    require_base(served_fingerprint(str(served), None, unchecked), manifests.values())
-    for path, manifest in manifests.items():
-        for member in range(manifest.num_members):
-            require_fit(member_dir(path, member), served)
 
 
 def server_environment(settings: Settings, environment: Mapping[str, str]) -> dict[str, str]:

@@ -4,14 +4,15 @@ In: prompts, answers and questions as texts. Out: the records of `results.py`, i
 texts and what is asked; how it is computed, its backend knows.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 from softspec.artefact.manifest import Manifest
 from softspec.ensemble.backend import Asked, Backend, Draw, Drawn
+from softspec.ensemble.decisions import AnyQuestion, decided, put
 from softspec.ensemble.progress import watched
-from softspec.ensemble.results import Answer, ScoredAnswer, ScoredChoices
+from softspec.ensemble.results import Answer, Decided, ScoredAnswer, ScoredChoices
 from softspec.ensemble.sampling import checked_sampling, seed_of
 from softspec.ensemble.texts import Prompt, Texts
 from softspec.errors import DataError
@@ -130,6 +131,41 @@ class Ensemble:
         return [
             [self._scored(text, tokens, detail) for text, tokens in zip(own, found, strict=True)]
             for own, found in zip(answers, traces, strict=True)
+        ]
+
+    def decide(
+        self,
+        questions: Sequence[AnyQuestion],
+        *,
+        input: str | Sequence[Mapping[str, Any]] = "",
+        list_options: bool = True,
+        length_normalise: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        progress: bool = True,
+    ) -> list[Decided]:
+        """Decide between known options, by their exact probabilities: the questions of `/v1/decisions`.
+
+        Args:
+            questions: of type `predicate`, `choice` or `score`, as there; each may have an `input` of its own.
+            input: what the questions that have none are about: text, or messages.
+            list_options: whether the prompt names the options.
+            length_normalise: compare options by the mean log-probability of a token.
+            chat_template_kwargs: arguments of the chat template.
+        Raises:
+            DataError: a question is not as there, or too long; the message has its number.
+        """
+        shared = {
+            "input": input if isinstance(input, str) else list(input),
+            "list_options": list_options,
+            "length_normalise": length_normalise,
+            "chat_template_kwargs": chat_template_kwargs,
+        }
+        asked = [put(question, number, self.texts, shared) for number, question in enumerate(questions)]
+        choices = self.backend.choices(each.asked for each in asked)
+        scored = watched(choices, progress, "deciding", "question", len(asked))
+        return [
+            decided(each, found, self.manifest, length_normalise)
+            for each, found in zip(asked, scored, strict=True)
         ]
 
     def scored_choices(

@@ -114,10 +114,12 @@ def _listed(prompt: Prompt, place: str) -> str | list[dict[str, Any]]:
         return prompt
     if isinstance(prompt, Mapping) or not isinstance(prompt, Sequence):
         raise DataError(f"{place}: is {type(prompt).__name__}: expected a text or a list of messages")
+    messages = []
     for message in prompt:
         if not isinstance(message, Mapping):
             raise DataError(f"{place}: has {type(message).__name__} among its messages: expected objects")
-    return [dict(message) for message in prompt]
+        messages.append(dict(message))
+    return messages
 
 
 def _row(prompt: Prompt, answer: str, place: str) -> Row:

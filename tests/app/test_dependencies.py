@@ -34,14 +34,14 @@ ROOMS: dict[str, list[set[str]]] = {
     "softspec/artefact/fit.py": [{"serve-cpu"}, {"serve-gpu"}],
     "softspec/artefact/weights.py": [{"train"}],
     "softspec/artefact/yaml_text.py": [{"serve-cpu"}, {"serve-gpu"}, {"train"}],
-    "softspec/ensemble": [{"train"}],
+    "softspec/calibration": [{"evaluate"}],
     "softspec/engine": [{"serve-cpu"}, {"serve-gpu"}],
-    "softspec/evaluation": [{"evaluate"}],
     "softspec/ensemble": [{"serve-cpu", "train"}, {"serve-gpu", "train"}],
+    "softspec/evaluation": [{"evaluate"}],
     "softspec/reference.py": [{"train"}],
     "server": [{"serve-cpu"}, {"serve-gpu"}],
-    "train": [{"train"}],
     "tests": [{"serve-cpu", "test"}],
+    "train": [{"train"}],
 }
 UNDECLARED = {
     **dict.fromkeys(

@@ -11,25 +11,12 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
+from softspec.ensemble.backend import Asked
 from softspec.errors import DataError
 from softspec.train.data.json_file import read_json_file
 from softspec.train.data.messages import Message
 from softspec.train.data.reading import Reading
 from softspec.train.data.rows import LabelledRow, Row, parse_row
-
-
-@dataclass(frozen=True)
-class AskedRow:
-    """One row: `place` names it in messages; every answer ends with the end-of-turn token."""
-
-    place: str
-    prompt_ids: tuple[int, ...]
-    answers: tuple[tuple[int, ...], ...]
-
-    @property
-    def num_tokens(self) -> int:
-        """The most that a sequence of this row has."""
-        return len(self.prompt_ids) + max(map(len, self.answers))
 
 
 @dataclass(frozen=True)
@@ -66,7 +53,7 @@ class AnswersRow(LabelledRow):
             yield {**shared, "completion": answer if is_text else [{"role": "assistant", "content": answer}]}
 
 
-def read_asked(data: Path, reading: Reading) -> Iterator[AskedRow]:
+def read_asked(data: Path, reading: Reading) -> Iterator[Asked]:
     """All rows in their order.
 
     Raises:
@@ -103,10 +90,10 @@ def survey(data: Path, reading: Reading) -> Survey:
     return Survey(rows, answers, longest)
 
 
-def _asked(content: Mapping[str, Any], place: str, reading: Reading) -> AskedRow:
+def _asked(content: Mapping[str, Any], place: str, reading: Reading) -> Asked:
     if content.get("answers") is None:
         (example,) = reading.examples(parse_row(content, Row, place), place)
-        return AskedRow(place, example.prompt_ids, (example.completion_ids,))
+        return Asked(place, example.prompt_ids, (example.completion_ids,))
     rows = [parse_row(each, Row, place) for each in parse_row(content, AnswersRow, place).rows()]
     examples = [example for row in rows for example in reading.examples(row, place)]
-    return AskedRow(place, examples[0].prompt_ids, tuple(example.completion_ids for example in examples))
+    return Asked(place, examples[0].prompt_ids, tuple(example.completion_ids for example in examples))

@@ -4,24 +4,22 @@ In: an ensemble directory, a file of rows, vLLM's flags. Out: a line of JSON for
 once before an engine is started.
 """
 
-import asyncio
-import gc
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from softspec.app import interruption
-from softspec.app.score.results import Summary, Wanted, check_output, partial_of
-from softspec.app.score.rows import survey
-from softspec.artefact.base import context_length, end_of_turn_ids
+from softspec.app.score.results import Summary, Wanted, check_output, line, opened, partial_of
+from softspec.app.score.rows import Survey, read_asked, survey
 from softspec.artefact.manifest import load_manifest
+from softspec.engine.trace import ChoiceTrace
+from softspec.ensemble.ensemble import Ensemble
+from softspec.ensemble.load import base_named, load
+from softspec.ensemble.progress import watched
+from softspec.ensemble.served.backend import ServedBackend
+from softspec.ensemble.served.start import engine_arguments
+from softspec.ensemble.texts import Texts
 from softspec.errors import Interrupted
-from softspec.server.ops.launch import require_base_of, server_arguments, server_environment
-from softspec.server.ops.settings import Settings
-from softspec.train.data.reading import Reading
-from softspec.train.members.base import load_tokenizer
-
-ANY_LENGTH = 2**62
+from softspec.server.scores.scorer import scored
 
 
 def score_file(
@@ -41,45 +39,46 @@ def score_file(
     """
     if wanted.output is not None:
         check_output(wanted.output, data, wanted.overwrite)
-    manifests = {ensemble: load_manifest(ensemble)}
-    model, *flags = server_arguments(manifests, base, vllm_args, base_unchecked)
-    if Path(model).is_dir():
-        require_base_of(manifests, Path(model), base_unchecked)
-    reading = _reading(model, manifests[ensemble].base_model.revision if base is None else None)
-    found = survey(data, reading)
+    manifest = load_manifest(ensemble)
+    # Wrong flags are told before the long reading of rows; `load` looks at them too.
+    engine_arguments(ensemble, manifest, base, vllm_args, base_unchecked)
+    found = survey(data, Texts(*base_named(manifest, base)).reading)
     # What is given later wins, so a user's own length does.
-    arguments = [model, "--max-model-len", str(found.longest), *flags]
-    _prepare_environment(ensemble)
+    arguments = ["--max-model-len", str(found.longest), *vllm_args]
     summary = Summary()
     try:
-        with interruption.interruptible("interrupted"):
-            # Imported here: takes many seconds, and must see the environment.
-            from softspec.app.score.run import run
-
-            asyncio.run(run(ensemble, arguments, data, reading, found, wanted, summary))
+        with (
+            interruption.interruptible("interrupted"),
+            load(ensemble, base=base, base_unchecked=base_unchecked, vllm_args=arguments) as loaded,
+        ):
+            _score_rows(loaded, data, found, wanted, summary)
     except Interrupted as error:
         raise Interrupted(_so_far(summary, found.num_rows, wanted), error.signal_number) from error
-    finally:
-        # The engine's finaliser would fail at exit, when the modules that it needs are being taken apart.
-        gc.collect()
     return summary
 
 
-def _reading(model: str, revision: str | None) -> Reading:
-    """How rows become ids: as in training, whatever their length up to the base's context."""
-    tokenizer = load_tokenizer(model, revision)
-    return Reading(
-        tokenizer,
-        end_of_turn_ids(tokenizer, model, revision),
-        max_length=ANY_LENGTH,
-        context=context_length(model, revision),
-    )
-
-
-def _prepare_environment(ensemble: Path) -> None:
-    quiet = {"VLLM_LOGGING_STREAM": "ext://sys.stderr", "VLLM_LOGGING_LEVEL": "WARNING"}
-    os.environ.update({**quiet, **os.environ})
-    os.environ.update(server_environment(Settings((ensemble,)), os.environ))
+def _score_rows(ensemble: Ensemble, data: Path, found: Survey, wanted: Wanted, summary: Summary) -> None:
+    """Score all rows; `summary` and the output's file always have the rows so far."""
+    served, manifest = ensemble.backend, ensemble.manifest
+    assert isinstance(served, ServedBackend)
+    traces = served.traces(read_asked(data, ensemble.texts.reading))
+    with opened(wanted.output) as file:
+        for answers in watched(traces, True, "scoring", "row", found.num_rows):
+            scores = [
+                {
+                    "index": number,
+                    **scored(
+                        ChoiceTrace(manifest.log_weights, manifest.weights_rule, tokens=tokens),
+                        wanted.detail == "tokens",
+                        served.engine.decode,
+                    ),
+                }
+                for number, tokens in enumerate(answers)
+            ]
+            if file is not None:
+                file.write(line(summary.rows, scores))
+                file.flush()
+            summary.add(scores)
 
 
 def _so_far(summary: Summary, num_rows: int, wanted: Wanted) -> str:

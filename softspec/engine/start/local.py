@@ -1,6 +1,6 @@
 """vLLM's engine behind this process's event loop: what `softspec serve` runs, without HTTP.
 
-In: the arguments of `softspec serve` for vLLM, and loaded ensembles. Out: greedy answers, of ensembles or of single
+In: the arguments of `softspec serve` for vLLM, and loaded ensembles. Out: answers, of ensembles or, greedily, of single
 adapters by vLLM's stock path, scores of known answers, and what the engine turned out to be. The engine core is a
 process of its own, as there.
 
@@ -9,7 +9,7 @@ vLLM 0.32 place: `vllm.v1.engine.async_llm.AsyncLLM`.
 
 from argparse import Namespace
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,18 +19,19 @@ from vllm.config import VllmConfig
 from vllm.engine.protocol import EngineClient
 from vllm.inputs import TokensPrompt
 from vllm.lora.request import LoRARequest
-from vllm.outputs import RequestOutput
+from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from softspec.engine.front.client import EnsembleClient
 from softspec.engine.front.ensemble import Ensemble
 from softspec.engine.front.handlers import token_decoder
-from softspec.engine.front.scoring import score_answers
+from softspec.engine.front.scoring import ScoredOption, score_answers, score_options
 from softspec.engine.requirements import require_engine
 from softspec.engine.start.arguments import USAGE, accepted_arguments, configure, engine_parser
 from softspec.engine.trace import ChoiceTrace, tracing
 from softspec.errors import ConfigError
+from softspec.maths.sampling import SamplingSpec
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,61 @@ class LocalEngine:
         """
         self._requests += 1
         return await score_answers(self._client, name, prompt_ids, answers, f"local-{self._requests}")
+
+    async def score_options(
+        self, name: str, prompt_ids: Sequence[int], options: Sequence[Sequence[int]]
+    ) -> list[ScoredOption]:
+        """How likely an ensemble finds each of several ways to go on after a prompt, without their tokens' numbers.
+
+        Raises:
+            FieldError: a token is not the model's, or an option does not fit behind its prompt.
+        """
+        self._requests += 1
+        (scored,) = await score_options(
+            self._client, name, [prompt_ids], [options], f"local-{self._requests}"
+        )
+        return scored
+
+    async def draw(
+        self,
+        name: str,
+        prompt_ids: Sequence[int],
+        sampling: SamplingSpec,
+        max_tokens: int,
+        stop: Sequence[str],
+    ) -> tuple[CompletionOutput, ChoiceTrace]:
+        """One answer of an ensemble, as the server draws it, and its tokens' numbers.
+
+        Args:
+            sampling: temperature, top_p, top_k, min_p and seed.
+        Raises:
+            ConfigError, ValueError: the prompt is too long, or a setting means nothing.
+        """
+        self._requests += 1
+        params = SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            seed=sampling.seed,
+            max_tokens=max_tokens,
+            stop=list(stop),
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        prompt = TokensPrompt(prompt_token_ids=list(prompt_ids))
+        with tracing() as trace:
+            outputs = self._client.generate(
+                prompt, params, f"local-{self._requests}", lora_request=self._loras[name]
+            )
+            async with aclosing(outputs):
+                async for output in outputs:
+                    found = output
+        return found.outputs[0], trace.choices[0]
+
+    @property
+    def max_model_len(self) -> int:
+        """The most tokens of a prompt and its answer."""
+        return self._engine.vllm_config.model_config.max_model_len
 
     @cached_property
     def decode(self) -> Callable[[int], tuple[str, list[int]]]:

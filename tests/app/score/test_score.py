@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -154,13 +155,17 @@ def test_the_table_has_means_and_quantiles_over_answers() -> None:
 
 @dataclass
 class FakeEngine:
-    """Thinks of an answer what its first token says; later rows are ready first. `fails` ends row `fails_at`."""
+    """Thinks of an answer what its first token says; later rows are ready first.
 
-    fails: BaseException | None = None
+    At row `fails_at` comes an error, or Ctrl-C to the whole process.
+    """
+
+    fails: Exception | Literal["ctrl-c"] | None = None
     fails_at: int = -1
     asked: int = 0
     running: int = 0
     most: int = 0
+    max_model_len: int = 1024
 
     async def score(self, name: str, prompt_ids: Any, answers: Sequence[Sequence[int]]) -> list[ChoiceTrace]:
         number, self.asked = self.asked, self.asked + 1
@@ -169,7 +174,10 @@ class FakeEngine:
         try:
             await asyncio.sleep(0.001 * (7 - number % 7))
             if self.fails is not None and number == self.fails_at:
-                raise self.fails
+                if self.fails != "ctrl-c":
+                    raise self.fails
+                os.kill(os.getpid(), signal.SIGINT)
+                await asyncio.sleep(60)
         finally:
             self.running -= 1
         return [
@@ -196,7 +204,7 @@ def scored(
         given.extend(arguments)
         yield engine
 
-    monkeypatch.setattr("softspec.app.score.run.open_engine", open_engine)
+    monkeypatch.setattr("softspec.engine.start.local.open_engine", open_engine)
     monkeypatch.setattr("os.environ", {})
     wanted = {"output": data.parent / "out.jsonl", **wanted}
     return score_file(ensemble, data, Wanted(**wanted), None, False, ["--max-num-seqs", "8"]), given
@@ -206,19 +214,21 @@ def scored(
 def test_lines_are_in_the_order_of_the_rows_whichever_is_ready_first(
     ensemble: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from softspec.app.score.run import IN_FLIGHT
+    from softspec.ensemble.served.backend import SCORED_AT_ONCE
 
-    data = written(tmp_path, [{"prompt": "x", "completion": chr(97 + n % 26)} for n in range(3 * IN_FLIGHT)])
+    data = written(
+        tmp_path, [{"prompt": "x", "completion": chr(97 + n % 26)} for n in range(3 * SCORED_AT_ONCE)]
+    )
     engine = FakeEngine()
 
     summary, arguments = scored(ensemble, data, engine, monkeypatch, detail="tokens")
 
     lines = [json.loads(each) for each in (tmp_path / "out.jsonl").read_text().splitlines()]
-    letters = [tiny_tokenizer().encode(chr(97 + n % 26))[0] for n in range(3 * IN_FLIGHT)]
-    assert [each["row"] for each in lines] == list(range(3 * IN_FLIGHT))
+    letters = [tiny_tokenizer().encode(chr(97 + n % 26))[0] for n in range(3 * SCORED_AT_ONCE)]
+    assert [each["row"] for each in lines] == list(range(3 * SCORED_AT_ONCE))
     assert [each["scores"][0]["tokens"][0]["token_id"] for each in lines] == letters
-    assert summary.rows == 3 * IN_FLIGHT
-    assert engine.most == IN_FLIGHT
+    assert summary.rows == 3 * SCORED_AT_ONCE
+    assert 1 < engine.most <= SCORED_AT_ONCE
     assert arguments[arguments.index("--max-model-len") + 1] == "3"
     assert arguments[-2:] == ["--max-num-seqs", "8"]
 
@@ -230,7 +240,7 @@ def test_an_interrupted_run_says_how_far_it_came(
     data = written(tmp_path, [{"prompt": "x", "completion": "a"}] * 200)
 
     with pytest.raises(Interrupted) as end:
-        scored(ensemble, data, FakeEngine(KeyboardInterrupt(), 150), monkeypatch)
+        scored(ensemble, data, FakeEngine("ctrl-c", 150), monkeypatch)
 
     partial = tmp_path / "out.jsonl.partial"
     rows = len(partial.read_text().splitlines())

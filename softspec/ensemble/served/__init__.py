@@ -1,0 +1,1 @@
+"""The vLLM backend: the engine that serves, without HTTP, for whoever has no event loop."""
