@@ -5,13 +5,17 @@ In: a `TrainConfig` and what the user wants tried. Out: a `Plan`. Trains nothing
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from softspec.errors import ConfigError
 from softspec.train.config import TrainConfig
 
 DEFAULT_ALPHAS = (0.0, 0.3, 0.5, 0.8, 1.0)
+PROBED = 2
+"""How many orders the stability of one adapter adds to the usual grid, at most: the critical one and half of it."""
+LEAST_DISTANCE = 0.05
+"""Orders that are nearer to each other than this are one."""
 RUNGS = 4
 """Into how many parts a configuration's steps are cut; after each it is scored, and may be dropped."""
 BRANCH_RUNG = 2
@@ -120,7 +124,8 @@ class Configuration:
 class Plan:
     """What is tried: every alpha and shape with `num_members`, for `steps`; `sizes` are the numbers that may be kept.
 
-    `alphas` ascend. All are scored after the steps of `rungs`, of which the last is `steps`.
+    `alphas` ascend; `probed` says how many more the stability of one adapter may add. All are scored after the steps
+    of `rungs`, of which the last is `steps`.
     """
 
     alphas: tuple[float, ...]
@@ -128,6 +133,16 @@ class Plan:
     sizes: tuple[int, ...]
     shapes: tuple[Shape, ...]
     steps: int
+    probed: int = 0
+
+    def with_critical(self, critical_alpha: float) -> "Plan":
+        """The plan with the critical alpha and half of it, as far as orders between 0 and the largest are new."""
+        alphas = list(self.alphas)
+        for alpha in (critical_alpha, critical_alpha / 2)[: self.probed]:
+            is_between = math.isfinite(alpha) and 0 < alpha < self.alphas[-1]
+            if is_between and min(abs(alpha - known) for known in alphas) >= LEAST_DISTANCE:
+                alphas.append(round(alpha, 2))
+        return replace(self, alphas=tuple(sorted(alphas)), probed=0)
 
     @property
     def rungs(self) -> tuple[int, ...]:
@@ -161,7 +176,7 @@ class Plan:
     @property
     def most_adapter_steps(self) -> int:
         """What all of it costs if nothing is dropped."""
-        return self.steps * _cost_per_step(len(self.shapes), self.num_members, self.alphas)
+        return self.steps * _cost_per_step(len(self.shapes), self.num_members, self.alphas, self.probed)
 
 
 def plan_of(config: TrainConfig, wanted: Wanted, steps: int) -> Plan:
@@ -178,7 +193,8 @@ def plan_of(config: TrainConfig, wanted: Wanted, steps: int) -> Plan:
         for rank in dict.fromkeys(wanted.ranks or (config.lora_r,))
         for layers in dict.fromkeys(wanted.layers or (config.layers_to_transform,))
     )
-    per_step = _cost_per_step(len(shapes), sizes[-1], alphas)
+    probed = 0 if wanted.alphas else PROBED
+    per_step = _cost_per_step(len(shapes), sizes[-1], alphas, probed)
     if wanted.budget is not None:
         steps = min(steps, wanted.budget // per_step)
     if steps < FEWEST_STEPS:
@@ -186,13 +202,13 @@ def plan_of(config: TrainConfig, wanted: Wanted, steps: int) -> Plan:
             f"{steps} steps for each configuration are too few to tell them apart: expected at least {FEWEST_STEPS}, "
             f"which may cost {FEWEST_STEPS * per_step} adapter-steps; raise --budget, max_steps or num_epochs"
         )
-    return Plan(alphas, sizes[-1], sizes, shapes, steps)
+    return Plan(alphas, sizes[-1], sizes, shapes, steps, probed)
 
 
-def _cost_per_step(num_shapes: int, num_members: int, alphas: Sequence[float]) -> int:
+def _cost_per_step(num_shapes: int, num_members: int, alphas: Sequence[float], probed: int) -> int:
     """Adapter-steps of the whole search for each optimizer step of one configuration, at most, rounded up."""
     if num_members == 1:
         return num_shapes
     anew = len({0.0, alphas[-1]} & set(alphas))
-    branched = (len(alphas) - anew) * (RUNGS - BRANCH_RUNG) / RUNGS
+    branched = (len(alphas) - anew + probed) * (RUNGS - BRANCH_RUNG) / RUNGS
     return math.ceil(num_shapes * (1 + num_members * (anew + branched)) + num_members)
