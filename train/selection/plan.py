@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pydantic import ValidationError
+
+from softspec.artefact.validation import first_problem
 from softspec.errors import ConfigError
 from softspec.train.config import TrainConfig
 
@@ -112,12 +115,11 @@ class Configuration:
             "layers_to_transform": self.shape.layers,
             "max_steps": self.steps,
         }
+        content = {**config.model_dump(), **changes}
         try:
-            return TrainConfig.model_validate({**config.model_dump(), **changes})
-        except ValueError as error:
-            raise ConfigError(
-                f"{self.num_members} members do not go with the configuration: {error}"
-            ) from error
+            return TrainConfig.model_validate(content)
+        except ValidationError as error:
+            raise ConfigError(f"{self}: {first_problem(error, content)}") from error
 
 
 @dataclass(frozen=True)
@@ -158,6 +160,11 @@ class Plan:
     def single(self) -> list[Configuration]:
         """One adapter of each shape."""
         return [Configuration(1, 0.0, shape, self.steps) for shape in self.shapes]
+
+    @property
+    def ensembles(self) -> list[Configuration]:
+        """Every alpha with every shape."""
+        return [each for shape in self.shapes for part in self.rivals(shape) for each in part]
 
     def rivals(self, shape: Shape) -> tuple[list[Configuration], list[Configuration]]:
         """The ensembles of a shape: those that start anew, and those that branch off the one of the largest alpha."""

@@ -143,7 +143,9 @@ def test_a_configuration_that_began_anew_is_what_train_makes_of_it(tmp_path: Pat
 
 
 def test_the_final_units_are_scored_once_all_is_decided(tmp_path: Path) -> None:
-    config, seen, decided = configured(tmp_path), [], []
+    config = configured(tmp_path)
+    seen: list[tuple[set[tuple[int, ...]], bool]] = []
+    decided: list[bool] = []
 
     def watched(members: Any, scored: Any, *arguments: Any) -> Any:
         seen.append(({unit.prompt_ids for unit in scored}, bool(decided)))
@@ -168,7 +170,8 @@ def test_the_final_units_are_scored_once_all_is_decided(tmp_path: Path) -> None:
 
 
 def test_nothing_is_trained_on_what_is_held_out_of_the_training_rows(tmp_path: Path) -> None:
-    config, trained = configured(tmp_path, eval_file=None), set()
+    config = configured(tmp_path, eval_file=None)
+    trained: set[tuple[int, ...]] = set()
     write_rows(tmp_path / "train.jsonl", rows(150))
 
     def watched(training: Any, step: int) -> StepFacts:
@@ -332,3 +335,20 @@ def test_too_few_held_out_rows_are_refused(tmp_path: Path) -> None:
 
     with pytest.raises(DataError, match="eval_file has 10 different prompts or groups"):
         select_ensemble(config, QUICK)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        (Wanted(members=(64,)), "alpha 0 with 64 members .*: skip_responsibility must be below"),
+        (Wanted(ranks=(4, 1024)), "1024"),
+    ],
+)
+def test_what_could_not_be_trained_or_served_is_refused_before_data_are_read(
+    tmp_path: Path, wanted: Wanted, message: str
+) -> None:
+    config = configured(tmp_path, skip_responsibility=0.02)
+    (tmp_path / "train.jsonl").unlink()
+
+    with pytest.raises(ConfigError, match=message):
+        select_ensemble(config, wanted)
