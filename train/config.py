@@ -4,6 +4,7 @@ In: a path. Out: a checked `TrainConfig` whose relative paths are resolved. Load
 """
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -43,7 +44,7 @@ class TrainConfig(BaseModel):
     """What `softspec train` does; every key is described where it is defined.
 
     Key names are axolotl's and TRL's where the meaning is equal; only `label_smoothing` is another formula than TRL's.
-    One optimizer step sees `micro_batch_size * gradient_accumulation_steps` examples, the same for all members.
+    One optimizer step sees `micro_batch_size * micro_batches_per_step` examples, the same for all members.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
@@ -126,7 +127,8 @@ class TrainConfig(BaseModel):
         description="What is routed as one: an example, all rows of a step with the same group, or a token.",
     )
     group_rows: Count = Field(
-        4, description="Granularity group: rows with the same group that are dealt to a step together."
+        16,
+        description="Granularity group: rows with the same group that are dealt to a step together, at most.",
     )
     length_exponent: float = Field(
         0.0,
@@ -210,8 +212,10 @@ class TrainConfig(BaseModel):
     micro_batch_size: Count = Field(
         4, description="Examples that run at once, each under all members; what memory depends on."
     )
-    gradient_accumulation_steps: Count = Field(
-        2, description="Micro-batches of an optimizer step, over all processes together."
+    gradient_accumulation_steps: Count | None = Field(
+        None,
+        description="Micro-batches of an optimizer step, over all processes together; empty: 2, or with granularity "
+        "group as many as num_members groups need.",
     )
     gradient_checkpointing: Switch = Field(
         False, description="Compute activations again in the backward pass: less memory, a third more time."
@@ -304,9 +308,18 @@ class TrainConfig(BaseModel):
         return self.length_exponent > 0 or self.length_weighting != "sum"
 
     @property
+    def micro_batches_per_step(self) -> int:
+        """Micro-batches of an optimizer step; with groups enough for each member to find one of its own."""
+        if self.gradient_accumulation_steps is not None:
+            return self.gradient_accumulation_steps
+        if self.granularity != "group":
+            return 2
+        return math.ceil(self.num_members * self.group_rows / self.micro_batch_size)
+
+    @property
     def examples_per_step(self) -> int:
         """Examples that one optimizer step sees."""
-        return self.micro_batch_size * self.gradient_accumulation_steps
+        return self.micro_batch_size * self.micro_batches_per_step
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
