@@ -166,6 +166,7 @@ def test_rows_are_read_as_they_are_scored(small: Ensemble) -> None:
     assert first.num_tokens == (2,)
 
 
+@pytest.mark.slow
 def test_memory_is_bounded_whatever_is_asked_at_once(tiny_ensembles: dict[str, Path]) -> None:
     """No pass has more tokens than the limit, caches included, and the numbers stay as they are."""
     with softspec.load(tiny_ensembles["block-2"], backend="transformers") as ensemble:
@@ -204,6 +205,7 @@ def test_an_answer_has_no_more_tokens_than_the_context_has_room_for(small: Ensem
     assert len(answer.token_ids) <= 4
 
 
+@pytest.mark.slow
 def test_members_of_a_loaded_ensemble_are_on_the_device_and_in_the_precision_that_were_asked_for(
     tiny_ensembles: dict[str, Path],
 ) -> None:
@@ -228,6 +230,7 @@ def test_a_prompt_of_messages_is_the_chat_templates(small: Ensemble) -> None:
     assert small.texts.prompt_ids(user("Why?"), "prompt") == tuple(tokenizer.encode(text))
 
 
+@pytest.mark.slow
 def test_rules_of_the_manifest_hold(tiny_base: Path, tmp_path: Path) -> None:
     """Weights that are fixed make the mixture a product over tokens."""
     folder = random_adapters(tiny_base, tmp_path / "it", 2)
