@@ -15,6 +15,7 @@ from softspec.artefact.activation import BlockActivation
 from softspec.artefact.manifest import BaseModelRef, Manifest, load_manifest, save_manifest
 from softspec.ensemble.stacked.backend import StackedBackend
 from softspec.maths.answer import summarise
+from softspec.train.members.head import Head
 from softspec.train.members.members import Members
 from softspec.train.members.spec import decoder_layers
 from softspec.train.result.export import write_ensemble
@@ -148,6 +149,19 @@ def test_what_choices_share_runs_once(small: Ensemble) -> None:
 
     hook.remove()
     assert seen == [(1, 64), (2, 6), (6, 3)]
+
+
+def test_options_that_begin_alike_share_their_logits(
+    small: Ensemble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twenty options of one token and the end: one predictive before them, and one behind each."""
+    seen = list[int]()
+    logits = Head.logits
+    monkeypatch.setattr(Head, "logits", lambda head, states: seen.append(len(states)) or logits(head, states))
+
+    list(small.scored_choices([("Which letter? ", [chr(97 + number) for number in range(20)])]))
+
+    assert sum(seen) == small.num_members * (1 + 20)
 
 
 def test_rows_are_read_as_they_are_scored(small: Ensemble) -> None:
