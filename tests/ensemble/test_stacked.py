@@ -155,9 +155,13 @@ def test_options_that_begin_alike_share_their_logits(
     small: Ensemble, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Twenty options of one token and the end: one predictive before them, and one behind each."""
-    seen = list[int]()
-    logits = Head.logits
-    monkeypatch.setattr(Head, "logits", lambda head, states: seen.append(len(states)) or logits(head, states))
+    seen, logits = list[int](), Head.logits
+
+    def watched(head: Head, states: torch.Tensor) -> torch.Tensor:
+        seen.append(len(states))
+        return logits(head, states)
+
+    monkeypatch.setattr(Head, "logits", watched)
 
     list(small.scored_choices([("Which letter? ", [chr(97 + number) for number in range(20)])]))
 
