@@ -52,6 +52,7 @@ FLOORS = {
         ("watch",),
         ("result",),
         ("run",),
+        ("diagnosis",),
         ("selection",),
     ),
     "server": (
@@ -61,7 +62,11 @@ FLOORS = {
         ("ensembles", "scores", "decisions", "dialects"),
         ("plugin",),
     ),
-    "app": (("child_server", "interruption", "smollm2"), ("bench", "demo", "score"), ("cli",)),
+    "app": (
+        ("child_server", "interruption", "smollm2"),
+        ("baselines", "bench", "calibrate", "demo", "evaluate", "score"),
+        ("cli",),
+    ),
     "app.bench": (("core",), ("serving", "training")),
 }
 """Rooms within rooms, from the bottom up: a floor may import those below it; rooms of one floor are strangers."""

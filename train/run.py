@@ -25,10 +25,11 @@ from softspec.train.config import TrainConfig
 from softspec.train.data.choices import check_choices
 from softspec.train.data.notes import Notes
 from softspec.train.data.overlap import Overlap
+from softspec.train.data.promise import doubts
 from softspec.train.data.reading import Reading
 from softspec.train.data.sources import read_rows
 from softspec.train.data.store import Store
-from softspec.train.data.survey import survey
+from softspec.train.data.survey import Survey, survey
 from softspec.train.data.units import Example, Unit
 from softspec.train.loop.checkpoint import load_checkpoint, read_whole
 from softspec.train.loop.facts import HeldOut
@@ -103,6 +104,8 @@ def _train(config: TrainConfig, run: RunFolder, resume: bool, overrides: Sequenc
     examples, held_out = read_data(config, run.started_on)
     margins = read_margins(run.margins) if resume else None
     training = prepare(config, spec, examples, held_out, margins, base)
+    if processes.is_main and not resume:
+        tell_doubts(training)
     finished = start_or_resume(training, run, resume, overrides, base)
     steps = run_steps(training, run, finished)
     scores = held_out_scores(training)
@@ -191,19 +194,30 @@ def prepare(
     held_out: Sequence[Unit],
     margins: Margins | None = None,
     base: str = "",
-    model: PreTrainedModel | None = None,
 ) -> Training:
-    """Load the base, install the members and their optimizer.
+    """Look at the data, load the base, install the members.
 
     Args:
         margins: what the base is known to say.
         base: the fingerprint of the base, without which nothing is kept of it.
-        model: the base, if it is loaded already and without members.
     """
-    objective, processes = objective_of(config), Processes()
     known = survey(examples, config.granularity == "group", config.train_file)
-    if model is None:
-        model = load_base(config.base_model, config.model_revision, config.dtype, processes.device)
+    model = load_base(config.base_model, config.model_revision, config.dtype, Processes().device)
+    return assemble(config, spec, model, known, examples, held_out, margins, base)
+
+
+def assemble(
+    config: TrainConfig,
+    spec: LoraSpec,
+    model: PreTrainedModel,
+    known: Survey,
+    examples: Sequence[Unit],
+    held_out: Sequence[Unit],
+    margins: Margins | None = None,
+    base: str = "",
+) -> Training:
+    """Install new members and their optimizer in a base that has none; `known` is what the examples are known to be."""
+    objective, processes = objective_of(config), Processes()
     members = Members(
         model,
         spec,
@@ -243,6 +257,14 @@ def _asked_about(
     steps = range(epoch if config.objective == "dpo" else min(epoch, total_steps(config, epoch)))
     for unit in chain((examples[index] for step in steps for index in order.indices(step)), held_out):
         yield from unit.completions
+
+
+def tell_doubts(training: Training) -> None:
+    """Say why members cannot specialise on these data with these settings, if it can be told beforehand."""
+    config, order, bundles = training.config, training.order, training.survey.bundles
+    groups = config.examples_per_step / order.examples_per_piece if bundles else None
+    for line in doubts(config, training.examples, groups, len(bundles) if bundles else None):
+        tell(line)
 
 
 def start_or_resume(

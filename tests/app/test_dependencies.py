@@ -21,6 +21,7 @@ OURS = {"softspec", "tests"}
 # Files -> the extras that they may need beside the base dependencies; each choice must do by itself. The longest wins.
 ROOMS: dict[str, list[set[str]]] = {
     "softspec": [set()],
+    "softspec/app/baselines": [{"evaluate"}],
     "softspec/app/bench": [{"bench", "serve-cpu"}, {"bench", "serve-gpu"}],
     "softspec/app/bench/training": [{"bench"}],
     "softspec/app/child_server.py": [{"bench"}, {"demo"}],
@@ -34,13 +35,14 @@ ROOMS: dict[str, list[set[str]]] = {
     "softspec/artefact/fit.py": [{"serve-cpu"}, {"serve-gpu"}],
     "softspec/artefact/weights.py": [{"train"}],
     "softspec/artefact/yaml_text.py": [{"serve-cpu"}, {"serve-gpu"}, {"train"}],
-    "softspec/ensemble": [{"train"}],
+    "softspec/calibration": [{"evaluate"}],
     "softspec/engine": [{"serve-cpu"}, {"serve-gpu"}],
+    "softspec/ensemble": [{"serve-cpu", "train"}, {"serve-gpu", "train"}],
     "softspec/evaluation": [{"evaluate"}],
     "softspec/reference.py": [{"train"}],
     "server": [{"serve-cpu"}, {"serve-gpu"}],
-    "train": [{"train"}],
     "tests": [{"serve-cpu", "test"}],
+    "train": [{"train"}],
 }
 UNDECLARED = {
     **dict.fromkeys(

@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from scipy.stats import spearmanr
+from sklearn.metrics import roc_auc_score
 
 from softspec.maths.scoring import (
     aurc,
@@ -12,6 +14,7 @@ from softspec.maths.scoring import (
     expected_calibration_error,
     oracle_aurc,
     prediction_rejection_ratio,
+    spearman,
 )
 
 GENERATOR_SEED = 0
@@ -85,3 +88,50 @@ def test_auroc_counts_pairs_and_halves_ties() -> None:
     pairs = [(p > n) + 0.5 * (p == n) for p in (3, 2, 1) for n in (2, 0)]
 
     assert auroc(positives, negatives).item() == pytest.approx(sum(pairs) / 6)
+
+
+WEIGHTS = torch.tensor([[2.0, 1.0, 0.0, 3.0, 1.0, 1.0], [1.0] * 6])
+"""How often each of six rows is there in two resampled data sets."""
+VALUES = torch.tensor([0.2, 0.9, 0.5, 0.5, 0.1, 0.7], dtype=torch.float64)
+OUTCOMES = torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0, 0.0], dtype=torch.float64)
+
+
+def copies(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    return values.repeat_interleave(weights.long())
+
+
+@pytest.mark.parametrize("draw", [0, 1])
+def test_weights_are_copies_in_every_score(draw: int) -> None:
+    own = WEIGHTS[draw]
+    values, outcomes = copies(VALUES, own), copies(OUTCOMES, own)
+
+    error = expected_calibration_error(VALUES, OUTCOMES, weights=WEIGHTS)[draw]
+    assert error.item() == pytest.approx(expected_calibration_error(values, outcomes).item())
+    rank = spearman(VALUES, OUTCOMES, WEIGHTS)[draw]
+    assert rank.item() == pytest.approx(spearmanr(values, outcomes).statistic)
+    is_high = OUTCOMES == 1
+    area = auroc(VALUES[is_high], VALUES[~is_high], WEIGHTS[:, is_high], WEIGHTS[:, ~is_high])[draw]
+    assert area.item() == pytest.approx(roc_auc_score(outcomes, values))
+
+
+def test_resampled_data_have_the_risk_of_their_copies() -> None:
+    """A row that is there several times is taken in one step, so the areas agree as data grow."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.rand(3000, generator=generator)
+    errors = (torch.rand(3000, generator=generator) < values / 2).double()
+    weights = torch.poisson(torch.ones(3000), generator=generator)
+
+    weighted = aurc(values, errors, weights).item()
+
+    assert weighted == pytest.approx(aurc(copies(values, weights), copies(errors, weights)).item(), abs=1e-3)
+    assert aurc(values, errors, torch.ones(2, 3000)).tolist() == pytest.approx(
+        [aurc(values, errors).item()] * 2
+    )
+
+
+def test_shares_of_errors_count_as_their_mean() -> None:
+    assert aurc(torch.zeros(3), torch.tensor([0.5, 0.0, 0.25])).item() == pytest.approx(0.25)
+
+
+def test_constant_values_have_no_rank_correlation() -> None:
+    assert spearman(torch.ones(4), torch.arange(4)).isnan()

@@ -8,6 +8,9 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from tqdm import tqdm
+
+from softspec.artefact.activation import Activation
 from softspec.artefact.cache import cache_folder
 from softspec.console import tell
 from softspec.train.config import TrainConfig
@@ -34,7 +37,9 @@ def keep_frozen(
     )
     keeps = False
     if processes.is_main:
-        keeps, line = make_room_for(frozen, examples, config)
+        bar = tqdm(examples, desc="looking for what is frozen", unit="example", delay=2)
+        keeps, line = make_room_for(frozen, bar, config)
+        bar.close()
         if line:
             tell(line)
     members.frozen = frozen if processes.of_main(keeps) else None
@@ -46,38 +51,43 @@ def make_room_for(frozen: Frozen, examples: Iterable[Example], config: TrainConf
     Returns:
         Whether it does, and a line that says what it costs; the line is empty where nothing is frozen.
     """
-    limit, key = config.frozen_cache_gb * GB, f"frozen_cache_gb {config.frozen_cache_gb:g}"
-    has_trunks = config.activation.block_size is not None
-    if not limit or not (has_trunks or frozen.first) or not frozen.is_separable:
+    limit, folder = int(config.frozen_cache_gb * GB), frozen.kept.folder
+    if not limit or not frozen.is_separable:
         return False, ""
-    of_trunk, of_tail = frozen.bytes_per_token(has_trunks)
-    sizes: dict[str, int] = {}
-    needed = 0
-    for example in examples:
-        trunk, tail = trunk_and_tail(example, config.activation)
-        for name, size in (
-            (frozen.key(trunk), of_trunk * len(trunk)),
-            (frozen.key(trunk, tail), of_tail * len(tail)),
-        ):
-            needed += 0 if name in sizes else size
-            sizes[name] = size
-        if needed > limit:
-            return False, f"what is frozen is computed in every step: kept, it would take more than {key}"
+    sizes = _sizes(frozen, examples, config.activation, limit)
+    needed = sum(sizes.values())
     if not needed:
         return False, ""
-    folder = frozen.kept.folder
     there = frozen.kept.use(sizes.keys())
-    missing = max(0, needed - there)
-    if missing > _free(folder) / 2:
-        return False, (
-            f"what is frozen is computed in every step: kept, it would take {missing / GB:.2f} GB of "
-            f"{_free(folder) / GB:.2f} GB that are free in '{folder}'"
-        )
-    frozen.kept.make_room(missing, int(limit), sizes.keys())
+    missing, free = max(0, needed - there), _free(folder)
+    computed = "what is frozen is computed in every step: kept, it would take"
+    if needed > limit:
+        return False, f"{computed} more than frozen_cache_gb {config.frozen_cache_gb:g}"
+    if missing > free / 2:
+        return False, f"{computed} {missing / GB:.2f} GB of {free / GB:.2f} GB that are free in '{folder}'"
+    frozen.kept.make_room(missing, limit, sizes.keys())
     return True, (
         f"what is frozen is computed once per example, in this run or an earlier one: {needed / GB:.2f} GB in "
-        f"'{folder}', of which {there / GB:.2f} GB are there ({key})"
+        f"'{folder}', of which {min(there, needed) / GB:.2f} GB are there (frozen_cache_gb {config.frozen_cache_gb:g})"
     )
+
+
+def _sizes(frozen: Frozen, examples: Iterable[Example], activation: Activation, limit: int) -> dict[str, int]:
+    """The bytes of everything to keep, by key; not of all examples once it is more than `limit`."""
+    has_trunks = activation.block_size is not None
+    if not (has_trunks or frozen.first):
+        return {}
+    of_trunk, of_tail = frozen.bytes_per_token(has_trunks)
+    sizes: dict[str, int] = {}
+    total = 0
+    for example in examples:
+        trunk, tail = trunk_and_tail(example, activation)
+        parts = {frozen.key(trunk): of_trunk * len(trunk), frozen.key(trunk, tail): of_tail * len(tail)}
+        total += sum(size for key, size in parts.items() if key not in sizes)
+        sizes |= parts
+        if total > limit:
+            break
+    return sizes
 
 
 def _free(folder: Path) -> int:

@@ -21,12 +21,15 @@ from torch import Tensor
 from softspec.maths.renyi import surrogate_loss
 from softspec.train.data.units import Unit, in_batches
 from softspec.train.loop.state import Training
+from softspec.train.members.likelihood import tail_length
 from softspec.train.members.pairs import Pairs
 from softspec.train.objective.objective import UnitBatch
 from softspec.train.objective.routing import Routing, Table, routing_of
 
 ONE_PASS_FROM = 0.3
 """The share of active pairs: below it two passes are faster, and above it one."""
+LIKE_LENGTHS = 1.4
+"""The longest of units that run as one on a CPU, in lengths of the shortest."""
 
 
 @dataclass(frozen=True)
@@ -107,19 +110,39 @@ def _one_by_one(
 
 def _alone(training: Training, units: Sequence[Unit], alpha: float, scale: float, one_pass: bool) -> _Part:
     """Add the gradients of a micro-batch that is routed by itself, in one pass or in two."""
-    batch, routing = training.objective.batch(training.members, units), _routing(training, units, alpha)
+    routing = _routing(training, units, alpha)
+    batches = [training.objective.batch(training.members, piece) for piece in _pieces(training, units)]
     with torch.set_grad_enabled(one_pass):
-        table = batch.table()
-    known = Table(table.loglik.detach(), table.margins.detach())
+        tables = [batch.table() for batch in batches]
+    loglik = torch.cat([table.loglik for table in tables], 1)
+    known = Table(loglik.detach(), torch.cat([table.margins.detach() for table in tables], 1))
     shares = routing.responsibilities(known.loglik)
     of_items, pull = routing.of_items(shares), scale * routing.pull(shares)
     counted = of_items >= training.config.skip_responsibility
     if one_pass:
         # `pull` is constant. Where none is left the gradient is zero, and the members' layers do not compute it.
-        surrogate_loss(table.loglik, counted * pull).sum().backward()
+        surrogate_loss(loglik, counted * pull).sum().backward()
     else:
-        _second_pass(batch, counted, pull)
+        sizes = [table.loglik.shape[1] for table in tables]
+        for batch, *part in zip(batches, counted.split(sizes, 1), pull.split(sizes, 1), strict=True):
+            _second_pass(batch, *part)
     return _part(known, counted, of_items, len(units))
+
+
+def _pieces(training: Training, units: Sequence[Unit]) -> list[list[Unit]]:
+    """A micro-batch in pieces of nearly one length, which need no padding; whole on a GPU, which likes it large."""
+    if training.members.model.device.type != "cpu":
+        return [list(units)]
+    pieces: list[list[Unit]] = []
+    lengths: list[int] = []
+    for unit in units:
+        length = tail_length(unit, training.config.activation)
+        if not lengths or max(*lengths, length) > LIKE_LENGTHS * min(*lengths, length):
+            pieces.append([])
+            lengths = []
+        pieces[-1].append(unit)
+        lengths.append(length)
+    return pieces
 
 
 def _together(
@@ -165,4 +188,4 @@ def _joined(training: Training, tables: Sequence[Tensor]) -> Tensor:
 def _routing(training: Training, units: Sequence[Unit], alpha: float) -> Routing:
     """The routing of these units in a step whose order is `alpha`."""
     mean_length = training.survey.mean_length * training.order.examples_per_piece
-    return routing_of(training.config, units, training.log_weights, alpha, mean_length)
+    return routing_of(training.config, units, training.log_weights, alpha, mean_length, training.reach_nats)

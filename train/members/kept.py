@@ -44,7 +44,7 @@ class Kept:
         except OSError as error:
             self._takes_more = False
             tell(
-                f"'{self.folder}' takes no more: {error.strerror}; what is not there is computed in every step"
+                f"'{self.folder}' takes no more: {error.strerror or error}; what is not there is computed in every step"
             )
 
     def _write(self, path: Path, content: bytes) -> None:
@@ -53,8 +53,7 @@ class Kept:
         try:
             with os.fdopen(number, "wb") as file:
                 file.write(content)
-                file.flush()
-                os.fsync(file.fileno())  # or a machine that dies may have renamed the file without its data
+            # Not synced: if a machine dies now, a file without all of its data is read as damaged.
             os.replace(name, path)
         except BaseException:
             with suppress(OSError):

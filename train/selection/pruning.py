@@ -20,6 +20,8 @@ EXHAUSTIVE = 8
 LEAST_LOAD = 0.1
 """A member with less than this part of a fair share, 1 / K, is dropped."""
 MOST_ROUNDS = 500
+CLOSE_NATS = 1e-5
+"""How near the best weights are approached."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +72,13 @@ def refit(loglik: Tensor, counts: Tensor) -> Tensor:
     """The mixture weights (K,) under which columns (K, C) that count so often (C,) are likeliest.
 
     The fixed point w = mean of the responsibilities at alpha 1, by expectation maximisation: the log-likelihood is
-    concave in the weights, so it is the maximum. A weight at the fixed point is its member's load.
+    concave in the weights, so it is the maximum. A weight at the fixed point is its member's load. No weights are
+    better than those of a round by more than the largest log of what it multiplies a weight by, nats per column.
     """
     weights = uniform_log_weights(len(loglik)).exp()
     for _ in range(MOST_ROUNDS):
         moved = load(responsibilities(loglik, weights.log(), 1.0), counts)
-        if (moved - weights).abs().max() < 1e-6:
+        if (moved / weights).max().log() < CLOSE_NATS:
             return moved
         weights = moved
     return weights

@@ -22,9 +22,8 @@ def worse(
     """Configurations to drop, each with the best one and by how much it is worse: by more than one standard error.
 
     One adapter competes with other single ones only, as it is what ensembles are measured by in the end. An ensemble
-    of members that are still alike, no worse than one adapter, is not dropped for being behind one whose members have
-    come apart, because that comes late and at once; unless it began with such members (`branched`), or has alpha 0,
-    where it never comes.
+    whose members may still come apart is not dropped for being behind, because that comes late and at once. Those that
+    began with members that had come apart (`branched`) have no such excuse, nor has alpha 0, where it never comes.
     """
     single = {each: loss for each, loss in losses.items() if each.is_single}
     dropped = {}
@@ -32,20 +31,25 @@ def worse(
         for each, loss in rivals.items():
             best = lowest(rivals)
             behind = frame.difference(loss, rivals[best])
-            if behind.is_clear and not (
-                each.renyi_alpha > 0 and each not in branched and _is_alike(each, loss, single, frame)
-            ):
+            may_come = each.renyi_alpha > 0 and each not in branched and _is_alike(each, losses, frame)
+            if behind.is_clear and not may_come:
                 dropped[each] = best, behind
     return dropped
 
 
-def _is_alike(
-    each: Configuration, loss: Tensor, single: Mapping[Configuration, Tensor], frame: Frame
-) -> bool:
-    """Whether an ensemble does as one adapter of its shape does: its members have not come apart."""
-    own = [other for adapter, other in single.items() if adapter.shape == each.shape]
-    differences = [frame.difference(loss, other) for other in own or single.values()]
-    return any(abs(gap.value) <= 2 * gap.standard_error for gap in differences)
+def _is_alike(each: Configuration, losses: Mapping[Configuration, Tensor], frame: Frame) -> bool:
+    """Whether an ensemble does no better than independent members of its shape, and no worse than one adapter."""
+    single = [loss for other, loss in losses.items() if other.is_single and other.shape == each.shape]
+    independent = [
+        loss
+        for other, loss in losses.items()
+        if other.shape == each.shape and not other.is_single and other.renyi_alpha == 0
+    ]
+    gains = [frame.difference(loss, losses[each]) for loss in independent or single]
+    harms = [frame.difference(losses[each], loss) for loss in single]
+    return not any(gain.is_clear for gain in gains) and not any(
+        harm.value > 2 * harm.standard_error for harm in harms
+    )
 
 
 def lowest(losses: Mapping[Configuration, Tensor]) -> Configuration:

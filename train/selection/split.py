@@ -31,6 +31,19 @@ def pieces(units: Sequence[Unit], config: TrainConfig) -> list[str]:
     return names
 
 
+def check_groups(units: Sequence[Unit], config: TrainConfig, whence: str) -> None:
+    """Check that units which are routed by group have one.
+
+    Raises:
+        DataError: one has not.
+    """
+    for number, unit in enumerate(units):
+        if config.granularity == "group" and unit.bundle is None:
+            raise DataError(
+                f"{whence}: example {number + 1} has no 'group', expected one for granularity group"
+            )
+
+
 def clusters(units: Sequence[Unit], config: TrainConfig) -> list[str]:
     """The name of what each unit is drawn with: its group where there are many, else its piece or its prompt.
 
@@ -57,6 +70,7 @@ def deal(
     Raises:
         DataError: a part would have too few clusters.
     """
+    check_groups(units, config, whence)
     names = clusters(units, config)
     order: dict[str, tuple[str, str, str]] = {}
     for name, unit in zip(names, units, strict=True):

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -17,16 +18,19 @@ from softspec.errors import DivergedError, Interrupted
 from softspec.maths.mixture import uniform_log_weights
 from softspec.maths.uncertainty import posterior_information
 from softspec.train.config import TrainConfig
+from softspec.train.data.survey import survey
 from softspec.train.data.units import Unit
+from softspec.train.diagnosis.probe import critical_alpha
 from softspec.train.loop.checkpoint import load_checkpoint, save_checkpoint
 from softspec.train.loop.folder import RunFolder
 from softspec.train.loop.margins import keep_margins, read_margins
 from softspec.train.loop.signals import stop_on_signals
 from softspec.train.loop.state import Training
 from softspec.train.loop.step import optimizer_step
-from softspec.train.run import check_names, prepare
+from softspec.train.run import assemble, check_names
 from softspec.train.selection.journal import Journal
 from softspec.train.selection.plan import Configuration
+from softspec.train.selection.search import Critical
 from softspec.train.selection.units import frame_of, score
 from softspec.train.watch.log import open_report
 
@@ -36,19 +40,22 @@ SECONDS_NAME = "seconds"
 class Trials:
     """Configurations of one `TrainConfig`, which are trained and scored as far as they are asked for.
 
-    `selection` are the held-out units by which is chosen; nothing here has seen others.
+    `base` is the fingerprint of `model`; `selection` are the held-out units by which is chosen, and nothing here has
+    seen others.
     """
 
     def __init__(
         self,
         config: TrainConfig,
         model: PreTrainedModel,
+        base: str,
         examples: Sequence[Unit],
         selection: Sequence[Unit],
         journal: Journal,
     ) -> None:
-        self.config, self.model, self.journal = config, model, journal
+        self.config, self.model, self.base, self.journal = config, model, base, journal
         self.examples, self.selection = examples, selection
+        self.survey = survey(examples, config.granularity == "group", config.train_file)
         self.frame = frame_of(selection, config)
         self.parents: dict[Configuration, tuple[Configuration, int]] = {}
 
@@ -73,7 +80,7 @@ class Trials:
         self.parents[each] = parent, step
         self.journal.note(each, starts_from={"name": parent.name, "step": step})
         run, source = self.journal.run_of(each), self.journal.run_of(parent)
-        if run.checkpoint.exists() or self.journal.table(each, each.steps) or not source.checkpoint.exists():
+        if run.checkpoint.exists() or self.journal.has_scored(each):
             return
         run.path.mkdir(parents=True, exist_ok=True)
         with self.training(each) as training:
@@ -83,12 +90,28 @@ class Trials:
                 shutil.copyfile(source.log, run.log)
             save_checkpoint(run, done, state, training.config, training.survey.digest)
 
+    def critical_alpha(self, each: Configuration) -> Critical | None:
+        """Above which alpha the one adapter would part into several, from the units by which is chosen."""
+
+        def probed() -> dict[str, Any]:
+            with self.training(each) as training:
+                self.restore(training, each)
+                found = critical_alpha(training, self.selection)
+            return {"value": found.value, "low": found.low, "high": found.high, "n": found.n}
+
+        if not self.journal.run_of(each).checkpoint.exists():
+            return None
+        return Critical(**self.journal.remembered(f"critical-alpha_{each.name}", probed))
+
     @contextmanager
     def training(self, each: Configuration) -> Iterator[Training]:
         """A run of the configuration, as far as it was trained; the base is free again afterwards."""
         config = each.applied(self.config)
         margins = read_margins(self.journal.margins)
-        training = prepare(config, check_names(config), self.examples, self.selection, margins, self.model)
+        spec = check_names(config)
+        training = assemble(
+            config, spec, self.model, self.survey, self.examples, self.selection, margins, self.base
+        )
         if not margins:
             keep_margins(self.journal.margins, training.examples, training.held_out)
         try:

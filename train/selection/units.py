@@ -67,12 +67,13 @@ class Frame:
 
     def interval(self, losses: Tensor, others: Tensor, level: float = 0.95) -> tuple[float, float]:
         """A bootstrap interval of the same difference: percentiles over `RESAMPLES` paired draws of clusters."""
-        generator = torch.Generator().manual_seed(0)
-        count = len(self.sizes)
-        drawn = torch.randint(count, (RESAMPLES, count), generator=generator)
-        means = (losses - others)[drawn].sum(1) / self.sizes[drawn].sum(1)
+        generator, gaps, count = torch.Generator().manual_seed(0), losses - others, len(self.sizes)
+        means = []
+        for _ in range(RESAMPLES):
+            drawn = torch.randint(count, (count,), generator=generator)
+            means.append(gaps[drawn].sum() / self.sizes[drawn].sum())
         tail = (1 - level) / 2
-        low, high = torch.quantile(means, torch.tensor([tail, 1 - tail], dtype=means.dtype)).tolist()
+        low, high = torch.stack(means).quantile(gaps.new_tensor([tail, 1 - tail])).tolist()
         return low, high
 
 

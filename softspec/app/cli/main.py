@@ -32,6 +32,11 @@ COMMANDS = {
     "select": Command("Choose alpha and the number of members, and train them.", extra="train"),
     "serve": Command("Serve ensembles with an OpenAI-compatible API.", extra="serve-cpu"),
     "score": Command("Score answers in a file: what an ensemble thinks of each.", extra="serve-cpu"),
+    "evaluate": Command("Say what an ensemble's numbers are worth, on data with a truth.", extra="evaluate"),
+    "calibrate": Command(
+        "Fit P(correct) and thresholds with a guarantee on rows with a truth.", extra="evaluate"
+    ),
+    "baselines": Command("Train and score what an ensemble has to beat.", extra="evaluate"),
     "inspect": Command("Show what an ensemble directory holds."),
     "try": Command("Ask the ensemble that travels in the package three questions.", extra="demo"),
     "demo": Command("Train, serve and ask an ensemble on generated contradictory sources.", extra="demo"),

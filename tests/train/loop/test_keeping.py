@@ -24,6 +24,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOFTSPEC_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("active_members", [3.0, 0.0], ids=["one pass", "two passes"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_are_those_of_a_run_that_keeps_nothing(
@@ -43,6 +44,7 @@ def test_gradients_are_those_of_a_run_that_keeps_nothing(
     assert any(cache_folder("frozen").glob("*/*"))
 
 
+@pytest.mark.slow
 def test_later_runs_read_what_the_first_one_computed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

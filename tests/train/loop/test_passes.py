@@ -21,10 +21,12 @@ from softspec.train.members.likelihood import (
     completion_logprobs,
     member_loglik,
     pair_loglik,
+    tail_length,
     with_trunk,
 )
 from softspec.train.members.pairs import Pairs
 from softspec.train.members.spec import decoder_layers
+from softspec.train.objective.completions import Completions
 from softspec.train.objective.routing import Routing
 from tests.support.tiny_training import (
     chat_rows,
@@ -106,6 +108,52 @@ def test_one_pass_and_two_passes_and_parts_give_one_gradient(
     for other in (done_twice, done_in_parts):
         torch.testing.assert_close(other.loglik, done.loglik, rtol=1e-9, atol=1e-9)
         assert (other.active, other.skipped) == (36, 0)
+
+
+@pytest.mark.parametrize("active_members", [3.0, 0.0], ids=["one pass", "two passes"])
+@pytest.mark.parametrize("build", [exact, preferring, grouped], ids=["completions", "preferences", "groups"])
+def test_a_micro_batch_in_pieces_gives_the_gradient_of_the_whole(
+    tmp_path: Path, build: Callable[..., Training], active_members: float
+) -> None:
+    training = build(tmp_path, micro_batch_size=12)
+    with patch("softspec.train.loop.passes.LIKE_LENGTHS", 100.0):
+        whole, done = gradients(training, active_members)
+
+    kind = type(training.objective)
+    with (
+        patch("softspec.train.loop.passes.LIKE_LENGTHS", 0.1),  # not even one is like itself
+        patch.object(kind, "batch", autospec=True, side_effect=kind.batch) as batch,
+    ):
+        in_pieces, done_in_pieces = gradients(training, active_members)
+
+    assert batch.call_count == 12
+    assert_equal(in_pieces, whole)
+    torch.testing.assert_close(done_in_pieces.loglik, done.loglik, rtol=1e-9, atol=1e-9)
+    assert done_in_pieces.active == done.active
+
+
+def test_only_units_of_like_length_are_one_piece(tmp_path: Path) -> None:
+    training = exact(tmp_path, micro_batch_size=12, activation={"kind": "block", "block_size": 32})
+    with patch.object(Completions, "batch", autospec=True, side_effect=Completions.batch) as batch:
+        gradients(training)
+
+    for call in batch.call_args_list:
+        lengths = [tail_length(unit, training.config.activation) for unit in call.args[2]]
+        assert max(lengths) <= 1.4 * min(lengths)
+
+
+def test_a_step_runs_examples_of_like_length_together(tmp_path: Path) -> None:
+    training = exact(tmp_path, micro_batch_size=4, gradient_accumulation_steps=3)
+    with patch.object(Completions, "batch", autospec=True, side_effect=Completions.batch) as batch:
+        optimizer_step(training, 0)
+
+    lengths = [
+        tail_length(unit, training.config.activation)
+        for call in batch.call_args_list
+        for unit in call.args[2]
+    ]
+    assert len(set(lengths)) > 1
+    assert lengths == sorted(lengths)
 
 
 @pytest.mark.parametrize("active_members", [3.0, 0.0], ids=["one pass", "two passes"])

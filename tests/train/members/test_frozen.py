@@ -157,7 +157,7 @@ def test_a_full_disk_costs_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     members, examples = members_of(), examples_that_share()
     expected = values(members, examples, BLOCK)
 
-    with patch("os.fsync", side_effect=OSError(errno.ENOSPC, "No space left on device")):
+    with patch("os.replace", side_effect=OSError(errno.ENOSPC, "No space left on device")):
         found = values(keeping(members, tmp_path), examples, BLOCK)
 
     torch.testing.assert_close(found[0], expected[0], rtol=1e-9, atol=1e-9)
