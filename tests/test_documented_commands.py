@@ -45,6 +45,7 @@ RUN = {
     "softspec train my.yaml --resume": "resume",
     "torchrun --nproc-per-node 2 --no-python softspec train my.yaml": "train",
     "from pathlib import Path": "python",
+    "import json\nimport random": "python",
     "from anthropic import Anthropic": "ask",
     "from openai import OpenAI": "ask",
     "from json import loads": "ask",
@@ -61,6 +62,7 @@ NOT_RUN = {
     "make try": "starts a real engine; tests/app/demo asks the shipped ensemble behind a scripted one",
     "softspec demo": "takes minutes and an engine; tests/app/demo runs it on a tiny base and scripted answers",
     "softspec bench train": "takes minutes; tests/app/bench runs it on a tiny base",
+    "softspec evaluate": "takes minutes; tests/app/test_evaluate.py runs it on a tiny ensemble",
     "softspec score": "starts a real engine; tests/app/score runs it on a tiny base",
     "softspec bench serve": "takes minutes and an engine; tests/app/bench runs it on a tiny base",
 }
