@@ -139,7 +139,7 @@ def test_threshold_on_the_largest_prefix_decides_as_the_policy_does(
 
 def test_truth_is_the_answer_or_what_most_said(tmp_path: Path) -> None:
     row = {"prompt": "p", "choices": ["a", "b", "c"]}
-    rows = [
+    rows: list[dict[str, Any]] = [
         {**row, "answer": 2, "votes": [9, 0, 0]},
         {**row, "votes": [1, 3, 1]},
         {**row, "votes": [2, 2, 0]},

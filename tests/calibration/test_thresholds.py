@@ -194,6 +194,6 @@ def test_answers_that_are_never_judged_are_always_answered() -> None:
 
 
 def test_coverage_of_too_few_rows_says_how_many_would_do() -> None:
-    assert certify_coverage(np.arange(9.0), np.zeros(9, bool), 0.8, 0.1) is None
+    assert certify_coverage(np.linspace(0, 1, 9), np.zeros(9, bool), 0.8, 0.1) is None
     assert why_no_coverage(9, 0.8, 0.1).rows_needed == 11
-    assert certify_coverage(np.arange(11.0), np.zeros(11, bool), 0.8, 0.1) is not None
+    assert certify_coverage(np.linspace(0, 1, 11), np.zeros(11, bool), 0.8, 0.1) is not None

@@ -3,6 +3,7 @@
 In: a `Plan`, and somebody who trains. Out: the chosen candidate, and who else was left. Knows neither models nor files.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -20,6 +21,16 @@ Tables = dict[Configuration, Tensor]
 """Log-likelihoods of the held-out columns under each configuration's members, (K, C)."""
 
 
+@dataclass(frozen=True)
+class Critical:
+    """A critical alpha with its 95 % interval, from n units; infinite where nothing pulls members apart."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
 class Trainer(Protocol):
     """Whoever trains configurations and scores them on the held-out units by which is chosen."""
 
@@ -30,6 +41,9 @@ class Trainer(Protocol):
 
     def branch(self, each: Configuration, parent: Configuration, step: int) -> None:
         """Let a configuration begin after `step` steps, with the members of `parent`."""
+
+    def critical_alpha(self, each: Configuration) -> Critical | None:
+        """Above which alpha one adapter, trained to its end, would part into several; None if that cannot be told."""
 
 
 class Notes(Protocol):
@@ -66,11 +80,12 @@ class Search:
         self.branched: frozenset[Configuration] = frozenset()
 
     def run(self) -> Outcome:
-        """Climb the rungs, prune what has come up, choose, and let one adapter with as many adapter-steps answer.
+        """One adapter first; then climb the rungs, prune what has come up, choose, and let one adapter answer.
 
         Raises:
             TrainingError: not even one adapter could be trained.
         """
+        self._look_at_one_adapter()
         tables = self._climb()
         candidates = self._candidates(tables)
         chosen, why = choose(candidates, self.frame)
@@ -83,6 +98,25 @@ class Search:
         other = min(others, key=lambda each: each.pruned.losses.sum().item(), default=None)
         self.notes.learn(f"chosen: {described(chosen)}; {why}")
         return Outcome(chosen, other, why)
+
+    def _look_at_one_adapter(self) -> None:
+        """Train one adapter of each shape to its end, and ask the first whether it would rather be several."""
+        for each in self.plan.single:
+            for step in self.plan.rungs:
+                if self.trainer.measure(each, step) is None:
+                    break
+        if not self.plan.probed or self.plan.num_members == 1:
+            return
+        critical = self.trainer.critical_alpha(self.plan.single[0])
+        if critical is None:
+            return
+        known = self.plan.alphas
+        self.plan = self.plan.with_critical(critical.value)
+        added = [f"{alpha:g}" for alpha in self.plan.alphas if alpha not in known]
+        self.notes.learn(
+            f"stability: {told_critical(critical)}; "
+            + (f"alpha {' and '.join(added)} joined the grid" if added else "the grid stays as it is")
+        )
 
     def _climb(self) -> Tables:
         """Train all configurations rung by rung; returns the tables of those that came up to the last one."""
@@ -218,6 +252,19 @@ class Search:
             self.notes.note(
                 configuration, verdict="chosen" if is_chosen else f"{told(gap)} from the chosen one"
             )
+
+
+def told_critical(critical: Critical) -> str:
+    """Where one adapter parts, in words."""
+    low, high = (
+        f"{bound:.2f}" if math.isfinite(bound) else "none" for bound in (critical.low, critical.high)
+    )
+    what = f"95 % from {low} to {high}, {critical.n} units; an upper bound"
+    if critical.value > 1:
+        return (
+            f"one adapter is stable at every order, as far as the probe sees (critical alpha above 1, {what})"
+        )
+    return f"one adapter would part into several above alpha {critical.value:.2f} ({what})"
 
 
 def told(gap: Difference) -> str:

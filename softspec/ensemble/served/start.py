@@ -23,8 +23,13 @@ from softspec.server.ops.settings import Settings
 if TYPE_CHECKING:
     from softspec.engine.start.local import LocalEngine
 
-QUIET = {"VLLM_LOGGING_STREAM": "ext://sys.stderr", "VLLM_LOGGING_LEVEL": "WARNING"}
-"""What vLLM's log is unless the user chose otherwise."""
+DEFAULTS = {
+    "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    # A process with threads, as this one is, cannot be forked safely.
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+}
+"""What vLLM finds here unless the user chose otherwise."""
 
 
 def engine_arguments(
@@ -68,7 +73,7 @@ def prepare_environment(ensemble_dir: Path) -> None:
     Where vLLM has been imported before, with others, one line says so.
     """
     before = dict(os.environ)
-    wanted = {**QUIET, **before}
+    wanted = {**DEFAULTS, **before}
     wanted |= server_environment(Settings((ensemble_dir,)), wanted)
     late = sorted(name for name in wanted.keys() - before.keys() if name.startswith("VLLM_"))
     if late and "vllm" in sys.modules:
