@@ -63,7 +63,7 @@ NOT_RUN = {
     "make try": "starts a real engine; tests/app/demo asks the shipped ensemble behind a scripted one",
     "softspec demo": "takes minutes and an engine; tests/app/demo runs it on a tiny base and scripted answers",
     "softspec bench train": "takes minutes; tests/app/bench runs it on a tiny base",
-    "softspec baselines": "trains seven models; tests/app/baselines runs it on a tiny base",
+    "softspec baselines": "trains five models; tests/app/baselines runs it on a tiny base",
     "softspec calibrate": "needs rows with a truth; tests/calibration runs it on scripted and tiny ensembles",
     "softspec score": "starts a real engine; tests/app/score runs it on a tiny base",
     "softspec select": "takes minutes; tests/train/selection runs it on a tiny base",
