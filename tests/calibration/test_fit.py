@@ -1,5 +1,6 @@
 """A confidence is right on rows that it was not fitted to, and never rises with the doubt."""
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -147,6 +148,16 @@ def test_confidences_of_all_rows_are_those_that_the_server_reads(
     assert model.of(beyond).tolist() == [
         read.confidence(dict(zip(metrics, row, strict=True))) for row in beyond.tolist()
     ]
+
+
+def test_doubt_of_a_row_is_that_of_its_worst_prefix() -> None:
+    rows = outcomes(rows=60)
+    prefixes = [np.array([[0.2], [0.7], [0.1]]), np.empty((0, 1)), np.array([[0.4]]), *rows.prefixes[3:]]
+
+    doubts = fit_confidence(rows, np.ones(60, bool), "platt").doubts(replace(rows, prefixes=prefixes))
+
+    assert doubts[:3].tolist() == [0.7, -np.inf, 0.4]
+    assert doubts[3:].tolist() == rows.whole[3:, 0].tolist()
 
 
 def test_threshold_of_several_metrics_is_a_confidence_that_answers_what_was_certified() -> None:
