@@ -4,6 +4,7 @@ In: a path. Out: a checked `TrainConfig` whose relative paths are resolved. Load
 """
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -43,7 +44,7 @@ class TrainConfig(BaseModel):
     """What `softspec train` does; every key is described where it is defined.
 
     Key names are axolotl's and TRL's where the meaning is equal; only `label_smoothing` is another formula than TRL's.
-    One optimizer step sees `micro_batch_size * gradient_accumulation_steps` examples, the same for all members.
+    One optimizer step sees `micro_batch_size * micro_batches_per_step` examples, the same for all members.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
@@ -103,6 +104,10 @@ class TrainConfig(BaseModel):
         le=1,
         description="Order of the objective: 0 trains K independent adapters, 1 the likelihood of their mixture.",
     )
+    schedule: Literal["auto", "plain"] = Field(
+        "auto",
+        description="auto shares examples alike at first and lets go by and by; plain is the objective as it is.",
+    )
     alpha_warmup_ratio: float = Field(
         0.0, ge=0, lt=1, description="Share of the run in which renyi_alpha rises linearly from 0."
     )
@@ -112,16 +117,18 @@ class TrainConfig(BaseModel):
         lt=1,
         description="Share of every example that all members learn alike, so that none starves.",
     )
-    reseed_starved: Switch = Field(
-        False,
-        description="Restart a starved member as a noisy copy of the one with the worst-served examples.",
+    reseed_starved: Switch | None = Field(
+        None,
+        description="Restart a starved member as a noisy copy of the one with the worst-served examples; empty: with "
+        "schedule auto.",
     )
     granularity: Literal["sequence", "group", "token"] = Field(
         "sequence",
         description="What is routed as one: an example, all rows of a step with the same group, or a token.",
     )
     group_rows: Count = Field(
-        4, description="Granularity group: rows with the same group that are dealt to a step together."
+        16,
+        description="Granularity group: rows with the same group that are dealt to a step together, at most.",
     )
     length_exponent: float = Field(
         0.0,
@@ -205,8 +212,10 @@ class TrainConfig(BaseModel):
     micro_batch_size: Count = Field(
         4, description="Examples that run at once, each under all members; what memory depends on."
     )
-    gradient_accumulation_steps: Count = Field(
-        2, description="Micro-batches of an optimizer step, over all processes together."
+    gradient_accumulation_steps: Count | None = Field(
+        None,
+        description="Micro-batches of an optimizer step, over all processes together; empty: 2, or with granularity "
+        "group as many as num_members groups need.",
     )
     gradient_checkpointing: Switch = Field(
         False, description="Compute activations again in the backward pass: less memory, a third more time."
@@ -289,14 +298,28 @@ class TrainConfig(BaseModel):
         return "fixed" if self.granularity == "token" else "prefix_posterior"
 
     @property
+    def reseeds_starved(self) -> bool:
+        """Whether a member that starves gets a new start."""
+        return self.schedule == "auto" if self.reseed_starved is None else self.reseed_starved
+
+    @property
     def routes_by_length(self) -> bool:
         """Whether the number of an example's tokens changes its order or its weight."""
         return self.length_exponent > 0 or self.length_weighting != "sum"
 
     @property
+    def micro_batches_per_step(self) -> int:
+        """Micro-batches of an optimizer step; with groups enough for each member to find one of its own."""
+        if self.gradient_accumulation_steps is not None:
+            return self.gradient_accumulation_steps
+        if self.granularity != "group":
+            return 2
+        return math.ceil(self.num_members * self.group_rows / self.micro_batch_size)
+
+    @property
     def examples_per_step(self) -> int:
         """Examples that one optimizer step sees."""
-        return self.micro_batch_size * self.gradient_accumulation_steps
+        return self.micro_batch_size * self.micro_batches_per_step
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:

@@ -25,6 +25,7 @@ from softspec.train.config import TrainConfig
 from softspec.train.data.choices import check_choices
 from softspec.train.data.notes import Notes
 from softspec.train.data.overlap import Overlap
+from softspec.train.data.promise import doubts
 from softspec.train.data.reading import Reading
 from softspec.train.data.sources import read_rows
 from softspec.train.data.store import Store
@@ -103,6 +104,8 @@ def _train(config: TrainConfig, run: RunFolder, resume: bool, overrides: Sequenc
     examples, held_out = read_data(config, run.started_on)
     margins = read_margins(run.margins) if resume else None
     training = prepare(config, spec, examples, held_out, margins, base)
+    if processes.is_main and not resume:
+        tell_doubts(training)
     finished = start_or_resume(training, run, resume, overrides, base)
     steps = run_steps(training, run, finished)
     scores = held_out_scores(training)
@@ -254,6 +257,14 @@ def _asked_about(
     steps = range(epoch if config.objective == "dpo" else min(epoch, total_steps(config, epoch)))
     for unit in chain((examples[index] for step in steps for index in order.indices(step)), held_out):
         yield from unit.completions
+
+
+def tell_doubts(training: Training) -> None:
+    """Say why members cannot specialise on these data with these settings, if it can be told beforehand."""
+    config, order, bundles = training.config, training.order, training.survey.bundles
+    groups = config.examples_per_step / order.examples_per_piece if bundles else None
+    for line in doubts(config, training.examples, groups, len(bundles) if bundles else None):
+        tell(line)
 
 
 def start_or_resume(

@@ -12,6 +12,7 @@ from softspec.artefact.calibration import Calibration, Method, Target, read_curv
 from softspec.calibration.crossfit import out_of_fold, share_interval
 from softspec.calibration.curves import fit_curve
 from softspec.calibration.fit import Fitted, Wanted, fit_calibration
+from softspec.calibration.model import fit_confidence
 from softspec.calibration.outcomes import Outcomes
 from softspec.errors import DataError
 
@@ -126,6 +127,26 @@ def test_calibration_is_what_the_manifest_reads() -> None:
     assert 0 < found.confidence(metrics) < 1
     assert found.reference is not None
     assert found.reference.shares[-1] == 1
+
+
+@pytest.mark.parametrize("metrics", [("epistemic",), ("epistemic", "total_entropy")], ids=["one", "two"])
+@pytest.mark.parametrize("method", METHODS)
+def test_confidences_of_all_rows_are_those_that_the_server_reads(
+    method: Method, metrics: tuple[str, ...]
+) -> None:
+    rows = outcomes(rows=200, metrics=metrics)
+    every = np.ones(200, bool)
+
+    model = fit_confidence(rows, every, method)
+
+    read = Calibration(
+        judged="decisions", metric="confidence" if model.inputs else "epistemic", method=method,
+        curve=model.curve, inputs=model.inputs,
+    )  # fmt: skip
+    beyond = np.vstack([rows.whole, np.full(len(metrics), 99.0), np.full(len(metrics), -1.0)])
+    assert model.of(beyond).tolist() == [
+        read.confidence(dict(zip(metrics, row, strict=True))) for row in beyond.tolist()
+    ]
 
 
 def test_threshold_of_several_metrics_is_a_confidence_that_answers_what_was_certified() -> None:

@@ -146,6 +146,7 @@ def test_a_bar_counts_answers_at_a_terminal(
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_the_transformers_backend_needs_neither_server_nor_engine(tiny_ensembles: dict[str, Path]) -> None:
     code = (
         "import sys, softspec\n"

@@ -28,7 +28,7 @@ from tests.pilots.base import FACTS, train_pilot
 TASTES = ("red", "blue")
 ANNOTATORS = 40
 JUDGED_TOGETHER = 4
-TRAINING = {"objective": "dpo", "group_rows": JUDGED_TOGETHER, "micro_batch_size": 8, "max_steps": 100}
+TRAINING = {"objective": "dpo", "micro_batch_size": 16, "max_steps": 60}
 NOISE = 0.1
 """How often an annotator prefers what the others prefer."""
 
@@ -58,7 +58,8 @@ def write_judgements(folder: Path, things: Sequence[Thing], seed: int) -> None:
 
 def train_on_judgements(base: Path, folder: Path, seed: int, **settings: Any) -> TasteOutcome:
     """Train an ensemble on `train.jsonl` and see what it prefers on held-out pairs."""
-    config = train_pilot(base, folder, seed, **{**TRAINING, **settings})
+    together = {"group_rows": JUDGED_TOGETHER} if settings["granularity"] == "group" else {}
+    config = train_pilot(base, folder, seed, **{**TRAINING, **together, **settings})
     tokenizer = load_tokenizer(config.base_model)
     members = load_members(config.output_dir, load_base(config.base_model))
     rows = read_rows(str(folder / "held_out.jsonl"))

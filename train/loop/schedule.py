@@ -5,7 +5,8 @@ Out: numbers and indices. Pure functions of the step, so a resumed run needs no 
 """
 
 import math
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -36,11 +37,34 @@ def renyi_alpha(config: TrainConfig, step: int, total: int) -> float:
     return config.renyi_alpha * (step / warmup if step < warmup else 1)
 
 
+FREE_FROM = 0.8
+"""The share of a run, with schedule auto, after which nothing bounds responsibilities."""
+
+
+def reach_nats(config: TrainConfig, step: int, total: int) -> float:
+    """How far responsibilities may be from the mixture weights in a step, as KL(r || w); infinite without a bound.
+
+    With uniform weights, the least number of members that share a bundle, exp H(r), falls from K towards 1 in a
+    straight line. Members begin by learning what all have to learn, such as the form of answers: whichever is ahead in
+    that would otherwise take every bundle, as its lead there is far larger than what any source is worth.
+    """
+    done = (step + 1) / (FREE_FROM * total)
+    if config.schedule == "plain" or done >= 1:
+        return math.inf
+    sharing = config.num_members - done * (config.num_members - 1)
+    return math.log(config.num_members / sharing)
+
+
+MOST_WAITING = 64
+"""Pieces that may wait for another step, so that rare bundles are not used up first."""
+
+
 class ExampleOrder:
     """The examples of every step: each epoch has a permutation of its own, the same for all members.
 
-    With bundles (the numbers of the examples in each) it permutes pieces of up to `group_rows` examples of one bundle:
-    examples that are routed together must meet in a step.
+    With bundles (the numbers of the examples in each) it deals pieces of up to `group_rows` examples of one bundle, for
+    examples that are routed together must meet in a step; and pieces of different bundles to a step as long as there
+    are some, for pieces of one bundle do not compete. A step that a piece would not fit into gets a part of it.
     """
 
     def __init__(
@@ -81,7 +105,36 @@ class ExampleOrder:
 
         if self._bundles is None:
             return shuffled(self.num_examples)
-        pieces: list[Sequence[int]] = []
+        pieces: list[list[Sequence[int]]] = []
         for bundle in self._bundles:
-            pieces += in_batches([bundle[index] for index in shuffled(len(bundle))], self.config.group_rows)
-        return [example for index in shuffled(len(pieces)) for example in pieces[index]]
+            mixed = [bundle[index] for index in shuffled(len(bundle))]
+            pieces.append(list(in_batches(mixed, self.config.group_rows)))
+        return _apart(pieces, self.config.examples_per_step, shuffled)
+
+
+def _apart(
+    pieces: Sequence[list[Sequence[int]]], size: int, shuffled: Callable[[int], list[int]]
+) -> list[int]:
+    """The examples of all pieces, given bundle by bundle, in an order in which steps of this size mix bundles.
+
+    Pieces come in a random order; one whose bundle the step has already waits for the next, as long as not too many do.
+    """
+    left = [list(each) for each in pieces]
+    drawn = [bundle for bundle, each in enumerate(pieces) for _ in each]
+    waiting = deque(drawn[place] for place in shuffled(len(drawn)))
+    order: list[int] = []
+    skipped: list[int] = []
+    here: set[int] = set()
+    while waiting:
+        bundle = waiting.popleft()
+        if bundle in here:
+            skipped.append(bundle)
+        else:
+            step = len(order) // size
+            order += left[bundle].pop()
+            here = here | {bundle} if len(order) // size == step else {bundle} if len(order) % size else set()
+        if not waiting or len(skipped) == MOST_WAITING or not here:
+            here = set() if skipped else here
+            waiting.extendleft(reversed(skipped))
+            skipped = []
+    return order

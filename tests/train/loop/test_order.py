@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pytest
+
 from softspec.train.config import TrainConfig
 from softspec.train.loop.schedule import ExampleOrder
 from tests.support.tiny_training import config_of_no_files
@@ -61,3 +63,39 @@ def test_examples_of_a_group_come_in_pieces() -> None:
     assert all(one == other for one, other in pieces)
     assert len({one for one, _ in pieces[:6]}) > 1
     assert first != second
+
+
+@pytest.mark.parametrize("sizes", [[16] * 7, [40, 24, 16, 8, 8], [4] * 12], ids=str)
+def test_a_step_has_as_many_groups_as_it_can(sizes: list[int]) -> None:
+    """Four pieces of four examples a step, of as many annotators as there still are."""
+    ends = [sum(sizes[: number + 1]) for number in range(len(sizes))]
+    bundles = [range(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+    config = settings(granularity="group", group_rows=4, micro_batch_size=8)
+    order = ExampleOrder(config, sum(sizes), bundles)
+
+    (epoch,) = epochs(order, 1)
+
+    owner = {example: number for number, bundle in enumerate(bundles) for example in bundle}
+    mixed = [len({owner[example] for example in epoch[at : at + 16]}) for at in range(0, len(epoch) - 16, 16)]
+    assert sorted(epoch) == list(range(sum(sizes)))
+    assert sum(groups == 4 for groups in mixed) >= 0.6 * len(mixed)
+    assert min(mixed) > 1
+
+
+def test_rare_groups_are_not_used_up_first() -> None:
+    """One annotator has most of the rows: the others are spread over the epoch all the same."""
+    bundles = [range(4000), *(range(4000 + 8 * number, 4008 + 8 * number) for number in range(10))]
+    config = settings(granularity="group", group_rows=4, micro_batch_size=8)
+
+    (epoch,) = epochs(ExampleOrder(config, 4080, bundles), 1)
+
+    assert sorted(epoch) == list(range(4080))
+    assert sum(example >= 4000 for example in epoch[:2040]) < 60
+
+
+def test_a_step_of_groups_has_one_for_each_member_by_default() -> None:
+    config = config_of_no_files(granularity="group", gradient_accumulation_steps=None, num_members=4)
+
+    assert config.group_rows == 16
+    assert config.examples_per_step == 64
+    assert config_of_no_files(gradient_accumulation_steps=None).examples_per_step == 4
