@@ -37,6 +37,7 @@ COMMANDS = {
         "Fit P(correct) and thresholds with a guarantee on rows with a truth.", extra="evaluate"
     ),
     "inspect": Command("Show what an ensemble directory holds."),
+    "diagnose": Command("Say whether members can specialise, and what to change if not.", extra="train"),
     "try": Command("Ask the ensemble that travels in the package three questions.", extra="demo"),
     "demo": Command("Train, serve and ask an ensemble on generated contradictory sources.", extra="demo"),
     "bench": Command("Measure on this machine.", extra="bench"),
