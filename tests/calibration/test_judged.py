@@ -168,7 +168,7 @@ def test_what_is_left_out_or_repeated_is_told(tmp_path: Path, capsys: pytest.Cap
     told = capsys.readouterr().err
     assert len(found) == 61
     assert "1 of 62 rows have no choice that is right, or several: they are left out" in told
-    assert "1 rows ask what another row asks" in told
+    assert "1 of 61 rows ask what another row asks" in told
 
 
 @pytest.mark.parametrize(
