@@ -229,7 +229,7 @@ async def open_engine(
     finally:
         engine.shutdown()
         # Its finaliser would do so again, at exit, when the modules that it needs are being taken apart.
-        engine.shutdown = lambda timeout=None: None  # type: ignore[method-assign]
+        engine.shutdown = lambda timeout=None: None
 
 
 def _parse(arguments: Sequence[str]) -> Namespace:
