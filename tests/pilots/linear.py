@@ -137,7 +137,8 @@ def train_linear(world: World, configs: Sequence[TrainConfig]) -> list[Outcome]:
         for number, (config, starvation) in enumerate(zip(configs, starvations, strict=True)):
             for starved in starvation.begins(shares[number].mean(1).tolist()):
                 if config.reseeds_starved:
-                    _reseed(flat, optimizer, bundles[number], shares[number], number * members, starved)
+                    start = number * members
+                    _reseed(flat, optimizer, bundles[number], shares[number], start, starved, step)
     least = members * torch.stack(loads[-math.ceil(steps / 10) :]).mean(0).amin(1)
     trained = [weight.detach().unflatten(0, (count, members)) for weight in flat]
     return _outcomes(world, data, bases, trained, least)
@@ -179,15 +180,18 @@ def _reseed(
     shares: Tensor,
     offset: int,
     starved: int,
+    seed: int,
 ) -> None:
     """As `softspec.train.loop.reseed`, for the members of one ensemble, which begin at `offset`."""
     explained = bundles.logsumexp(0)
     worst = (-explained).topk(max(1, int(WORST_SHARE * len(explained)))).indices
     donor, target = offset + int(shares[:, worst].sum(1).argmax()), offset + starved
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for weight in weights:
             source = weight[donor].clone()
-            weight[target] = source + NOISE * source.square().mean().sqrt() * torch.randn(source.shape)
+            noise = torch.randn(source.shape, generator=generator)
+            weight[target] = source + NOISE * source.square().mean().sqrt() * noise
     optimizer.copy_moments(donor, target)
 
 
