@@ -61,6 +61,7 @@ NOT_RUN = {
     "make try": "starts a real engine; tests/app/demo asks the shipped ensemble behind a scripted one",
     "softspec demo": "takes minutes and an engine; tests/app/demo runs it on a tiny base and scripted answers",
     "softspec bench train": "takes minutes; tests/app/bench runs it on a tiny base",
+    "softspec diagnose": "takes minutes; tests/train/diagnosis runs it on a tiny base",
     "softspec score": "starts a real engine; tests/app/score runs it on a tiny base",
     "softspec bench serve": "takes minutes and an engine; tests/app/bench runs it on a tiny base",
 }
