@@ -13,11 +13,13 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 TRITON := $(VENV)/triton
 # Other people's clients, for tests that ask a server with them; beside the environment, which they must not change.
 CLIENTS := $(VENV)/clients
+# What some of `softspec baselines` is computed with; beside the environment too.
+BASELINES := $(VENV)/baselines
 CODE := softspec train server tests
 # Two processes: one has the tests that share engines, the other the rest.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
 
-.PHONY: setup try demo test test-fast lint format documents requirements clean
+.PHONY: setup try demo baselines test test-fast lint format documents requirements clean
 
 setup: $(STAMP)
 
@@ -40,12 +42,14 @@ try: setup
 demo: setup
 	$(BIN)/softspec demo $(DEMO_FLAGS)
 
-$(TRITON)/.installed $(CLIENTS)/.installed: $(VENV)/%/.installed: requirements/%.txt | $(STAMP)
+$(TRITON)/.installed $(CLIENTS)/.installed $(BASELINES)/.installed: $(VENV)/%/.installed: requirements/%.txt | $(STAMP)
 	rm -rf $(@D)
 	$(PIP) install --no-deps --target $(@D) --requirement $<
 	touch $@
 
-test: setup lint $(TRITON)/.installed $(CLIENTS)/.installed
+baselines: $(BASELINES)/.installed
+
+test: setup lint $(TRITON)/.installed $(CLIENTS)/.installed $(BASELINES)/.installed
 	$(PYTEST) --durations=40
 
 test-fast: setup

@@ -45,6 +45,8 @@ RUN = {
     "softspec train my.yaml --resume": "resume",
     "torchrun --nproc-per-node 2 --no-python softspec train my.yaml": "train",
     "from pathlib import Path": "python",
+    "import json\nimport random": "python",
+    "import softspec": "python",
     "from anthropic import Anthropic": "ask",
     "from openai import OpenAI": "ask",
     "from json import loads": "ask",
@@ -58,11 +60,16 @@ RUN = {
 """How a block is run, by what its first line begins with; the longest match counts."""
 NOT_RUN = {
     "make setup": "the environment of this test is what it makes",
+    "import matplotlib": "asks a real model a thousand times; tests/ensemble asks a tiny one the same way",
     "make try": "starts a real engine; tests/app/demo asks the shipped ensemble behind a scripted one",
     "softspec demo": "takes minutes and an engine; tests/app/demo runs it on a tiny base and scripted answers",
     "softspec bench train": "takes minutes; tests/app/bench runs it on a tiny base",
     "softspec diagnose": "takes minutes; tests/train/diagnosis runs it on a tiny base",
+    "softspec evaluate": "takes minutes; tests/app/test_evaluate.py runs it on a tiny ensemble",
+    "softspec calibrate": "needs rows with a truth; tests/calibration runs it on scripted and tiny ensembles",
+    "softspec baselines": "trains five models; tests/app/baselines runs it on a tiny base",
     "softspec score": "starts a real engine; tests/app/score runs it on a tiny base",
+    "softspec select": "takes minutes; tests/train/selection runs it on a tiny base",
     "softspec bench serve": "takes minutes and an engine; tests/app/bench runs it on a tiny base",
 }
 """Why a block is not run; its commands and flags are checked by name in `test_documents.py`."""

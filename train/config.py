@@ -104,6 +104,10 @@ class TrainConfig(BaseModel):
         le=1,
         description="Order of the objective: 0 trains K independent adapters, 1 the likelihood of their mixture.",
     )
+    schedule: Literal["auto", "plain"] = Field(
+        "auto",
+        description="auto shares examples alike at first and lets go by and by; plain is the objective as it is.",
+    )
     alpha_warmup_ratio: float = Field(
         0.0, ge=0, lt=1, description="Share of the run in which renyi_alpha rises linearly from 0."
     )
@@ -113,9 +117,10 @@ class TrainConfig(BaseModel):
         lt=1,
         description="Share of every example that all members learn alike, so that none starves.",
     )
-    reseed_starved: Switch = Field(
-        False,
-        description="Restart a starved member as a noisy copy of the one with the worst-served examples.",
+    reseed_starved: Switch | None = Field(
+        None,
+        description="Restart a starved member as a noisy copy of the one with the worst-served examples; empty: with "
+        "schedule auto.",
     )
     granularity: Literal["sequence", "group", "token"] = Field(
         "sequence",
@@ -291,6 +296,11 @@ class TrainConfig(BaseModel):
     def weights_rule(self) -> WeightsRule:
         """What is served: the mixture that was trained."""
         return "fixed" if self.granularity == "token" else "prefix_posterior"
+
+    @property
+    def reseeds_starved(self) -> bool:
+        """Whether a member that starves gets a new start."""
+        return self.schedule == "auto" if self.reseed_starved is None else self.reseed_starved
 
     @property
     def routes_by_length(self) -> bool:

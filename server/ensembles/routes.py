@@ -4,6 +4,7 @@ In: `app.state.softspec_registry`, and `app.state.softspec_canary` for what is n
 `POST /v1/unload_ensemble`; vLLM's routes for single adapters refuse. Errors are the registry's.
 """
 
+import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from fastapi import FastAPI, Request
 from fastapi.params import Depends
 from fastapi.responses import PlainTextResponse
 
+from softspec.artefact.manifest import load_manifest
 from softspec.errors import ConfigError
 from softspec.server.ensembles.wire import LoadEnsembleRequest, UnloadEnsembleRequest
 
@@ -31,6 +33,8 @@ async def load_ensemble(request: LoadEnsembleRequest, raw_request: Request) -> P
     """Serve one more ensemble, or replace one; the answer comes when new requests go to it."""
     state = raw_request.app.state
     registry: Registry = state.softspec_registry
+    manifest = await asyncio.to_thread(load_manifest, Path(request.path))
+    state.softspec_chat.rules.require_followed({manifest.name: manifest.calibration})
     ensemble = await registry.load(Path(request.path), request.replace, state.softspec_canary)
     state.softspec_chat.metrics.expect(registry.lora_requests)
     return PlainTextResponse(f"Success: ensemble '{ensemble.name}' added successfully.")

@@ -52,6 +52,8 @@ def evaluate_file(ensemble: Path, data: Path, wanted: Wanted, asked: Asked) -> D
     base = given or manifest.base_model.path
     found = survey(data, Texts(base, None if given else manifest.base_model.revision))
     settings: dict[str, object] = {"backend": wanted.backend}
+    if wanted.base_unchecked:
+        settings["base"] = base
     if found.form == "generation":
         settings["max_tokens"] = wanted.max_tokens
     header = header_of(ensemble, manifest, base, data, found, settings)

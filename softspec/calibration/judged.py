@@ -95,8 +95,8 @@ def _with_truth(questions: Sequence[Question]) -> list[Question]:
         tell(f"{left} of {len(questions)} rows have no choice that is right, or several: they are left out")
     if repeated := len(kept) - len({question.item for question in kept}):
         tell(
-            f"{repeated} rows ask what another row asks: a guarantee takes rows for independent, so give each "
-            "question once"
+            f"{repeated} of {len(kept)} rows ask what another row asks: a guarantee takes rows for independent "
+            "draws of what will be asked, so leave copies out"
         )
     return kept
 

@@ -3,12 +3,13 @@
 In: outcomes. Out: the inputs and the curve of a calibration, and the scores of rows by it. Knows no thresholds.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-from softspec.artefact.calibration import Input, Method, read_curve
+from softspec.artefact.calibration import Input, Method
 from softspec.calibration.curves import Curve, Scale, fit_curve
 from softspec.calibration.outcomes import Flags, Numbers, Outcomes
 from softspec.errors import DataError
@@ -28,19 +29,31 @@ class Confidence:
         low, high, weights = (
             np.array([getattr(each, name) for each in self.inputs]) for name in ("low", "high", "weight")
         )
-        return np.clip(metrics, low, high) @ weights
+        return np.array([math.fsum(row) for row in np.clip(metrics, low, high) * weights])
 
     def of(self, metrics: Numbers) -> Numbers:
-        """(N,) confidences of (N, M) metrics."""
-        return np.array([read_curve(self.curve, score) for score in self.scores(metrics)])
+        """(N,) confidences of (N, M) metrics, to the last digit those that `Calibration.confidence` reads."""
+        points, heights = np.array(self.curve).T
+        scores = np.clip(self.scores(metrics), points[0], points[-1])
+        if len(points) == 1:
+            return np.full(len(scores), heights[0])
+        left = np.clip(np.searchsorted(points, scores, side="right") - 1, 0, len(points) - 2)
+        slope = (scores - points[left]) / (points[left + 1] - points[left])
+        return heights[left] + (heights[left + 1] - heights[left]) * slope
 
     def doubts(self, outcomes: Outcomes) -> Numbers:
         """(N,): the most doubtful prefix of each row, as its policy compares it; -inf where none is judged.
 
         Of one metric its largest value; of several the smallest confidence, negated.
         """
-        measure = (lambda rows: -self.of(rows)) if self.inputs else self.scores
-        return np.array([measure(rows).max() if len(rows) else -np.inf for rows in outcomes.prefixes])
+        found = np.full(len(outcomes), -np.inf)
+        lengths = np.array([len(rows) for rows in outcomes.prefixes])
+        if judged := [rows for rows in outcomes.prefixes if len(rows)]:
+            every = np.concatenate(judged)
+            doubts = -self.of(every) if self.inputs else self.scores(every)
+            starts = np.append(0, np.cumsum(lengths[lengths > 0])[:-1])
+            found[lengths > 0] = np.maximum.reduceat(doubts, starts)
+        return found
 
 
 def fit_confidence(outcomes: Outcomes, rows: Flags, method: Method) -> Confidence:

@@ -3,6 +3,7 @@
 In: a directory, its base, and how to compute. Out: an `Ensemble`, or an error before anything dear is done.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -54,11 +55,11 @@ def load(
 
         stacked = StackedBackend(directory, found, texts, revision, dtype or "auto", device)
         return Ensemble(manifest, texts, stacked)
-    from softspec.ensemble.served.start import engine_arguments, start_engine
+    from softspec.ensemble.served.start import start_engine
+    from softspec.server.ops.launch import server_arguments
 
-    arguments = engine_arguments(
-        directory, manifest, None if base is None else found, vllm_args, base_unchecked
-    )
+    named = None if base is None else found
+    arguments = server_arguments({directory: manifest}, named, vllm_args, base_unchecked)
     _require_base_of(directory, manifest, found, base_unchecked)
     texts = Texts(found, revision)
     served = start_engine(directory, arguments)
@@ -75,7 +76,7 @@ def _require_base_of(directory: Path, manifest: Manifest, base: str, unchecked: 
 def base_named(manifest: Manifest, base: str | Path | None) -> tuple[str, str | None]:
     """The base that is meant, a directory or hub id, and its revision."""
     if base is not None:
-        return str(base), None
+        return os.path.expanduser(base), None
     return manifest.base_model.path, manifest.base_model.revision
 
 

@@ -6,6 +6,7 @@ resampled data. The same draws for every model, so differences are paired. Knows
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -94,10 +95,10 @@ def sample(statistics: Mapping[str, Statistic], resampling: Resampling) -> dict[
     }
 
 
-def described(sampled: Sampled, resampling: Resampling) -> dict[str, object]:
+def described(sampled: Sampled, resampling: Resampling) -> dict[str, Any]:
     """Value, interval, number and name of the estimator, as the JSON has them; null with its reason."""
     statistic = sampled.statistic
-    found: dict[str, object] = {"value": None, "low": None, "high": None, "n": statistic.n}
+    found: dict[str, Any] = {"value": None, "low": None, "high": None, "n": statistic.n}
     draws = sampled.draws[sampled.draws.isfinite()]
     if not np.isfinite(sampled.value):
         reason: str | None = statistic.reason

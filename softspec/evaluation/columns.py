@@ -48,6 +48,7 @@ class Answers:
 class Columns:
     """N rows; `values` are (N,) and NaN where a row has none. `divergence` (K, K): of each pair of members, nats.
 
+    `weight` (N,) is how often a row counts, 1 on average.
     `item`, `group`, `kind` (N,) are numbers, -1 where there is none; `kinds` names the last.
     """
 
@@ -199,13 +200,15 @@ class Builder:
             **{name: torch.zeros(0, members, dtype=torch.float64) for name in ("loglik", "forecast", "mass")},
         }
         known = {name: rows.pop(name) for name in ("weight", "item", "group", "kind")}
+        total = known["weight"].sum()
+        known["weight"] = known["weight"] * (len(known["weight"]) / total)
         return Columns(
             form=form,
             log_weights=self.log_weights,
             kinds=self.kinds.names,
             values=rows,
             answers=Answers(**labels, sources=self.sources.names, is_rated=self.is_rated),
-            divergence=None if form == "generation" else self.divergence / known["weight"].sum(),
+            divergence=None if form == "generation" else self.divergence / total,
             has_one_set_of_choices=len(self.sets) == 1,
             **known,
         )

@@ -22,7 +22,7 @@ from softspec.errors import DataError
 from softspec.evaluation.records import Generated, Header, Record, ScoresWriter, record_of
 from softspec.evaluation.rows import Form, Notes, Question, file_digest, read_questions
 
-AT_ONCE = 64
+AT_ONCE = 32
 """Rows that are asked for together."""
 ARTICLES = {"a", "an", "the"}
 

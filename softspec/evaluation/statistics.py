@@ -5,6 +5,7 @@ In: columns. Out: `Statistic`s by name, those that apply. Knows neither files no
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -181,11 +182,17 @@ def _selection(columns: Columns) -> dict[str, Statistic]:
         for name, (score, about) in scores.items():
             found[f"{name}_{uncertainty}"] = Statistic(
                 f"{about}; ranked by {what}; ties as in random order",
-                lambda weights, score=score, ranked=ranked: score(ranked, errors, weights=weights[..., rows]),
+                partial(_ranking, score, ranked, errors, rows),
                 len(rows),
                 "all answers are right or all are wrong",
             )
     return found
+
+
+def _ranking(
+    score: Callable[..., Tensor], ranked: Tensor, errors: Tensor, rows: Tensor, weights: Tensor
+) -> Tensor:
+    return score(ranked, errors, weights=weights[..., rows])
 
 
 def _detection(columns: Columns, kinds: Kinds) -> dict[str, Statistic]:

@@ -89,4 +89,7 @@ def _line(name: str, metric: Mapping[str, Any]) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+    if value is None:
+        return "-"
+    shown = f"{value:.3f}" if abs(value) < 10_000 else f"{value:.1e}"
+    return shown if float(shown) else "0.000"

@@ -17,6 +17,8 @@ from torch.nn.functional import logsigmoid
 from softspec.errors import ConfigError, ShapeError
 
 SMALLEST_ALPHA = 1e-6
+HALVINGS = 50
+"""Of the interval in which a bounded order lies: float64 knows no finer."""
 
 
 def renyi_loss(
@@ -66,6 +68,43 @@ def responsibilities(
         return weights.exp().expand_as(scores)
     shares = torch.softmax(weights + alpha * scores, 0)
     return shares if floor == 0 else (1 - floor) * shares + floor * weights.exp()
+
+
+def bounded_order(
+    loglik: Tensor, log_weights: Tensor, renyi_alpha: float | Tensor, reach_nats: float | Tensor
+) -> Tensor:
+    """The largest order up to renyi_alpha at which responsibilities are within reach of the weights, for each example.
+
+    Within reach means KL(r || w) <= reach_nats. With these orders r minimises sum_k r_k nll_k + KL(r || w) / alpha, as
+    responsibilities do, among all shares within reach; so minus r is the gradient of that smallest value.
+
+    Args:
+        loglik: (K, B), nats. renyi_alpha: one order for all, or (B,); positive.
+        reach_nats: one for all, or (B,): from 0, where shares are the weights, to the largest -log w_k (log K when they
+        are uniform), where nothing is bounded.
+    Returns:
+        (B,), float64, at least `SMALLEST_ALPHA`.
+    Raises:
+        As `renyi_loss`.
+    """
+    scores, weights = _aligned(loglik, log_weights)
+    scores = scores - scores.amax(0)
+    largest = torch.as_tensor(effective_alpha(renyi_alpha), dtype=torch.float64, device=scores.device)
+    largest = largest.clamp_min(SMALLEST_ALPHA).expand(scores.shape[1:])
+
+    def is_within_reach(order: Tensor) -> Tensor:
+        log_shares = torch.log_softmax(weights + order * scores, 0)
+        return (log_shares.exp() * (log_shares - weights)).sum(0) <= reach_nats
+
+    fits = is_within_reach(largest)
+    if fits.all():
+        return largest
+    low, high = torch.zeros_like(largest), largest
+    for _ in range(HALVINGS):  # KL(r || w) rises with the order: its slope is the order times a variance
+        middle = (low + high) / 2
+        inside = is_within_reach(middle)
+        low, high = torch.where(inside, middle, low), torch.where(inside, high, middle)
+    return torch.where(fits, largest, low).clamp_min(SMALLEST_ALPHA)
 
 
 def surrogate_loss(loglik: Tensor, responsibilities: Tensor) -> Tensor:

@@ -37,16 +37,14 @@ def aurc(uncertainty: Tensor, errors: Tensor, weights: Tensor | None = None) -> 
         uncertainty: (N,), higher is less certain. errors: (N,), in [0, 1].
     """
     levels, ties = uncertainty.unique(return_inverse=True)
-    order = ties.argsort()
     counts = _counts(uncertainty, weights)
-    sizes = _sums(counts, ties, len(levels))
-    rates = _sums(counts * errors.double(), ties, len(levels)) / sizes.clamp_min(
-        torch.finfo(torch.float64).tiny
-    )
-    ranked, covered = rates[..., ties[order]], counts[..., order]
-    seen = covered.cumsum(-1)
-    risks = (covered * ranked).cumsum(-1) / torch.where(seen > 0, seen, 1.0)
-    return (covered * risks).sum(-1) / counts.sum(-1)
+    sizes, wrong = _sums(counts, ties, len(levels)), _sums(counts * errors.double(), ties, len(levels))
+    seen, wrong_so_far = sizes.cumsum(-1), wrong.cumsum(-1)
+    before, wrong_before = seen - sizes, wrong_so_far - wrong
+    rates = wrong / torch.where(sizes > 0, sizes, 1.0)
+    # Answers that tie are wrong at one rate: the sum of (wrong_before + rate i) / (before + i) over i = 1 ... size.
+    harmonic = torch.digamma(seen + 1) - torch.digamma(before + 1)
+    return (wrong + (wrong_before - rates * before) * harmonic).sum(-1) / counts.sum(-1)
 
 
 def oracle_aurc(errors: Tensor, weights: Tensor | None = None) -> Tensor:

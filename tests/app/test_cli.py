@@ -114,7 +114,7 @@ def only_line_of_a_mistake(arguments: Sequence[str], capsys: pytest.CaptureFixtu
         ("serve --port 8000 my", "found no ENSEMBLE_DIR"),
         ("serve missing", "no ensemble.json in"),
         ("serve missing --base", "--base requires an argument"),
-        ("serve missing --policy-threshold much", '"much" into float'),
+        ("serve missing --policy-threshold much", "is 'much': expected a number, target_error=SHARE or"),
         ("demo my", "my"),
         ("demo --output", "--output requires an argument"),
         ("demo --outptu runs", "Did you mean --output?"),
@@ -499,6 +499,7 @@ def test_policy_of_the_flags_arrives_in_vllms_processes(
         "action": action,
         "upstream": None,
         "on_failure": "abstain",
+        "calibration": None,
         **given,
     }
     assert set(told.upstreams) == {"big", "small"}

@@ -21,6 +21,7 @@ OURS = {"softspec", "tests"}
 # Files -> the extras that they may need beside the base dependencies; each choice must do by itself. The longest wins.
 ROOMS: dict[str, list[set[str]]] = {
     "softspec": [set()],
+    "softspec/app/baselines": [{"evaluate"}],
     "softspec/app/bench": [{"bench", "serve-cpu"}, {"bench", "serve-gpu"}],
     "softspec/app/bench/training": [{"bench"}],
     "softspec/app/child_server.py": [{"bench"}, {"demo"}],

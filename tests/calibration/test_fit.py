@@ -1,5 +1,6 @@
 """A confidence is right on rows that it was not fitted to, and never rises with the doubt."""
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -12,6 +13,7 @@ from softspec.artefact.calibration import Calibration, Method, Target, read_curv
 from softspec.calibration.crossfit import out_of_fold, share_interval
 from softspec.calibration.curves import fit_curve
 from softspec.calibration.fit import Fitted, Wanted, fit_calibration
+from softspec.calibration.model import fit_confidence
 from softspec.calibration.outcomes import Outcomes
 from softspec.errors import DataError
 
@@ -126,6 +128,36 @@ def test_calibration_is_what_the_manifest_reads() -> None:
     assert 0 < found.confidence(metrics) < 1
     assert found.reference is not None
     assert found.reference.shares[-1] == 1
+
+
+@pytest.mark.parametrize("metrics", [("epistemic",), ("epistemic", "total_entropy")], ids=["one", "two"])
+@pytest.mark.parametrize("method", METHODS)
+def test_confidences_of_all_rows_are_those_that_the_server_reads(
+    method: Method, metrics: tuple[str, ...]
+) -> None:
+    rows = outcomes(rows=200, metrics=metrics)
+    every = np.ones(200, bool)
+
+    model = fit_confidence(rows, every, method)
+
+    read = Calibration(
+        judged="decisions", metric="confidence" if model.inputs else "epistemic", method=method,
+        curve=model.curve, inputs=model.inputs,
+    )  # fmt: skip
+    beyond = np.vstack([rows.whole, np.full(len(metrics), 99.0), np.full(len(metrics), -1.0)])
+    assert model.of(beyond).tolist() == [
+        read.confidence(dict(zip(metrics, row, strict=True))) for row in beyond.tolist()
+    ]
+
+
+def test_doubt_of_a_row_is_that_of_its_worst_prefix() -> None:
+    rows = outcomes(rows=60)
+    prefixes = [np.array([[0.2], [0.7], [0.1]]), np.empty((0, 1)), np.array([[0.4]]), *rows.prefixes[3:]]
+
+    doubts = fit_confidence(rows, np.ones(60, bool), "platt").doubts(replace(rows, prefixes=prefixes))
+
+    assert doubts[:3].tolist() == [0.7, -np.inf, 0.4]
+    assert doubts[3:].tolist() == rows.whole[3:, 0].tolist()
 
 
 def test_threshold_of_several_metrics_is_a_confidence_that_answers_what_was_certified() -> None:

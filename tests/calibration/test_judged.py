@@ -139,7 +139,7 @@ def test_threshold_on_the_largest_prefix_decides_as_the_policy_does(
 
 def test_truth_is_the_answer_or_what_most_said(tmp_path: Path) -> None:
     row = {"prompt": "p", "choices": ["a", "b", "c"]}
-    rows = [
+    rows: list[dict[str, Any]] = [
         {**row, "answer": 2, "votes": [9, 0, 0]},
         {**row, "votes": [1, 3, 1]},
         {**row, "votes": [2, 2, 0]},
@@ -168,7 +168,7 @@ def test_what_is_left_out_or_repeated_is_told(tmp_path: Path, capsys: pytest.Cap
     told = capsys.readouterr().err
     assert len(found) == 61
     assert "1 of 62 rows have no choice that is right, or several: they are left out" in told
-    assert "1 rows ask what another row asks" in told
+    assert "1 of 61 rows ask what another row asks" in told
 
 
 @pytest.mark.parametrize(

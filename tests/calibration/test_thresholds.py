@@ -12,6 +12,8 @@ import pytest
 from numpy.typing import NDArray
 from scipy.special import bdtr
 
+from softspec.calibration.model import fit_confidence
+from softspec.calibration.outcomes import Outcomes
 from softspec.calibration.thresholds import (
     Certified,
     certify_coverage,
@@ -20,6 +22,7 @@ from softspec.calibration.thresholds import (
     why_no_coverage,
     why_no_error,
 )
+from softspec.maths.answer import METRICS
 
 Curve = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 DELTA = 0.1
@@ -194,6 +197,36 @@ def test_answers_that_are_never_judged_are_always_answered() -> None:
 
 
 def test_coverage_of_too_few_rows_says_how_many_would_do() -> None:
-    assert certify_coverage(np.arange(9.0), np.zeros(9, bool), 0.8, 0.1) is None
+    assert certify_coverage(np.linspace(0, 1, 9), np.zeros(9, bool), 0.8, 0.1) is None
     assert why_no_coverage(9, 0.8, 0.1).rows_needed == 11
-    assert certify_coverage(np.arange(11.0), np.zeros(11, bool), 0.8, 0.1) is not None
+    assert certify_coverage(np.linspace(0, 1, 11), np.zeros(11, bool), 0.8, 0.1) is not None
+
+
+@pytest.mark.pilot
+def test_guarantee_survives_the_fit_of_several_metrics_and_not_one_on_the_rows_that_test() -> None:
+    """Six metrics of which one says something: fitted to the rows that test them, they look better than they are."""
+    generator = np.random.default_rng(8)
+    names = METRICS[:6]
+
+    def rows(count: int) -> Outcomes:
+        values = generator.exponential(size=(count, len(names)))
+        correct = generator.random(count) >= rising(values[:, 0])
+        return Outcomes(
+            names, values, [each[None] for each in values], correct, np.ones(count), [None] * count
+        )
+
+    population = rows(4_000)
+    every, half = np.ones(200, bool), design_rows(200, 0.5)
+    missed = {True: 0, False: 0}
+    for _ in range(DRAWS):
+        drawn = rows(200)
+        for is_split in missed:
+            model = fit_confidence(drawn, half if is_split else every, "isotonic")
+            design = half if is_split else design_rows(200)
+            found = certify_error(model.doubts(drawn), ~drawn.correct, design, 0.15, DELTA)
+            if found is not None:
+                answered = -model.of(population.whole) <= found.threshold
+                missed[is_split] += (~population.correct[answered]).mean() > 0.15
+
+    assert missed[True] / DRAWS <= most_by_chance(DELTA)
+    assert missed[False] / DRAWS > most_by_chance(DELTA)

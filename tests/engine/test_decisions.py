@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from prometheus_client import CollectorRegistry
 
+import softspec
 from softspec.reference import ReferenceEnsemble
 from softspec.server.chat.service import Service
 from softspec.server.decisions.engine import DecisionEngine
@@ -144,6 +145,30 @@ def test_decisions_equal_the_reference(
             assert found == pytest.approx(truth, abs=TOLERANCE)
         whole = sum(w * math.exp(score[k]) for k, w in enumerate(weights) for score in scores)
         assert told["label_mass"] == pytest.approx(whole, rel=1e-3)
+
+
+@pytest.mark.parametrize("length_normalise", [False, True], ids=["whole options", "mean of a token"])
+def test_decisions_of_the_library_are_those_of_the_route(
+    tiny_engine: "EngineHarness", tiny_ensembles: dict[str, Path], length_normalise: bool
+) -> None:
+    answers = answers_of(tiny_engine, "block-4", length_normalise)
+
+    with softspec.load(tiny_ensembles["block-4"], backend="transformers") as ensemble:
+        decided = ensemble.decide(
+            [question for question, _ in QUESTIONS.values()],
+            input=INPUT,
+            list_options=False,
+            length_normalise=length_normalise,
+        )
+
+    for answer, found in zip(answers, decided, strict=True):
+        told = answer["uncertainty"]
+        probabilities = found.uncertainty.probabilities
+        assert probabilities == pytest.approx(probabilities_of(answer), abs=TOLERANCE)
+        for name in ("probability", "choice", "score", "confidence"):
+            assert getattr(found, name) == pytest.approx(answer.get(name), abs=TOLERANCE)
+        for name in ("total_entropy", "epistemic", "disagreement", "label_mass"):
+            assert getattr(found.uncertainty, name) == pytest.approx(told[name], abs=TOLERANCE)
 
 
 def test_hundreds_of_questions_come_through_a_small_engine(tiny_engine: "EngineHarness") -> None:

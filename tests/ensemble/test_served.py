@@ -3,12 +3,15 @@
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 import softspec
@@ -21,10 +24,18 @@ import json, sys
 import softspec
 from tests.support.asked_ensemble import everything
 
-ensemble = softspec.load(sys.argv[1], vllm_args=["--enforce-eager", "--max-model-len", "128"])
+ensemble = softspec.load(sys.argv[1], vllm_args=["--enforce-eager", "--max-model-len", "256"])
 with open(sys.argv[2], "w") as file:
     json.dump(everything(ensemble), file)
-ensemble.close()
+"""
+"""Neither guarded against being run again by the process that it starts, nor closing what it opens."""
+LONG = """
+import sys
+import softspec
+
+with softspec.load(sys.argv[1], vllm_args=["--enforce-eager", "--max-model-len", "512"]) as ensemble:
+    print("begun", flush=True)
+    ensemble.generate(["x"] * 2000, max_tokens=500)
 """
 
 
@@ -88,7 +99,6 @@ def same(found: Any, expected: Any) -> bool:
 def test_a_plain_script_gets_the_same_from_both_backends(
     tiny_ensembles: dict[str, Path], tmp_path: Path
 ) -> None:
-    """Without a guard against being run again, and without a seed of its own: the tokens too are the same."""
     directory, script, out = tiny_ensembles["block-2"], tmp_path / "script.py", tmp_path / "out.json"
     script.write_text(SCRIPT)
 
@@ -101,6 +111,7 @@ def test_a_plain_script_gets_the_same_from_both_backends(
     )
 
     assert done.returncode == 0, done.stderr
+    assert "Exception ignored" not in done.stderr
     with softspec.load(directory, backend="transformers") as ensemble:
         expected = json.loads(json.dumps(everything(ensemble)))
     found = json.loads(out.read_text())
@@ -110,3 +121,30 @@ def test_a_plain_script_gets_the_same_from_both_backends(
                 answer.pop("seed")
     for what in expected:
         assert same(found[what], expected[what]), what
+
+
+@pytest.mark.vllm
+@pytest.mark.pilot
+def test_ctrl_c_ends_a_script_and_its_engine(tiny_ensembles: dict[str, Path], tmp_path: Path) -> None:
+    """Pressed at a terminal, which tells the engine's process too; then sent to the script alone."""
+    for to_group in (True, False):
+        script = subprocess.Popen(
+            [sys.executable, "-c", LONG, str(tiny_ensembles["block-2"])],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        assert script.stdout is not None
+        assert script.stdout.readline() == "begun\n"
+        children = psutil.Process(script.pid).children(recursive=True)
+        time.sleep(3)
+
+        (os.killpg if to_group else os.kill)(script.pid, signal.SIGINT)
+
+        _, told = script.communicate(timeout=60)
+        assert "KeyboardInterrupt\n" in told, told
+        assert "Exception ignored" not in told, told
+        assert children
+        assert not psutil.wait_procs(children, timeout=10)[1]

@@ -15,6 +15,7 @@ from softspec.artefact.activation import BlockActivation
 from softspec.artefact.manifest import BaseModelRef, Manifest, load_manifest, save_manifest
 from softspec.ensemble.stacked.backend import StackedBackend
 from softspec.maths.answer import summarise
+from softspec.train.members.head import Head
 from softspec.train.members.members import Members
 from softspec.train.members.spec import decoder_layers
 from softspec.train.result.export import write_ensemble
@@ -150,6 +151,23 @@ def test_what_choices_share_runs_once(small: Ensemble) -> None:
     assert seen == [(1, 64), (2, 6), (6, 3)]
 
 
+def test_options_that_begin_alike_share_their_logits(
+    small: Ensemble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twenty options of one token and the end: one predictive before them, and one behind each."""
+    seen, logits = list[int](), Head.logits
+
+    def watched(head: Head, states: torch.Tensor) -> torch.Tensor:
+        seen.append(len(states))
+        return logits(head, states)
+
+    monkeypatch.setattr(Head, "logits", watched)
+
+    list(small.scored_choices([("Which letter? ", [chr(97 + number) for number in range(20)])]))
+
+    assert sum(seen) == small.num_members * (1 + 20)
+
+
 def test_rows_are_read_as_they_are_scored(small: Ensemble) -> None:
     read = 0
 
@@ -166,6 +184,7 @@ def test_rows_are_read_as_they_are_scored(small: Ensemble) -> None:
     assert first.num_tokens == (2,)
 
 
+@pytest.mark.slow
 def test_memory_is_bounded_whatever_is_asked_at_once(tiny_ensembles: dict[str, Path]) -> None:
     """No pass has more tokens than the limit, caches included, and the numbers stay as they are."""
     with softspec.load(tiny_ensembles["block-2"], backend="transformers") as ensemble:
@@ -204,6 +223,7 @@ def test_an_answer_has_no_more_tokens_than_the_context_has_room_for(small: Ensem
     assert len(answer.token_ids) <= 4
 
 
+@pytest.mark.slow
 def test_members_of_a_loaded_ensemble_are_on_the_device_and_in_the_precision_that_were_asked_for(
     tiny_ensembles: dict[str, Path],
 ) -> None:
@@ -228,6 +248,7 @@ def test_a_prompt_of_messages_is_the_chat_templates(small: Ensemble) -> None:
     assert small.texts.prompt_ids(user("Why?"), "prompt") == tuple(tokenizer.encode(text))
 
 
+@pytest.mark.slow
 def test_rules_of_the_manifest_hold(tiny_base: Path, tmp_path: Path) -> None:
     """Weights that are fixed make the mixture a product over tokens."""
     folder = random_adapters(tiny_base, tmp_path / "it", 2)

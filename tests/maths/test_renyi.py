@@ -13,6 +13,7 @@ from softspec.errors import ConfigError, ShapeError
 from softspec.maths.mixture import sequence_loglik, uniform_log_weights
 from softspec.maths.renyi import (
     SMALLEST_ALPHA,
+    bounded_order,
     dpo_loglik,
     renyi_loss,
     responsibilities,
@@ -308,6 +309,47 @@ def test_impossible_alpha_is_refused(alpha: float) -> None:
 def test_shapes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ShapeError, match=r"loglik has shape \(3, 5\) and log_weights \(4,\)"):
         renyi_loss(random_loglik(num_members=3), random_log_weights(), 0.5)
+
+
+@pytest.mark.parametrize("weight", [0.5, 0.2])
+@pytest.mark.parametrize("reach_nats", [0.0, 0.1, 0.4, 2.0])
+@pytest.mark.parametrize("gap", [0.3, 3.0, 30.0])
+def test_bounded_shares_are_the_best_within_reach(gap: float, reach_nats: float, weight: float) -> None:
+    """Against all shares of two members in steps of 1e-5: the least expected NLL with the price of routing in it."""
+    loglik = torch.tensor([[-1.0 - gap], [-1.0]], dtype=torch.float64)
+    log_weights = log_weights_of((weight, 1 - weight))
+    first = torch.linspace(0, 1, 100_001, dtype=torch.float64)
+    shares = torch.stack([first, 1 - first])
+    prices = (torch.special.xlogy(shares, shares) - shares * log_weights[:, None]).sum(0)
+    objective = (shares * -loglik).sum(0) + prices / 0.8
+    best = objective.where(prices <= reach_nats + 1e-9, math.inf).argmin()
+
+    order = bounded_order(loglik, log_weights, 0.8, reach_nats)
+
+    assert 0 < order.item() <= 0.8
+    assert responsibilities(loglik, log_weights, order)[0].item() == pytest.approx(
+        first[best].item(), abs=2e-5
+    )
+
+
+def test_a_reach_of_all_that_weights_allow_leaves_the_order() -> None:
+    loglik = 1000 * random_loglik(num_members=4)
+
+    order = bounded_order(loglik, uniform_log_weights(4), 0.8, math.log(4) + 1e-12)
+
+    assert order.tolist() == [0.8] * loglik.shape[1]
+
+
+def test_every_example_is_bounded_by_itself() -> None:
+    """So that parts of a step may be routed apart; and each from an order of its own."""
+    loglik, log_weights = random_loglik() * torch.tensor([0.01, 1, 10, 100, 0]), random_log_weights()
+    orders = torch.tensor([0.1, 0.3, 0.5, 0.8, 1], dtype=torch.float64)
+
+    together = bounded_order(loglik, log_weights, orders, 0.2)
+
+    alone = [bounded_order(loglik[:, [n]], log_weights, orders[n].item(), 0.2).item() for n in range(5)]
+    assert together.tolist() == alone
+    assert (together < orders).tolist() == [False, True, True, True, False]
 
 
 DPO_GOLDEN = [

@@ -28,7 +28,7 @@ def header(num_rows: int, num_members: int = 2, **changes: Any) -> Header:
 
 def record(row: int, members: Sequence[Sequence[float]], **labels: Any) -> Record:
     """A row from what members think of its choices (K, C), which need not sum to 1; they weigh alike."""
-    mixture = [math.log(sum(column) / len(members)) for column in zip(*members, strict=True)]
+    mixture = [_log(sum(column) / len(members)) for column in zip(*members, strict=True)]
     size = len(mixture)
     known: dict[str, Any] = {
         "form": "choices",
@@ -37,8 +37,12 @@ def record(row: int, members: Sequence[Sequence[float]], **labels: Any) -> Recor
         "num_tokens": (1,) * size,
         **labels,
     }
-    logs = tuple(tuple(math.log(p) if p > 0 else -math.inf for p in own) for own in members)
+    logs = tuple(tuple(map(_log, own)) for own in members)
     return Record(row=row, log_probs=tuple(mixture), member_log_probs=logs, **known)
+
+
+def _log(probability: float) -> float:
+    return math.log(probability) if probability > 0 else -math.inf
 
 
 def random_records(num_rows: int, num_members: int = 3, num_choices: int = 4, seed: int = 0) -> list[Record]:
@@ -59,7 +63,9 @@ def columns(records: Sequence[Record], length_normalise: bool = False, **changes
 
 
 def written(path: Path, records: Sequence[Record], **changes: Any) -> Path:
-    with ScoresWriter(path, header(len(records), len(records[0].member_log_probs), **changes)) as writer:
+    with ScoresWriter(
+        path, header(num_members=len(records[0].member_log_probs), **{"num_rows": len(records), **changes})
+    ) as writer:
         for each in records:
             writer.add(each)
     return path

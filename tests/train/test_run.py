@@ -268,7 +268,12 @@ def test_out_of_memory_says_what_to_lower(tmp_path: Path) -> None:
 def test_log_tells_the_loss_that_was_trained(tmp_path: Path) -> None:
     """With the alpha of the step, and with the floor in it."""
     config = write_config(
-        tmp_path, renyi_alpha=1.0, alpha_warmup_ratio=0.5, responsibility_floor=0.5, learning_rate=0.1
+        tmp_path,
+        schedule="plain",
+        renyi_alpha=1.0,
+        alpha_warmup_ratio=0.5,
+        responsibility_floor=0.5,
+        learning_rate=0.1,
     )
 
     train_ensemble(config)
@@ -294,7 +299,11 @@ def test_the_warning_says_what_to_try(
 ) -> None:
     monkeypatch.setattr("softspec.train.loop.health.STARVED_SHARE", 3.0)
 
-    train_ensemble(write_config(tmp_path, max_steps=12))
-
+    train_ensemble(write_config(tmp_path, max_steps=12, schedule="plain"))
     warning = "of a fair share of examples for 10 steps: try responsibility_floor"
     assert capsys.readouterr().err.count(warning) == 2
+
+    train_ensemble(write_config(tmp_path, max_steps=12, output_dir="reseeded"))
+    told = capsys.readouterr().err
+    assert warning not in told
+    assert told.count("of a fair share of examples for 10 steps: it began anew beside member ") == 2

@@ -11,13 +11,13 @@ from typing import Any
 class StepFacts:
     """What happened in one optimizer step; most lists have a number for each member.
 
-    `loss` (with the alpha, the floor and the length weighting of the step), `mixture_nll`, `member_nll` and
-    `prior_penalty` are nats per example. In all means examples count by their weight, as in the loss; in `load` and
-    `routing_perplexity` also by their length weighting. Only `active_members`, how many members an example went to,
-    and `skipped_responsibility`, what the others had of it together, count every example once: they tell what was
-    computed. `margins` (nats) and `accuracies` are of preferences only. `starved` are the members that have starved
-    for long as of this step, and `reseeded_from` the ones they were copied from, where that is asked for. `weights`
-    are the mixture's in this step, where they are learnt.
+    `renyi_alpha` is the order, the mean over what was routed. `loss` (with these orders, the floor and the length
+    weighting of the step), `mixture_nll`, `member_nll` and `prior_penalty` are nats per example. In all means examples
+    count by their weight, as in the loss; in `load` and `routing_perplexity` also by their length weighting. Only
+    `active_members`, how many members an example went to, and `skipped_responsibility`, what the others had of it
+    together, count every example once: they tell what was computed. `margins` (nats) and `accuracies` are of
+    preferences only. `starved` are the members that have starved for long as of this step, and `reseeded_from` the
+    ones they were copied from, where they began anew. `weights` are the mixture's in this step, where they are learnt.
     """
 
     step: int

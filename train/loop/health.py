@@ -33,11 +33,14 @@ class Starvation:
         ]
         return [member for member, steps in enumerate(self.starved_for) if steps == self.patience]
 
-    def warning(self, member: int) -> str:
-        """One line for the user about a member that starves."""
+    def warning(self, member: int, donor: int | None = None) -> str:
+        """One line for the user about a member that starves, or that began anew as a copy of `donor`."""
+        remedy = "try responsibility_floor, a lower renyi_alpha or fewer members"
+        if donor is not None:
+            remedy = f"it began anew beside member {donor}"
         return (
             f"softspec: member {member} has had less than {STARVED_SHARE:g} of a fair share of examples for "
-            f"{self.patience} steps: try responsibility_floor, a lower renyi_alpha or fewer members"
+            f"{self.patience} steps: {remedy}"
         )
 
 

@@ -188,4 +188,4 @@ def _joined(training: Training, tables: Sequence[Tensor]) -> Tensor:
 def _routing(training: Training, units: Sequence[Unit], alpha: float) -> Routing:
     """The routing of these units in a step whose order is `alpha`."""
     mean_length = training.survey.mean_length * training.order.examples_per_piece
-    return routing_of(training.config, units, training.log_weights, alpha, mean_length)
+    return routing_of(training.config, units, training.log_weights, alpha, mean_length, training.reach_nats)

@@ -37,6 +37,24 @@ def renyi_alpha(config: TrainConfig, step: int, total: int) -> float:
     return config.renyi_alpha * (step / warmup if step < warmup else 1)
 
 
+FREE_FROM = 0.8
+"""The share of a run, with schedule auto, after which nothing bounds responsibilities."""
+
+
+def reach_nats(config: TrainConfig, step: int, total: int) -> float:
+    """How far responsibilities may be from the mixture weights in a step, as KL(r || w); infinite without a bound.
+
+    With uniform weights, the least number of members that share a bundle, exp H(r), falls from K towards 1 in a
+    straight line. Members begin by learning what all have to learn, such as the form of answers: whichever is ahead in
+    that would otherwise take every bundle, as its lead there is far larger than what any source is worth.
+    """
+    done = (step + 1) / (FREE_FROM * total)
+    if config.schedule == "plain" or done >= 1:
+        return math.inf
+    sharing = config.num_members - done * (config.num_members - 1)
+    return math.log(config.num_members / sharing)
+
+
 MOST_WAITING = 64
 """Pieces that may wait for another step, so that rare bundles are not used up first."""
 

@@ -3,6 +3,7 @@
 In: the parts that `prepare` puts together. Out: the same, and their state for checkpoints. Does nothing by itself.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
@@ -39,7 +40,8 @@ class Training:
     """What every step of one run needs. A step changes the members, the optimizer and the last fields.
 
     `log_weights` (K,) are those of the mixture; `active_members` is how many members a unit of the last micro-batch
-    went to, the same in every process, which tells the next one whether two passes pay.
+    went to, the same in every process, which tells the next one whether two passes pay; `reach_nats` bounds
+    responsibilities in the present step.
     """
 
     config: TrainConfig
@@ -56,6 +58,7 @@ class Training:
     active_members: float
     starvation: Starvation
     early_stopping: EarlyStopping
+    reach_nats: float = math.inf
 
     @property
     def total_steps(self) -> int:

@@ -3,6 +3,7 @@
 In: a `Training` and a step number. Out: moved members, and what happened, for the log. Knows no files.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,7 +17,7 @@ from softspec.train.loop.facts import StepFacts
 from softspec.train.loop.memory import advice_on_memory
 from softspec.train.loop.passes import Pass, add_gradients
 from softspec.train.loop.reseed import reseed
-from softspec.train.loop.schedule import learning_rate, renyi_alpha
+from softspec.train.loop.schedule import learning_rate, reach_nats, renyi_alpha
 from softspec.train.loop.state import Training
 from softspec.train.members.likelihood import tail_length
 from softspec.train.objective.preferences import accuracies, mean_margins
@@ -38,6 +39,7 @@ def _step(training: Training, step: int) -> StepFacts:
     started, config = time.monotonic(), training.config
     rate = learning_rate(config, step, training.total_steps)
     alpha = renyi_alpha(config, step, training.total_steps)
+    training.reach_nats = reach_nats(config, step, training.total_steps)
     units = [training.examples[index] for index in training.order.indices(step)]
     units.sort(key=lambda unit: tail_length(unit, config.activation))  # any order gives the same gradient
     if training.members.dropout:  # so that a resumed run draws what it would have drawn
@@ -48,14 +50,14 @@ def _step(training: Training, step: int) -> StepFacts:
     member_load = done.routing.load(shares).tolist()
     loss, mixture_nll, member_nll = _losses(done)
     starved = training.starvation.begins(member_load)
-    donors = _reseed(training, done, starved, step) if config.reseed_starved else None
+    donors = _reseed(training, done, starved, step) if starved and config.reseeds_starved else None
     goal = done.routing.best_weights(shares)
     weights = _move_weights(training, goal) if config.weights_learning_rate else None
     is_dpo, unit_weights = config.objective == "dpo", done.routing.unit_weights
     return StepFacts(
         step=step + 1,
         epoch=round((step + 1) / training.order.steps_per_epoch, 4),
-        renyi_alpha=alpha,
+        renyi_alpha=done.routing.mean_order(done.loglik),
         loss=loss,
         mixture_nll=mixture_nll,
         member_nll=member_nll,
@@ -101,7 +103,7 @@ def _move_members(training: Training, done: Pass, rate: float, step: int) -> Ten
 
 def _losses(done: Pass) -> tuple[float, float, float]:
     """The loss of a step's units, the mixture's NLL and the mean of the members' NLLs; nats per example."""
-    mixture = replace(done.routing, renyi_alpha=1.0, floor=0.0, length_divisor=1.0)
+    mixture = replace(done.routing, renyi_alpha=1.0, floor=0.0, length_divisor=1.0, reach_nats=math.inf)
     average = replace(mixture, renyi_alpha=0.0)
     loss, mixture_nll, member_nll = (
         routing.mean_loss(done.loglik).item() for routing in (done.routing, mixture, average)

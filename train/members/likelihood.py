@@ -159,7 +159,7 @@ def completion_logprobs_in_parts(
         at_once: the most numbers in one part; half of what a step may have, for whoever reads them needs as many.
     """
     pairs = Pairs.all_pairs(members.num_members, batch.size, batch.tail_ids.device)
-    states, head = _supervised_states(members, batch, pairs)
+    states, head = supervised_states(members, batch, pairs)
     by_member = states.view(members.num_members, -1, states.shape[-1])
     size = max(1, replace(head, at_once=at_once).positions_at_once // members.num_members)
     for part in by_member.split(size, 1):
@@ -180,12 +180,12 @@ def token_loglik(members: Members, batch: Batch, pairs: Pairs | None, at_once: i
     Args:
         at_once: the most logits in memory.
     """
-    states, head = _supervised_states(members, batch, pairs)
+    states, head = supervised_states(members, batch, pairs)
     targets = _of_pairs(batch.targets, pairs)[_of_pairs(batch.supervised, pairs)]
     return replace(head, at_once=at_once).target_logprobs(states, targets)
 
 
-def _supervised_states(members: Members, batch: Batch, pairs: Pairs | None) -> tuple[Tensor, Head]:
+def supervised_states(members: Members, batch: Batch, pairs: Pairs | None) -> tuple[Tensor, Head]:
     """The decoder's states at all supervised positions, pair after pair, (M, hidden), and what makes logits of them."""
     batch = with_trunk(members, batch)
     trunk_mask = batch.trunk_mask[batch.trunk_of]

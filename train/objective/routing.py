@@ -7,13 +7,21 @@ Items are the N columns of a log-likelihood table (K, N): units, or all their to
 is what is routed as one: the units with one key where groups are routed, and every item by itself otherwise; G <= N.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from softspec.maths.renyi import load, renyi_loss, responsibilities, routing_perplexity
+from softspec.maths.renyi import (
+    bounded_order,
+    load,
+    renyi_loss,
+    responsibilities,
+    routing_perplexity,
+    weighted_mean,
+)
 from softspec.train.config import TrainConfig
 from softspec.train.data.units import Unit
 
@@ -35,7 +43,8 @@ class Routing:
 
     Bundle g counts `bundle_weights[g]` times, and its loss is divided by `length_divisor`, a number or (G,).
     `log_weights` (K,) are the mixture's; `renyi_alpha` is one order for all bundles, or (G,); `floor` as for
-    `renyi_loss`. `unit_weights` (B,) are the weights of the units themselves, whatever is routed.
+    `renyi_loss`. `unit_weights` (B,) are the weights of the units themselves, whatever is routed. `reach_nats` is how
+    far a bundle's responsibilities may be from the weights, as for `bounded_order`.
     """
 
     log_weights: Tensor
@@ -46,6 +55,7 @@ class Routing:
     bundle_weights: Tensor
     unit_weights: Tensor
     length_divisor: float | Tensor = 1.0
+    reach_nats: float = math.inf
 
     @property
     def loss_weights(self) -> Tensor:
@@ -57,9 +67,18 @@ class Routing:
         sums = loglik.new_zeros(len(loglik), len(self.bundle_weights))
         return sums.index_add(1, self.bundle_of, self.item_weights * loglik)
 
+    def orders(self, bundles: Tensor) -> float | Tensor:
+        """The order of bundles with these log-likelihoods (K, G), one for all or (G,): none leads out of reach."""
+        if math.isinf(self.reach_nats) or (
+            not isinstance(self.renyi_alpha, Tensor) and self.renyi_alpha == 0
+        ):
+            return self.renyi_alpha
+        return bounded_order(bundles, self.log_weights, self.renyi_alpha, self.reach_nats)
+
     def loss(self, loglik: Tensor) -> Tensor:
         """The alpha-Renyi loss summed over bundles, scalar, nats, from the items' log-likelihoods (K, N)."""
-        losses = renyi_loss(self.bundles(loglik), self.log_weights, self.renyi_alpha, self.floor)
+        bundles = self.bundles(loglik)
+        losses = renyi_loss(bundles, self.log_weights, self.orders(bundles), self.floor)
         return (self.loss_weights * losses).sum()
 
     def mean_loss(self, loglik: Tensor) -> Tensor:
@@ -68,7 +87,13 @@ class Routing:
 
     def responsibilities(self, loglik: Tensor) -> Tensor:
         """Each member's share of each bundle, (K, G), from the items' log-likelihoods (K, N)."""
-        return responsibilities(self.bundles(loglik), self.log_weights, self.renyi_alpha, self.floor)
+        bundles = self.bundles(loglik)
+        return responsibilities(bundles, self.log_weights, self.orders(bundles), self.floor)
+
+    def mean_order(self, loglik: Tensor) -> float:
+        """The order that the items' log-likelihoods (K, N) came to; bundles count as in the loss."""
+        orders = self.orders(self.bundles(loglik))
+        return weighted_mean(orders, self.loss_weights).item() if isinstance(orders, Tensor) else orders
 
     def of_items(self, shares: Tensor) -> Tensor:
         """Each item's responsibilities, (K, N), from those of bundles, (K, G)."""
@@ -99,7 +124,12 @@ class Routing:
 
 
 def routing_of(
-    config: TrainConfig, units: Sequence[Unit], log_weights: Tensor, renyi_alpha: float, mean_length: float
+    config: TrainConfig,
+    units: Sequence[Unit],
+    log_weights: Tensor,
+    renyi_alpha: float,
+    mean_length: float,
+    reach_nats: float = math.inf,
 ) -> Routing:
     """The routing of these units: all of one step, or a part that is routed by itself.
 
@@ -108,6 +138,7 @@ def routing_of(
         renyi_alpha: the order of this step.
         mean_length: completion tokens of what is routed as one, a unit or the units of a group that are dealt
         together; the mean over the data.
+        reach_nats: how far responsibilities may be from the weights in this step.
     """
     device, floor = log_weights.device, config.responsibility_floor
     unit_weights = torch.tensor([unit.weight for unit in units], dtype=torch.float64, device=device)
@@ -128,7 +159,9 @@ def routing_of(
         lengths = torch.zeros_like(bundle_weights).index_add(0, bundle_of, tokens)
         order = _order_by_length(config, lengths, renyi_alpha, mean_length)
         divisor = _length_divisor(config, lengths, mean_length)
-    return Routing(log_weights, order, floor, bundle_of, item_weights, bundle_weights, unit_weights, divisor)
+    return Routing(
+        log_weights, order, floor, bundle_of, item_weights, bundle_weights, unit_weights, divisor, reach_nats
+    )
 
 
 def _lengths(units: Sequence[Unit], device: torch.device) -> Tensor:

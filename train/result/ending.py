@@ -65,6 +65,7 @@ def manifest_of(training: Training, base: str, steps: int, scores: HeldOut | Non
             "examples": len(training.examples),
             "examples_sha256": training.survey.digest,
             "steps": steps,
+            "schedule": config.schedule,
             **training.early_stopping.facts(),
             "settings": config.model_dump(
                 mode="json", exclude={"base_model", "train_file", "eval_file", "output_dir"}

@@ -34,7 +34,7 @@ def write_ensemble(directory: Path, members: Members, manifest: Manifest) -> Non
         folder = member_dir(directory, member)
         folder.mkdir(parents=True)
         save_file(members.adapter_state(member), folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-        _lora_config(members.spec, manifest.base_model.path).save_pretrained(str(folder))
+        lora_config(members.spec, manifest.base_model.path).save_pretrained(str(folder))
     save_manifest(directory, manifest)
 
 
@@ -140,7 +140,7 @@ def peft_completion_logprobs(model: PeftModel, example: Example, activation: Act
     return logprobs.gather(1, ids[0, prompt:, None])[:, 0].double()
 
 
-def _lora_config(spec: LoraSpec, base_model: str) -> LoraConfig:
+def lora_config(spec: LoraSpec, base_model: str) -> LoraConfig:
     return LoraConfig(
         r=spec.rank,
         lora_alpha=spec.lora_alpha,

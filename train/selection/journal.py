@@ -7,7 +7,7 @@ configuration beside it. Decides nothing.
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,23 @@ class Journal:
         """What `keep` was given; None if it was not."""
         file = self._table(each, step)
         return torch.load(file, weights_only=True) if file.exists() else None
+
+    def remembered(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What `compute` returned the first time."""
+        file = self.path / TABLES / f"{name}.json"
+        if not file.exists():
+            content = json.dumps(compute())
+            with storing(file):
+                file.parent.mkdir(exist_ok=True)
+                temporary = file.with_suffix(".new")
+                temporary.write_text(content, encoding="utf-8")
+                os.replace(temporary, file)
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return found
+
+    def has_scored(self, each: Configuration) -> bool:
+        """Whether a configuration was scored at some step."""
+        return any((self.path / TABLES).glob(f"{each.name}_at-*.pt"))
 
     def keep(self, each: Configuration, step: int, loglik: Tensor | None, facts: Mapping[str, Any]) -> None:
         """Keep what a configuration came to after so many steps; without a table it cannot go on."""

@@ -5,13 +5,20 @@ In: a `TrainConfig` and what the user wants tried. Out: a `Plan`. Trains nothing
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from pydantic import ValidationError
+
+from softspec.artefact.validation import first_problem
 from softspec.errors import ConfigError
 from softspec.train.config import TrainConfig
 
 DEFAULT_ALPHAS = (0.0, 0.3, 0.5, 0.8, 1.0)
+PROBED = 2
+"""How many orders the stability of one adapter adds to the usual grid, at most: the critical one and half of it."""
+LEAST_DISTANCE = 0.05
+"""Orders that are nearer to each other than this are one."""
 RUNGS = 4
 """Into how many parts a configuration's steps are cut; after each it is scored, and may be dropped."""
 BRANCH_RUNG = 2
@@ -108,19 +115,19 @@ class Configuration:
             "layers_to_transform": self.shape.layers,
             "max_steps": self.steps,
         }
+        content = {**config.model_dump(), **changes}
         try:
-            return TrainConfig.model_validate({**config.model_dump(), **changes})
-        except ValueError as error:
-            raise ConfigError(
-                f"{self.num_members} members do not go with the configuration: {error}"
-            ) from error
+            return TrainConfig.model_validate(content)
+        except ValidationError as error:
+            raise ConfigError(f"{self}: {first_problem(error, content)}") from error
 
 
 @dataclass(frozen=True)
 class Plan:
     """What is tried: every alpha and shape with `num_members`, for `steps`; `sizes` are the numbers that may be kept.
 
-    `alphas` ascend. All are scored after the steps of `rungs`, of which the last is `steps`.
+    `alphas` ascend; `probed` says how many more the stability of one adapter may add. All are scored after the steps
+    of `rungs`, of which the last is `steps`.
     """
 
     alphas: tuple[float, ...]
@@ -128,6 +135,16 @@ class Plan:
     sizes: tuple[int, ...]
     shapes: tuple[Shape, ...]
     steps: int
+    probed: int = 0
+
+    def with_critical(self, critical_alpha: float) -> "Plan":
+        """The plan with the critical alpha and half of it, as far as orders between 0 and the largest are new."""
+        alphas = list(self.alphas)
+        for alpha in (critical_alpha, critical_alpha / 2)[: self.probed]:
+            is_between = math.isfinite(alpha) and 0 < alpha < self.alphas[-1]
+            if is_between and min(abs(alpha - known) for known in alphas) >= LEAST_DISTANCE:
+                alphas.append(round(alpha, 2))
+        return replace(self, alphas=tuple(sorted(alphas)), probed=0)
 
     @property
     def rungs(self) -> tuple[int, ...]:
@@ -143,6 +160,11 @@ class Plan:
     def single(self) -> list[Configuration]:
         """One adapter of each shape."""
         return [Configuration(1, 0.0, shape, self.steps) for shape in self.shapes]
+
+    @property
+    def ensembles(self) -> list[Configuration]:
+        """Every alpha with every shape."""
+        return [each for shape in self.shapes for part in self.rivals(shape) for each in part]
 
     def rivals(self, shape: Shape) -> tuple[list[Configuration], list[Configuration]]:
         """The ensembles of a shape: those that start anew, and those that branch off the one of the largest alpha."""
@@ -161,7 +183,7 @@ class Plan:
     @property
     def most_adapter_steps(self) -> int:
         """What all of it costs if nothing is dropped."""
-        return self.steps * _cost_per_step(len(self.shapes), self.num_members, self.alphas)
+        return self.steps * _cost_per_step(len(self.shapes), self.num_members, self.alphas, self.probed)
 
 
 def plan_of(config: TrainConfig, wanted: Wanted, steps: int) -> Plan:
@@ -178,7 +200,8 @@ def plan_of(config: TrainConfig, wanted: Wanted, steps: int) -> Plan:
         for rank in dict.fromkeys(wanted.ranks or (config.lora_r,))
         for layers in dict.fromkeys(wanted.layers or (config.layers_to_transform,))
     )
-    per_step = _cost_per_step(len(shapes), sizes[-1], alphas)
+    probed = 0 if wanted.alphas else PROBED
+    per_step = _cost_per_step(len(shapes), sizes[-1], alphas, probed)
     if wanted.budget is not None:
         steps = min(steps, wanted.budget // per_step)
     if steps < FEWEST_STEPS:
@@ -186,13 +209,13 @@ def plan_of(config: TrainConfig, wanted: Wanted, steps: int) -> Plan:
             f"{steps} steps for each configuration are too few to tell them apart: expected at least {FEWEST_STEPS}, "
             f"which may cost {FEWEST_STEPS * per_step} adapter-steps; raise --budget, max_steps or num_epochs"
         )
-    return Plan(alphas, sizes[-1], sizes, shapes, steps)
+    return Plan(alphas, sizes[-1], sizes, shapes, steps, probed)
 
 
-def _cost_per_step(num_shapes: int, num_members: int, alphas: Sequence[float]) -> int:
+def _cost_per_step(num_shapes: int, num_members: int, alphas: Sequence[float], probed: int) -> int:
     """Adapter-steps of the whole search for each optimizer step of one configuration, at most, rounded up."""
     if num_members == 1:
         return num_shapes
     anew = len({0.0, alphas[-1]} & set(alphas))
-    branched = (len(alphas) - anew) * (RUNGS - BRANCH_RUNG) / RUNGS
+    branched = (len(alphas) - anew + probed) * (RUNGS - BRANCH_RUNG) / RUNGS
     return math.ceil(num_shapes * (1 + num_members * (anew + branched)) + num_members)

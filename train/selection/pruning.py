@@ -12,7 +12,6 @@ from itertools import combinations
 from torch import Tensor
 
 from softspec.maths.mixture import uniform_log_weights
-from softspec.maths.renyi import load, responsibilities
 from softspec.train.selection.units import Frame
 
 EXHAUSTIVE = 8
@@ -75,12 +74,14 @@ def refit(loglik: Tensor, counts: Tensor) -> Tensor:
     concave in the weights, so it is the maximum. A weight at the fixed point is its member's load. No weights are
     better than those of a round by more than the largest log of what it multiplies a weight by, nats per column.
     """
+    likelihood = (loglik - loglik.amax(0)).exp()
+    shares = counts / counts.sum()
     weights = uniform_log_weights(len(loglik)).exp()
     for _ in range(MOST_ROUNDS):
-        moved = load(responsibilities(loglik, weights.log(), 1.0), counts)
-        if (moved / weights).max().log() < CLOSE_NATS:
-            return moved
-        weights = moved
+        gains = likelihood @ (shares / (weights @ likelihood))  # load over weight, of each member
+        weights = weights * gains
+        if gains.max().log() < CLOSE_NATS:
+            break
     return weights
 
 

@@ -3,6 +3,7 @@
 In: a `Plan`, and somebody who trains. Out: the chosen candidate, and who else was left. Knows neither models nor files.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -20,6 +21,16 @@ Tables = dict[Configuration, Tensor]
 """Log-likelihoods of the held-out columns under each configuration's members, (K, C)."""
 
 
+@dataclass(frozen=True)
+class Critical:
+    """A critical alpha with its 95 % interval, from n units; infinite where nothing pulls members apart."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
 class Trainer(Protocol):
     """Whoever trains configurations and scores them on the held-out units by which is chosen."""
 
@@ -30,6 +41,9 @@ class Trainer(Protocol):
 
     def branch(self, each: Configuration, parent: Configuration, step: int) -> None:
         """Let a configuration begin after `step` steps, with the members of `parent`."""
+
+    def critical_alpha(self, each: Configuration) -> Critical | None:
+        """Above which alpha one adapter, trained to its end, would part into several; None if that cannot be told."""
 
 
 class Notes(Protocol):
@@ -63,14 +77,16 @@ class Search:
 
     def __init__(self, plan: Plan, trainer: Trainer, notes: Notes) -> None:
         self.plan, self.trainer, self.notes, self.frame = plan, trainer, notes, trainer.frame
+        self.begun: set[Configuration] = set()
         self.branched: frozenset[Configuration] = frozenset()
 
     def run(self) -> Outcome:
-        """Climb the rungs, prune what has come up, choose, and let one adapter with as many adapter-steps answer.
+        """One adapter first; then climb the rungs, prune what has come up, choose, and let one adapter answer.
 
         Raises:
             TrainingError: not even one adapter could be trained.
         """
+        self._look_at_one_adapter()
         tables = self._climb()
         candidates = self._candidates(tables)
         chosen, why = choose(candidates, self.frame)
@@ -84,38 +100,80 @@ class Search:
         self.notes.learn(f"chosen: {described(chosen)}; {why}")
         return Outcome(chosen, other, why)
 
+    def _look_at_one_adapter(self) -> None:
+        """Train one adapter of each shape to its end, and ask the first whether it would rather be several."""
+        for each in self.plan.single:
+            for step in self.plan.rungs:
+                if self.trainer.measure(each, step) is None:
+                    break
+        if not self.plan.probed or self.plan.num_members == 1:
+            return
+        critical = self.trainer.critical_alpha(self.plan.single[0])
+        if critical is None:
+            return
+        known = self.plan.alphas
+        self.plan = self.plan.with_critical(critical.value)
+        added = [f"{alpha:g}" for alpha in self.plan.alphas if alpha not in known]
+        self.notes.learn(
+            f"stability: {told_critical(critical)}; "
+            + (f"alpha {' and '.join(added)} joined the grid" if added else "the grid stays as it is")
+        )
+
     def _climb(self) -> Tables:
         """Train all configurations rung by rung; returns the tables of those that came up to the last one."""
         plan = self.plan
         alive = plan.single + [each for shape in plan.shapes for each in plan.rivals(shape)[0]]
+        self.begun = set(alive)
         tables: Tables = {}
         for step in plan.rungs:
             tables = self._measured(alive, step)
+            self._note_differences(tables, step)
             if not any(each.is_single for each in tables):
                 raise TrainingError(
                     "not even one adapter can be trained: lower learning_rate and start again"
                 )
             if step == plan.steps:
                 break
-            losses = self._losses(tables)
-            for each, (best, gap) in worse(losses, self.frame, self.branched).items():
-                self._drop(each, f"dropped after {step} steps: {told(gap)} worse than {best}")
-                del tables[each]
+            self._drop_worse(tables, step)
+            self._let_smaller_orders_follow(tables, step)
             alive = list(tables)
             if step == plan.branch_step:
-                alive += [new for shape in plan.shapes for new in self._branches(shape, tables, losses)]
+                alive += [new for shape in plan.shapes for new in self._branches(shape, tables)]
         return tables
 
-    def _branches(
-        self, shape: Shape, tables: Tables, losses: Mapping[Configuration, Tensor]
-    ) -> Sequence[Configuration]:
-        """The orders between 0 and the largest that may begin with the members of the largest one."""
-        anew, between = self.plan.rivals(shape)
-        parent = anew[-1] if anew else None
-        if parent not in tables or not between:
+    def _drop_worse(self, tables: Tables, step: int) -> None:
+        for each, (best, gap) in worse(self._losses(tables), self.frame, self.branched).items():
+            self._drop(each, f"dropped after {step} steps: {told(gap)} worse than {best}")
+            del tables[each]
+
+    def _let_smaller_orders_follow(self, tables: Tables, step: int) -> None:
+        """Where no order above 0 is left before others could begin with its members, the next smaller begins anew.
+
+        The largest order may learn slowest at first, as each of its members sees a part of the data only.
+        """
+        while step <= self.plan.branch_step and not any(each.renyi_alpha > 0 for each in tables):
+            waiting = [
+                each for each in self.plan.ensembles if each.renyi_alpha > 0 and each not in self.begun
+            ]
+            largest = max((each.renyi_alpha for each in waiting), default=None)
+            if largest is None:
+                return
+            following = [each for each in waiting if each.renyi_alpha == largest]
+            self.begun |= set(following)
+            tables |= self._measured(following, step)
+            self._note_differences(tables, step)
+            self._drop_worse(tables, step)
+
+    def _branches(self, shape: Shape, tables: Tables) -> Sequence[Configuration]:
+        """The orders above 0 that may begin with the members of the largest one that is left."""
+        losses = self._losses(tables)
+        alive = [each for each in tables if each.shape == shape and not each.is_single]
+        parent = max(alive, key=lambda each: each.renyi_alpha, default=None)
+        waiting = [each for each in self.plan.ensembles if each.shape == shape and each not in self.begun]
+        if parent is None or parent.renyi_alpha == 0 or not waiting:
             return []
         alike = self._one_adapter(shape, losses)
-        plain = [alike, *(losses[each] for each in anew[:-1] if each in losses)]
+        plain = [alike, *(losses[each] for each in alive if each.renyi_alpha == 0)]
         if not all(self.frame.difference(other, losses[parent]).is_clear for other in plain):
             self.notes.learn(
                 f"after {self.plan.branch_step} steps the members of {parent} are still alike, so smaller orders were "
@@ -123,7 +181,7 @@ class Search:
             )
             return []
         allowed = []
-        for each in between:
+        for each in waiting:
             gap = price(tables[parent], alike, each.renyi_alpha, self.frame)
             if gap.is_clear:
                 self.notes.learn(
@@ -175,7 +233,6 @@ class Search:
                 self._drop(each, f"dropped: it diverged before step {step}; a lower learning_rate may help")
             else:
                 tables[each] = loglik
-        self._note_differences(tables, step)
         return tables
 
     def _note_differences(self, tables: Tables, step: int) -> None:
@@ -218,6 +275,19 @@ class Search:
             self.notes.note(
                 configuration, verdict="chosen" if is_chosen else f"{told(gap)} from the chosen one"
             )
+
+
+def told_critical(critical: Critical) -> str:
+    """Where one adapter parts, in words."""
+    low, high = (
+        f"{bound:.2f}" if math.isfinite(bound) else "none" for bound in (critical.low, critical.high)
+    )
+    what = f"95 % from {low} to {high}, {critical.n} units; an upper bound"
+    if critical.value > 1:
+        return (
+            f"one adapter is stable at every order, as far as the probe sees (critical alpha above 1, {what})"
+        )
+    return f"one adapter would part into several above alpha {critical.value:.2f} ({what})"
 
 
 def told(gap: Difference) -> str:

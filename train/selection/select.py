@@ -9,7 +9,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from softspec.train.processes import Processes
 from softspec.train.run import check_base, check_same_base, read_data
 from softspec.train.selection.finish import finish
 from softspec.train.selection.journal import Journal
-from softspec.train.selection.plan import Plan, Wanted, plan_of
+from softspec.train.selection.plan import FEWEST_STEPS, Plan, Wanted, plan_of
 from softspec.train.selection.search import Search
 from softspec.train.selection.split import deal
 from softspec.train.selection.trials import Trials
@@ -70,7 +70,7 @@ def _select(config: TrainConfig, wanted: Wanted, journal: Journal) -> Path:
     processes = Processes()
     if processes.count > 1:
         raise ConfigError("softspec select runs in one process: start it without torchrun or accelerate")
-    check_base(config)
+    _check_all(config, wanted)
     base = check_same_base(config, None)
     examples, selection, final = _parts(config, wanted)
     steps = total_steps(config, ExampleOrder(config, len(examples)).steps_per_epoch)
@@ -82,6 +82,19 @@ def _select(config: TrainConfig, wanted: Wanted, journal: Journal) -> Path:
     output = finish(trials, outcome, final, base)
     shutil.rmtree(journal.path, ignore_errors=True)
     return output
+
+
+def _check_all(config: TrainConfig, wanted: Wanted) -> None:
+    """Check every configuration, before data are read and weights are loaded.
+
+    Raises:
+        ConfigError: one could not be trained or served.
+    """
+    plan = plan_of(config, replace(wanted, budget=None), FEWEST_STEPS)
+    for each in plan.ensembles:
+        each.applied(config)
+    for each in plan.single:
+        check_base(each.applied(config))
 
 
 def _for_selection(config: TrainConfig) -> TrainConfig:

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -19,6 +20,7 @@ from softspec.maths.uncertainty import posterior_information
 from softspec.train.config import TrainConfig
 from softspec.train.data.survey import survey
 from softspec.train.data.units import Unit
+from softspec.train.diagnosis.probe import critical_alpha
 from softspec.train.loop.checkpoint import load_checkpoint, save_checkpoint
 from softspec.train.loop.folder import RunFolder
 from softspec.train.loop.margins import keep_margins, read_margins
@@ -28,6 +30,7 @@ from softspec.train.loop.step import optimizer_step
 from softspec.train.run import assemble, check_names
 from softspec.train.selection.journal import Journal
 from softspec.train.selection.plan import Configuration
+from softspec.train.selection.search import Critical
 from softspec.train.selection.units import frame_of, score
 from softspec.train.watch.log import open_report
 
@@ -77,7 +80,7 @@ class Trials:
         self.parents[each] = parent, step
         self.journal.note(each, starts_from={"name": parent.name, "step": step})
         run, source = self.journal.run_of(each), self.journal.run_of(parent)
-        if run.checkpoint.exists() or self.journal.table(each, each.steps) or not source.checkpoint.exists():
+        if run.checkpoint.exists() or self.journal.has_scored(each):
             return
         run.path.mkdir(parents=True, exist_ok=True)
         with self.training(each) as training:
@@ -86,6 +89,19 @@ class Trials:
             if source.log.exists():
                 shutil.copyfile(source.log, run.log)
             save_checkpoint(run, done, state, training.config, training.survey.digest)
+
+    def critical_alpha(self, each: Configuration) -> Critical | None:
+        """Above which alpha the one adapter would part into several, from the units by which is chosen."""
+
+        def probed() -> dict[str, Any]:
+            with self.training(each) as training:
+                self.restore(training, each)
+                found = critical_alpha(training, self.selection)
+            return {"value": found.value, "low": found.low, "high": found.high, "n": found.n}
+
+        if not self.journal.run_of(each).checkpoint.exists():
+            return None
+        return Critical(**self.journal.remembered(f"critical-alpha_{each.name}", probed))
 
     @contextmanager
     def training(self, each: Configuration) -> Iterator[Training]:

@@ -5,6 +5,7 @@ In: what happened in steps and evaluations. Out: files, and lines on stderr. Dec
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from itertools import zip_longest
 from typing import Any
 
 from softspec.train.loop.checkpoint import TrainingLog
@@ -39,8 +40,8 @@ class Report:
         """Tell the user of the same, and warn."""
         progress, stopping = self._progress, self._training.early_stopping
         progress.advance(facts)
-        for member in facts.starved:
-            progress.say(self._training.starvation.warning(member))
+        for member, donor in zip_longest(facts.starved, facts.reseeded_from or ()):
+            progress.say(self._training.starvation.warning(member, donor))
         explosion = self._explosions.warning(facts.step, facts.gradient_norms)
         if explosion:
             progress.say(explosion)

@@ -28,7 +28,7 @@ def serve(
     base: str | None = None,
     policy_action: str | None = None,
     policy_metric: str | None = None,
-    policy_threshold: str | None = None,
+    policy_threshold: float | str | None = None,
     policy_min_tokens: int | None = None,
     policy_hold_tokens: int | None = None,
     policy_upstream: str | None = None,
@@ -70,6 +70,7 @@ def serve(
     ensembles, vllm_args = split_arguments(arguments)
     if not ensembles:
         raise ConfigError("found no ENSEMBLE_DIR: give one or more directories before vLLM's flags")
+    threshold = _threshold(policy_threshold)
     from softspec.app.demo.shipped import named_ensemble
     from softspec.app.smollm2 import base_of
     from softspec.server.ops.settings import Flags, read_settings
@@ -84,7 +85,7 @@ def serve(
             {
                 "action": policy_action,
                 "metric": policy_metric,
-                "threshold": None if policy_threshold is None else _threshold(policy_threshold),
+                "threshold": threshold,
                 "min_tokens": policy_min_tokens,
                 "hold_tokens": policy_hold_tokens,
                 "upstream": policy_upstream,
@@ -104,7 +105,9 @@ def serve(
     run_server(settings, base, vllm_args)
 
 
-def _threshold(text: str) -> object:
+def _threshold(text: float | str | None) -> object:
+    if not isinstance(text, str):
+        return text
     from softspec.server.policy.fields import read_threshold
 
     try:

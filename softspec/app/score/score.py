@@ -16,9 +16,9 @@ from softspec.ensemble.ensemble import Ensemble
 from softspec.ensemble.load import base_named, load
 from softspec.ensemble.progress import watched
 from softspec.ensemble.served.backend import ServedBackend
-from softspec.ensemble.served.start import engine_arguments
 from softspec.ensemble.texts import Texts
 from softspec.errors import Interrupted
+from softspec.server.ops.launch import server_arguments
 from softspec.server.scores.scorer import scored
 
 
@@ -41,7 +41,7 @@ def score_file(
         check_output(wanted.output, data, wanted.overwrite)
     manifest = load_manifest(ensemble)
     # Wrong flags are told before the long reading of rows; `load` looks at them too.
-    engine_arguments(ensemble, manifest, base, vllm_args, base_unchecked)
+    server_arguments({ensemble: manifest}, base, vllm_args, base_unchecked)
     found = survey(data, Texts(*base_named(manifest, base)).reading)
     # What is given later wins, so a user's own length does.
     arguments = ["--max-model-len", str(found.longest), *vllm_args]

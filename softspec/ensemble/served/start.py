@@ -5,7 +5,6 @@ its environment must be complete by then.
 """
 
 import atexit
-import gc
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -13,36 +12,29 @@ from contextlib import AbstractAsyncContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from softspec.artefact.manifest import Manifest
 from softspec.console import tell
 from softspec.ensemble.served.backend import ServedBackend
 from softspec.ensemble.served.loop import LoopThread
-from softspec.server.ops.launch import server_arguments, server_environment
+from softspec.server.ops.launch import server_environment
 from softspec.server.ops.settings import Settings
 
 if TYPE_CHECKING:
     from softspec.engine.start.local import LocalEngine
 
-QUIET = {"VLLM_LOGGING_STREAM": "ext://sys.stderr", "VLLM_LOGGING_LEVEL": "WARNING"}
-"""What vLLM's log is unless the user chose otherwise."""
-
-
-def engine_arguments(
-    ensemble_dir: Path, manifest: Manifest, base: str | None, vllm_args: Sequence[str], base_unchecked: bool
-) -> list[str]:
-    """The base, and after it the flags with which it would be served.
-
-    Raises:
-        ConfigError: the base is missing, or a flag would take the ensemble apart.
-    """
-    return server_arguments({ensemble_dir: manifest}, base, vllm_args, base_unchecked)
+DEFAULTS = {
+    "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    # A process with threads, as this one is, cannot be forked safely.
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+}
+"""What vLLM finds here unless the user chose otherwise."""
 
 
 def start_engine(ensemble_dir: Path, arguments: Sequence[str]) -> ServedBackend:
     """Start an engine for one ensemble.
 
     Args:
-        arguments: of `engine_arguments`.
+        arguments: of `server_arguments`: the base, then flags.
     Raises:
         UserError: vLLM refuses a flag, or the ensemble does not fit.
         EngineError: the engine does not start.
@@ -68,7 +60,7 @@ def prepare_environment(ensemble_dir: Path) -> None:
     Where vLLM has been imported before, with others, one line says so.
     """
     before = dict(os.environ)
-    wanted = {**QUIET, **before}
+    wanted = {**DEFAULTS, **before}
     wanted |= server_environment(Settings((ensemble_dir,)), wanted)
     late = sorted(name for name in wanted.keys() - before.keys() if name.startswith("VLLM_"))
     if late and "vllm" in sys.modules:
@@ -88,8 +80,6 @@ def _closing(loop: LoopThread, opened: AbstractAsyncContextManager["LocalEngine"
             loop.wait_for(_left(opened))
         finally:
             loop.close()
-            # The engine's finaliser would fail at exit, when the modules that it needs are being taken apart.
-            gc.collect()
 
     atexit.register(close)
     return close

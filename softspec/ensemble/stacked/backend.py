@@ -78,7 +78,7 @@ class StackedBackend:
             prompts, answers, places = _different(window)
             known: dict[int, tuple[float, list[float], int]] = {}
             for numbers, states, head in states_of(self.members, self._limits, prompts, answers):
-                found = token_logliks(states, [answers[number][1] for number in numbers], head)
+                found = token_logliks(states, [answers[number] for number in numbers], head)
                 for number, tokens in zip(numbers, found, strict=True):
                     total = mixture_loglik(tokens, self._mixing)
                     known[number] = total, tokens.sum(1).tolist(), tokens.shape[1]

@@ -42,13 +42,34 @@ def _along(rows: Rows, answers: Sequence[Ids]) -> Tensor:
 
 
 @torch.no_grad()
-def token_logliks(states: Tensor, answers: Sequence[Ids], head: Head) -> list[Tensor]:
-    """Log-probabilities of every token of B answers under each member, (K, T) each, float64."""
-    targets, mask = padded(answers, states.device, "right")
-    is_token = mask.bool().expand(len(states), -1, -1)
-    found = head.target_logprobs(states[is_token], targets.expand(len(states), -1, -1)[is_token])
-    by_member = found.view(len(states), -1).double().cpu()
-    return list(by_member.split([len(answer) for answer in answers], 1))
+def token_logliks(states: Tensor, answers: Sequence[tuple[int, Ids]], head: Head) -> list[Tensor]:
+    """Log-probabilities of every token of B answers under each member, (K, T) each, float64.
+
+    Answers to one prompt that begin alike have the same next predictive, whose logits are computed once: most of the
+    work where there are many short options.
+
+    Args:
+        states: (K, B, T, hidden), before each token. answers: to each the number of its prompt.
+    """
+    numbers: dict[tuple[int, tuple[int, ...]], int] = {}
+    first_places, predictive_of = list[tuple[int, int]](), list[int]()
+    for row, (prompt, answer) in enumerate(answers):
+        for position in range(len(answer)):
+            number = numbers.setdefault((prompt, tuple(answer[:position])), len(numbers))
+            if number == len(first_places):
+                first_places.append((row, position))
+            predictive_of.append(number)
+    rows, positions = torch.tensor(first_places, device=states.device).T
+    different, which = states[:, rows, positions], torch.tensor(predictive_of, device=states.device)
+    targets = torch.tensor([token for _, answer in answers for token in answer], device=states.device)
+    found = torch.empty(len(states), len(targets), dtype=torch.float64, device=states.device)
+    size = max(1, head.positions_at_once // len(states))
+    for start in range(0, len(first_places), size):
+        logits = head.logits(different[:, start : start + size].flatten(0, 1)).unflatten(0, (len(states), -1))
+        own = ((which >= start) & (which < start + size)).nonzero()[:, 0]
+        place = which[own] - start
+        found[:, own] = (logits[:, place, targets[own]] - logits.logsumexp(-1)[:, place]).double()
+    return list(found.cpu().split([len(answer) for _, answer in answers], 1))
 
 
 def mixture_loglik(token_loglik: Tensor, mixing: Mixing) -> float:

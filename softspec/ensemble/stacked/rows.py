@@ -123,11 +123,11 @@ def followed(
 
 def padded(parts: Sequence[Ids], device: torch.device, side: str) -> tuple[Tensor, Tensor]:
     """Ids of different lengths as one tensor (B, longest), int64, and a mask that hides the padding."""
-    ids = [torch.tensor(part, dtype=torch.long, device=device) for part in parts]
+    ids = [torch.tensor(part, dtype=torch.long) for part in parts]
     masks = [torch.ones_like(each) for each in ids]
     return (
-        pad_sequence(ids, batch_first=True, padding_side=side),
-        pad_sequence(masks, batch_first=True, padding_side=side),
+        pad_sequence(ids, batch_first=True, padding_side=side).to(device),
+        pad_sequence(masks, batch_first=True, padding_side=side).to(device),
     )
 
 

@@ -7,10 +7,16 @@ import openai
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
+from softspec.artefact.calibration import Target
+from softspec.engine.trace import ChoiceTrace
 from softspec.maths.answer import summarise
+from softspec.server.ops.welcome import welcome
+from softspec.server.policy.policy import Policy
+from softspec.server.policy.rules import PolicyRules
+from softspec.server.scores.scorer import scored
 from tests.support.calibrations import ANSWERS, DECISIONS, SEVERAL
 from tests.support.fake_decisions import FakeScorer, decisions_app
-from tests.support.fake_engine import AGREED, ENSEMBLE, TORN, UNIFORM, FakeEngine, client_of, make_app
+from tests.support.fake_engine import AGREED, ENSEMBLE, TORN, UNIFORM, FakeEngine, client_of, make_app, spell
 
 QUESTION: Any = [{"role": "user", "content": "Is it allowed?"}]
 CHOICE: Any = [{"type": "choice", "instructions": "Which?", "choices": [{"value": "red"}, {"value": "blue"}]}]
@@ -130,3 +136,17 @@ def test_numbers_are_json() -> None:
     body = ask(FakeEngine([AGREED], calibration=SEVERAL)).model_dump_json()
 
     assert 0 < json.loads(body)["choices"][0]["uncertainty"]["confidence"] < 1
+
+
+def test_scored_answer_tells_its_confidence() -> None:
+    trace = ChoiceTrace(UNIFORM, "prefix_posterior", 1, list(AGREED), calibration=ANSWERS)
+
+    assert scored(trace, False, spell)["confidence"] == pytest.approx(0.82)
+
+
+def test_server_says_of_a_target_what_it_stands_for() -> None:
+    rules = PolicyRules(Policy().changed(action="abstain", threshold=Target(target_error=0.05)))
+
+    assert 'once the threshold that was calibrated for {"target_error": 0.05} is crossed' in welcome(
+        {}, [], rules
+    )

@@ -5,17 +5,22 @@ import re
 import shutil
 from collections.abc import AsyncGenerator, Coroutine, Iterator
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import pytest
 
+from softspec.artefact.calibration import Calibration
 from softspec.artefact.fingerprint import fingerprint
 from softspec.artefact.manifest import load_manifest, member_dir, save_manifest
 from softspec.engine.front.client import EnsembleClient
 from softspec.engine.front.registry import Registry
 from softspec.errors import UnknownModelError
+from softspec.server.policy.policy import Policy
+from softspec.server.policy.rules import PolicyRules
+from tests.support.calibrations import ANSWERS
 from tests.support.scripted_vllm import HELLO, NAME, Server, serving
 from tests.support.tiny import random_adapters, tiny_llama
 
@@ -442,3 +447,39 @@ def test_single_adapters_are_refused_beside_ensembles(server: Server, route: str
 
     assert "use /v1/load_ensemble instead" in complaint(answer)
     assert f"{NAME}/member-0" in models(server)
+
+
+def calibrated(directory: Path, calibration: Calibration | None) -> Path:
+    manifest = load_manifest(directory)
+    save_manifest(directory, manifest.model_copy(update={"calibration": calibration}))
+    return directory
+
+
+def test_calibration_takes_effect_with_the_ensemble_that_has_it(server: Server, folder: Path) -> None:
+    flat = ANSWERS.model_copy(update={"curve": ((0.0, 0.5),)})
+    target = {"policy": {"action": "abstain", "threshold": {"target_error": 0.05}}}
+
+    def told() -> tuple[Any, Any]:
+        answer = server.post("/v1/chat/completions", {"model": NAME, "messages": HELLO})
+        card = server.get("/v1/models").json()["data"][0]
+        return answer.json()["choices"][0]["uncertainty"]["confidence"], card["softspec"]["calibrated"]
+
+    assert told() == (None, False)
+    try:
+        load(server, calibrated(folder / "fresh", flat), replace=True)
+        assert told() == (0.5, True)
+        request = {"model": NAME, "messages": HELLO, "uncertainty": target}
+        assert server.post("/v1/chat/completions", request).status_code == 200
+    finally:
+        calibrated(folder / "fresh", None)
+
+
+def test_ensemble_that_cannot_follow_the_servers_policy_is_not_loaded(server: Server, folder: Path) -> None:
+    chat = server.app.state.softspec_chat
+    rules = PolicyRules(Policy("abstain", "confidence", 0.5))
+
+    with patch.object(server.app.state, "softspec_chat", replace(chat, rules=rules)):
+        answer = load(server, folder / OTHER)
+
+    assert f"ensemble '{OTHER}' cannot be served: policy metric 'confidence' needs" in complaint(answer)
+    assert OTHER not in models(server)

@@ -93,6 +93,7 @@ def reloaded(optimizer: MembersAdamW, weights: list[nn.Parameter]) -> MembersAda
 def completions(folder: Path, **settings: Any) -> Training:
     """A run whose members differ and have weight decay."""
     settings = {"num_members": 3, "b_init_std": 0.05, "weight_decay": 0.1, "renyi_alpha": 0.05, **settings}
+    settings = {"reseed_starved": False, **settings}
     return prepared(folder, max_steps=60, **settings)
 
 

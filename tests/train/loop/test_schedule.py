@@ -1,8 +1,10 @@
 """The schedule: rates that warm up and decay, nothing to remember between steps."""
 
+import math
+
 import pytest
 
-from softspec.train.loop.schedule import learning_rate, renyi_alpha, total_steps
+from softspec.train.loop.schedule import learning_rate, reach_nats, renyi_alpha, total_steps
 from tests.support.tiny_training import config_of_no_files
 
 
@@ -39,3 +41,33 @@ def test_alpha_rises_from_zero_and_stays() -> None:
 
     assert [renyi_alpha(config, step, 10) for step in range(6)] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 0.8])
     assert renyi_alpha(config_of_no_files(renyi_alpha=0.8), 0, 10) == 0.8
+
+
+def test_ever_fewer_members_must_share_until_none_need_to() -> None:
+    config = config_of_no_files(num_members=4)
+
+    shared_by = [4 / math.exp(reach_nats(config, step, 10)) for step in range(7)]
+
+    assert shared_by == pytest.approx([3.625, 3.25, 2.875, 2.5, 2.125, 1.75, 1.375])
+    assert [reach_nats(config, step, 10) for step in range(7, 10)] == [math.inf] * 3
+
+
+def test_the_plain_schedule_never_bounds_and_one_member_has_nothing_to_share() -> None:
+    assert reach_nats(config_of_no_files(schedule="plain"), 0, 10) == math.inf
+    assert reach_nats(config_of_no_files(num_members=1), 0, 10) == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, True),
+        ({"schedule": "plain"}, False),
+        ({"reseed_starved": False}, False),
+        ({"schedule": "plain", "reseed_starved": True}, True),
+    ],
+    ids=str,
+)
+def test_starved_members_are_reseeded_by_the_schedule_unless_told(
+    settings: dict[str, object], expected: bool
+) -> None:
+    assert config_of_no_files(**settings).reseeds_starved is expected

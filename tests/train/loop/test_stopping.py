@@ -23,6 +23,7 @@ SETTINGS: dict[str, Any] = {
     "early_stopping_patience": 3,
     "lr_scheduler_type": "constant",
     "warmup_ratio": 0,
+    "schedule": "plain",
 }
 
 
@@ -92,7 +93,12 @@ def test_a_run_ends_early_with_the_members_of_its_best_evaluation(tmp_path: Path
     assert manifest.training.items() >= {"steps": last, **verdict}.items()
     assert manifest.held_out["mixture_nll"] == scores[best]
     short = write_config(
-        tmp_path, max_steps=best, lr_scheduler_type="constant", warmup_ratio=0, output_dir="short"
+        tmp_path,
+        max_steps=best,
+        lr_scheduler_type="constant",
+        warmup_ratio=0,
+        schedule="plain",
+        output_dir="short",
     )
     train_ensemble(short)
     assert_same_adapters(short, config)

@@ -1,7 +1,8 @@
 """The search on made-up members whose truth is known: who is trained, for how long, and what is chosen."""
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor
 from softspec.errors import ConfigError, TrainingError
 from softspec.train.selection.plan import DEFAULT_ALPHAS, Configuration, Plan, Shape, Wanted, plan_of
 from softspec.train.selection.rule import price
-from softspec.train.selection.search import Outcome, Search
+from softspec.train.selection.search import Critical, Outcome, Search
 from tests.support.tiny_training import config_of_no_files
 from tests.train.selection.test_units import plain_frame
 
@@ -43,6 +44,7 @@ class Trainer:
     branched: set[Configuration] = field(default_factory=set)
     verdicts: dict[Configuration, str] = field(default_factory=dict)
     learned: list[str] = field(default_factory=list)
+    critical: Critical | None = None
 
     def measure(self, each: Configuration, step: int) -> Tensor | None:
         state = self.state_of(each, step, each in self.branched)
@@ -55,6 +57,9 @@ class Trainer:
 
     def branch(self, each: Configuration, parent: Configuration, step: int) -> None:
         self.branched.add(each)
+
+    def critical_alpha(self, each: Configuration) -> Critical | None:
+        return self.critical
 
     def note(self, each: Configuration, **facts: Any) -> None:
         if "verdict" in facts:
@@ -187,6 +192,32 @@ def test_an_order_that_diverges_is_out_and_the_search_goes_on() -> None:
     assert "diverged" in trainer.verdicts[Configuration(4, 1.0, SHAPE, 100)]
 
 
+@pytest.mark.parametrize("fails", ["lost", None], ids=["worse than one adapter", "diverged"])
+def test_where_the_largest_order_fails_the_next_one_takes_its_place(fails: State | None) -> None:
+    def failing(each: Configuration, step: int, is_branched: bool) -> State | None:
+        return fails if each.renyi_alpha == 1 else comes_apart(each, step, is_branched)
+
+    trainer = Trainer(failing)
+
+    outcome = searched(trainer)
+
+    assert trainer.trained()[1.0] == 25
+    assert trainer.branched == {Configuration(4, 0.5, SHAPE, 100)}
+    assert outcome.chosen.configuration.renyi_alpha == 0.5
+
+
+def test_where_every_order_fails_each_was_tried_and_independent_members_are_left() -> None:
+    def failing(each: Configuration, step: int, is_branched: bool) -> State:
+        return "lost" if each.renyi_alpha > 0 else "alike"
+
+    trainer = Trainer(failing)
+
+    outcome = searched(trainer)
+
+    assert trainer.trained() == {0.0: 100, 0.3: 25, 0.5: 25, 0.8: 25, 1.0: 25}
+    assert outcome.chosen.num_members == 1 or outcome.chosen.configuration.renyi_alpha == 0
+
+
 def test_a_selection_in_which_nothing_can_be_trained_says_so() -> None:
     with pytest.raises(TrainingError, match="not even one adapter"):
         searched(Trainer(lambda each, step, is_branched: None))
@@ -214,7 +245,39 @@ def test_the_grid_and_the_sizes_come_from_the_configuration() -> None:
     assert plan.alphas == DEFAULT_ALPHAS
     assert plan.sizes == (1, 2, 3)
     assert plan.rungs == (25, 50, 75, 100)
-    assert plan.most_adapter_steps == 100 * (1 + 3 * (2 + 3 / 2) + 3) + 50
+    assert plan.most_adapter_steps == 100 * math.ceil(1 + 3 * (2 + (3 + 2) / 2) + 3)
+
+
+@pytest.mark.parametrize(
+    ("critical", "added"),
+    [(0.36, {0.36, 0.18}), (0.52, set()), (0.08, {0.08}), (1.4, {0.7}), (math.inf, set()), (0.0, set())],
+)
+def test_the_critical_alpha_and_half_of_it_join_the_grid_where_it_has_none_near(
+    critical: float, added: set[float]
+) -> None:
+    plan = replace(PLAN, probed=2).with_critical(critical)
+
+    known = set(DEFAULT_ALPHAS)
+    assert set(plan.alphas) - known == added
+    assert list(plan.alphas) == sorted(plan.alphas)
+
+
+def test_what_the_probe_adds_is_tried_and_told() -> None:
+    trainer = Trainer(comes_apart, critical=Critical(0.65, 0.5, math.inf, 128))
+
+    searched(trainer, replace(PLAN, probed=2))
+
+    assert Configuration(4, 0.65, SHAPE, 100) in trainer.branched
+    assert "above alpha 0.65 (95 % from 0.50 to none, 128 units" in trainer.learned[0]
+    assert "alpha 0.65 joined the grid" in trainer.learned[0]
+
+
+def test_orders_that_were_asked_for_are_not_added_to() -> None:
+    trainer = Trainer(comes_apart, critical=Critical(0.65, 0.5, 0.9, 128))
+
+    searched(trainer, PLAN)
+
+    assert not any("stability" in line for line in trainer.learned)
 
 
 def test_nothing_costs_more_than_was_planned() -> None:
@@ -239,7 +302,7 @@ def test_a_budget_makes_runs_shorter_and_is_kept() -> None:
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
-        (Wanted(budget=20), "1 steps for each configuration are too few"),
+        (Wanted(budget=20), "0 steps for each configuration are too few"),
         (Wanted(alphas=(1.5,)), "--alphas has 1.5: expected numbers from 0 to 1"),
         (Wanted(members=(0,)), "--members has 0"),
         (Wanted(ranks=(-1,)), "--ranks has -1"),

@@ -23,10 +23,12 @@ from softspec.train.loop.facts import StepFacts
 from softspec.train.loop.step import optimizer_step
 from softspec.train.run import train_ensemble
 from softspec.train.selection import finish, units
+from softspec.train.selection.journal import Journal
 from softspec.train.selection.plan import Wanted
 from softspec.train.selection.select import select_ensemble
 from tests.support.tiny import tiny_llama
 from tests.support.tiny_training import write_config, write_rows
+from tests.support.training_runs import Killed, dying_at
 
 pytestmark = pytest.mark.slow
 
@@ -72,15 +74,32 @@ def configured(folder: Path, **settings: Any) -> TrainConfig:
     )
 
 
+@contextmanager
+def counted_steps(stop_at: int | None = None) -> Iterator[list[int]]:
+    """The steps that are taken here; a signal arrives in the one with that number."""
+    steps: list[int] = []
+
+    def counting(training: Any, step: int) -> StepFacts:
+        steps.append(step)
+        if len(steps) == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return optimizer_step(training, step)
+
+    with patch.object(trials, "optimizer_step", counting):
+        yield steps
+
+
 @pytest.fixture(scope="module")
-def selected(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainConfig, dict[str, Any]]:
+def selected(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainConfig, dict[str, Any], int]:
+    """A selection that nothing disturbed: its configuration, its journal, and the steps that it took."""
     config = configured(tmp_path_factory.mktemp("selected"))
-    _, journal = select_ensemble(config, QUICK)
-    return config, journal
+    with counted_steps() as steps:
+        _, journal = select_ensemble(config, QUICK)
+    return config, journal, len(steps)
 
 
 def test_what_is_written_is_an_ensemble_with_its_journal(selected: Any) -> None:
-    config, journal = selected
+    config, journal, _ = selected
 
     manifest = load_manifest(config.output_dir)
 
@@ -94,7 +113,7 @@ def test_what_is_written_is_an_ensemble_with_its_journal(selected: Any) -> None:
 
 
 def test_the_journal_adds_up(selected: Any) -> None:
-    _, journal = selected
+    _, journal, _ = selected
 
     costs = {name: entry["adapter_steps"] for name, entry in journal["configurations"].items()}
 
@@ -124,7 +143,9 @@ def test_a_configuration_that_began_anew_is_what_train_makes_of_it(tmp_path: Pat
 
 
 def test_the_final_units_are_scored_once_all_is_decided(tmp_path: Path) -> None:
-    config, seen, decided = configured(tmp_path), [], []
+    config = configured(tmp_path)
+    seen: list[tuple[set[tuple[int, ...]], bool]] = []
+    decided: list[bool] = []
 
     def watched(members: Any, scored: Any, *arguments: Any) -> Any:
         seen.append(({unit.prompt_ids for unit in scored}, bool(decided)))
@@ -149,7 +170,8 @@ def test_the_final_units_are_scored_once_all_is_decided(tmp_path: Path) -> None:
 
 
 def test_nothing_is_trained_on_what_is_held_out_of_the_training_rows(tmp_path: Path) -> None:
-    config, trained = configured(tmp_path, eval_file=None), set()
+    config = configured(tmp_path, eval_file=None)
+    trained: set[tuple[int, ...]] = set()
     write_rows(tmp_path / "train.jsonl", rows(150))
 
     def watched(training: Any, step: int) -> StepFacts:
@@ -164,37 +186,35 @@ def test_nothing_is_trained_on_what_is_held_out_of_the_training_rows(tmp_path: P
     assert [journal["data"][part]["examples"] for part in ("train", "selection", "final")] == [120, 21, 9]
 
 
-@contextmanager
-def counted_steps(stop_at: int | None = None) -> Iterator[list[int]]:
-    """The steps that are taken here; a signal arrives in the one with that number."""
-    steps: list[int] = []
-
-    def counting(training: Any, step: int) -> StepFacts:
-        steps.append(step)
-        if len(steps) == stop_at:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return optimizer_step(training, step)
-
-    with patch.object(trials, "optimizer_step", counting):
-        yield steps
-
-
-@pytest.mark.parametrize("stop_at", [5, 21])
+@pytest.mark.parametrize("share", [0.5, 0.95])
 def test_an_interrupted_selection_goes_on_to_the_same_end(
-    tmp_path: Path, selected: Any, stop_at: int
+    tmp_path: Path, selected: Any, share: float
 ) -> None:
-    _, expected = selected
+    _, expected, whole = selected
     config = configured(tmp_path)
 
-    with counted_steps(stop_at) as before, pytest.raises(Interrupted, match="the same command goes on"):
+    with counted_steps(int(share * whole)) as before, pytest.raises(Interrupted, match="the same command"):
         select_ensemble(config, QUICK)
     with counted_steps() as after:
         _, journal = select_ensemble(config, QUICK)
 
-    with counted_steps() as whole:
-        select_ensemble(config, QUICK, overwrite=True)
-    assert len(before) == stop_at
-    assert len(before) + len(after) == len(whole)
+    assert len(before) == int(share * whole)
+    assert len(before) + len(after) == whole
+    assert without_seconds(journal) == without_seconds(expected)
+
+
+@pytest.mark.parametrize("call", [6])
+def test_a_selection_that_was_killed_goes_on_too(tmp_path: Path, selected: Any, call: int) -> None:
+    """It dies after a configuration was trained, before its table is kept."""
+    _, expected, whole = selected
+    config = configured(tmp_path)
+
+    with patch.object(Journal, "keep", dying_at(call, Journal.keep)), pytest.raises(Killed):
+        select_ensemble(config, QUICK)
+    with counted_steps() as after:
+        _, journal = select_ensemble(config, QUICK)
+
+    assert len(after) < whole
     assert without_seconds(journal) == without_seconds(expected)
 
 
@@ -315,3 +335,20 @@ def test_too_few_held_out_rows_are_refused(tmp_path: Path) -> None:
 
     with pytest.raises(DataError, match="eval_file has 10 different prompts or groups"):
         select_ensemble(config, QUICK)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        (Wanted(members=(64,)), "alpha 0 with 64 members .*: skip_responsibility must be below"),
+        (Wanted(ranks=(4, 1024)), "1024"),
+    ],
+)
+def test_what_could_not_be_trained_or_served_is_refused_before_data_are_read(
+    tmp_path: Path, wanted: Wanted, message: str
+) -> None:
+    config = configured(tmp_path, skip_responsibility=0.02)
+    (tmp_path / "train.jsonl").unlink()
+
+    with pytest.raises(ConfigError, match=message):
+        select_ensemble(config, wanted)

@@ -1,0 +1,70 @@
+"""Do the defaults need tuning? The schedule beside the plain objective and beside remedies that are set by hand.
+
+`pytest tests/pilots/test_schedules.py -m pilot -s` prints the table of train/README.md.
+"""
+
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from tests.pilots.linear import Outcome, World, linear_config, train_linear
+
+pytestmark = [pytest.mark.slow, pytest.mark.pilot, pytest.mark.timeout(3600)]
+
+WORLDS: Mapping[str, World] = {
+    "form known": World(form=2, familiar=True),
+    "one source in five": World(form=2, familiar=True, sources=(0.8, 0.2)),
+    "three sources": World(form=2, familiar=True, sources=(1 / 3, 1 / 3, 1 / 3)),
+    "nothing contested": World(form=2, familiar=True, contested=0),
+    "form new": World(),
+    "form new, groups of 16": World(grouped=True),
+    "long answers": World(filler=60),
+}
+RATES = (1e-3, 3e-3, 1e-2)
+SEEDS = (0, 1, 2)
+BY_HAND: Mapping[str, Mapping[str, Any]] = {
+    "floor": {"schedule": "plain", "responsibility_floor": 0.05, "reseed_starved": True},
+    "warm-up": {"schedule": "plain", "alpha_warmup_ratio": 0.2, "reseed_starved": True},
+}
+SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    "alpha 0": {"renyi_alpha": 0.0},
+    "plain": {"schedule": "plain"},
+    **BY_HAND,
+    "auto": {},
+}
+Outcomes = Mapping[str, list[Outcome]]
+
+
+def outcomes_of(world: World, rate: float, num_members: int = 4) -> Outcomes:
+    """What came of every setting, seed by seed."""
+    runs = [(name, seed) for name in SETTINGS for seed in SEEDS]
+    shared = {"learning_rate": rate, "num_members": num_members}
+    found = train_linear(world, [linear_config(seed, **shared, **SETTINGS[name]) for name, seed in runs])
+    return {
+        name: [each for run, each in zip(runs, found, strict=True) if run[0] == name] for name in SETTINGS
+    }
+
+
+def spread(outcomes: list[Outcome]) -> str:
+    """The mean of the mixture NLLs, with the smallest and largest."""
+    values = [outcome.mixture_nll for outcome in outcomes]
+    return f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+
+
+@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize("name", [*WORLDS, "form known, 8 members"])
+def test_defaults_are_as_good_as_the_best_setting_by_hand(name: str, rate: float) -> None:
+    world, _, members = name.partition(", 8 ")
+    found = outcomes_of(WORLDS[world] if members else WORLDS[name], rate, 8 if members else 4)
+    least = {setting: min(each.least_load for each in found[setting]) for setting in SETTINGS}
+    cells = [f"{spread(found[setting])}, {least[setting]:.2f}" for setting in SETTINGS]
+    print(f"\n| {name} | {rate:g} | {' | '.join(cells)} |")
+
+    auto = found["auto"]
+    nll = {key: statistics.mean(each.mixture_nll for each in found[key]) for key in SETTINGS}
+    noise = max(statistics.stdev(each.mixture_nll for each in found[key]) for key in ("auto", *BY_HAND))
+    assert nll["auto"] < min(nll[key] for key in ("plain", *BY_HAND)) + noise
+    assert min(each.worst_gain for each in auto) > 0
+    assert least["auto"] > 0.1
