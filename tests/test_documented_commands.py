@@ -64,6 +64,7 @@ NOT_RUN = {
     "make try": "starts a real engine; tests/app/demo asks the shipped ensemble behind a scripted one",
     "softspec demo": "takes minutes and an engine; tests/app/demo runs it on a tiny base and scripted answers",
     "softspec bench train": "takes minutes; tests/app/bench runs it on a tiny base",
+    "softspec diagnose": "takes minutes; tests/train/diagnosis runs it on a tiny base",
     "softspec evaluate": "takes minutes; tests/app/test_evaluate.py runs it on a tiny ensemble",
     "softspec calibrate": "needs rows with a truth; tests/calibration runs it on scripted and tiny ensembles",
     "softspec baselines": "trains five models; tests/app/baselines runs it on a tiny base",
