@@ -15,6 +15,7 @@ from softspec.calibration.curves import fit_curve
 from softspec.calibration.fit import Fitted, Wanted, fit_calibration
 from softspec.calibration.model import fit_confidence
 from softspec.calibration.outcomes import Outcomes
+from softspec.calibration.table import table
 from softspec.errors import DataError
 
 METHODS: list[Method] = ["isotonic", "platt", "beta"]
@@ -196,7 +197,8 @@ def test_target_that_cannot_be_met_is_told_and_not_written() -> None:
         '{"target_error": 0.01}',
         '{"target_coverage": 0.99}',
     ]
-    assert all(each.rows_needed is None or each.rows_needed > 60 for each in found.unmet)
+    assert found.unmet[1].rows_needed == 230
+    assert "60 rows are too few; about 170 more rows would be needed" in table(found)
 
 
 @pytest.mark.parametrize(
