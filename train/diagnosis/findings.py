@@ -11,7 +11,7 @@ from typing import Any
 from softspec.maths.stability import CriticalAlpha, Estimate
 from softspec.train.config import TrainConfig
 from softspec.train.diagnosis.ambiguity import Ambiguity
-from softspec.train.diagnosis.growth import APART, Growth
+from softspec.train.diagnosis.growth import APART_NATS, Growth
 from softspec.train.diagnosis.price import price_nats
 
 ROWS = (1, 2, 4, 8, 16, 32)
@@ -114,8 +114,8 @@ class Findings:
     def are_apart(self) -> bool:
         """Whether members have parted: held-out units say so, or else the run's log."""
         if self.ambiguity:
-            least = (1 - APART) * math.log(self.setting.num_members)
-            return math.log(self.ambiguity.routing_perplexity) <= least
+            spread = math.log(self.setting.num_members) - math.log(self.ambiguity.routing_perplexity)
+            return spread >= APART_NATS
         return self.growth is not None and self.growth.are_apart
 
 

@@ -28,8 +28,8 @@ LEAST = 5
 """Points without which there is no line to speak of."""
 LOOKS = 16
 """At most so many times a short run is looked at."""
-APART = 0.5
-"""Members are apart when their spread is this part of log K."""
+APART_NATS = math.log(2) / 2
+"""Members are apart from this spread on: half of that of two camps of members, however many there are in each."""
 STANDARD_ERRORS = 2.4
 """On either side of a slope: 95 % of Student's t with six degrees of freedom."""
 DUST = 1e-9
@@ -53,7 +53,7 @@ class Growth:
     @property
     def are_apart(self) -> bool:
         """Whether members share few units by now."""
-        return bool(self.spreads) and self.spreads[-1] >= APART * math.log(self.num_members)
+        return bool(self.spreads) and self.spreads[-1] >= APART_NATS
 
     @property
     def grows(self) -> bool:
@@ -68,8 +68,7 @@ class Growth:
             return 0
         if not self.grows or self.rate is None:
             return None
-        goal = APART * math.log(self.num_members)
-        return math.ceil(math.log(goal / max(self.spreads[-1], DUST)) / self.rate.value)
+        return math.ceil(math.log(APART_NATS / max(self.spreads[-1], DUST)) / self.rate.value)
 
 
 def growth(num_members: int, points: Sequence[tuple[int, float]], control: Estimate | None = None) -> Growth:
@@ -133,5 +132,10 @@ def spread(training: Training, units: Sequence[Unit], renyi_alpha: float | None 
 def shortened(config: TrainConfig, steps: int, renyi_alpha: float) -> TrainConfig:
     """The configuration of a run of so many steps that has no end in sight: at the rate that it would have for long."""
     return config.model_copy(
-        update={"max_steps": steps, "renyi_alpha": renyi_alpha, "lr_scheduler_type": "constant"}
+        update={
+            "max_steps": steps,
+            "renyi_alpha": renyi_alpha,
+            "lr_scheduler_type": "constant",
+            "schedule": "plain",
+        }
     )

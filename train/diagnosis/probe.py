@@ -69,13 +69,8 @@ def critical_alpha(
     Raises:
         ConfigError: there are fewer than four units.
     """
-    config = training.config
-    if config.granularity == "token":
-        return probe(
-            training, units, member=member, rows=rows, directions=directions, seed=seed
-        ).line.critical_alpha()
     found = probe(training, units, member=member, rows=rows, directions=directions, seed=seed)
-    return found.critical_alpha(rows_together(config), seed)
+    return found.critical_alpha(rows_together(training.config), seed)
 
 
 def probe(
@@ -106,7 +101,10 @@ def probe(
             step = step_for(replicas, direction, asked[: training.config.micro_batch_size])
             # Both halves in one unit of length.
             lines.append(_weighted(replicas.along(step * direction, asked, 1.0), asked, training.config))
-            keys += [_in_half(fold, unit) for unit in asked]
+            if training.config.granularity == "token":
+                keys += [None] * len(lines[-1].scores)
+            else:
+                keys += [_in_half(fold, unit) for unit in asked]
     return Probe(lines[0].joined(lines[1]), tuple(keys), step * direction)
 
 

@@ -91,6 +91,15 @@ def test_a_run_is_as_it_was_after_a_probe(training: Training) -> None:
         assert torch.equal(before, training.objective.batch(training.members, units).table().loglik)
 
 
+def test_tokens_that_are_routed_one_by_one_are_units(tmp_path_factory: pytest.TempPathFactory) -> None:
+    run = prepared(tmp_path_factory.mktemp("token"), num_members=1, lora_r=2, granularity="token")
+    optimizer_step(run, 0)
+
+    found = critical_alpha(run, units_of(run))
+
+    assert found.n == sum(len(unit.completions[0].completion_ids) for unit in units_of(run))
+
+
 def test_too_few_rows_are_refused(training: Training) -> None:
     with pytest.raises(ConfigError, match="at least 4 units, found 3"):
         critical_alpha(training, units_of(training, 3))

@@ -129,16 +129,16 @@ def test_steps_with_too_few_groups() -> None:
 
 @pytest.mark.parametrize(("total", "expected"), [(60, "too_few_steps"), (500, "growing")])
 def test_steps_until_members_part(total: int, expected: str) -> None:
-    """From 0.001 nats at 5 % a step to half of log 4 takes 131 steps."""
+    """From 0.001 nats at 5 % a step to half of log 2 takes 117 steps."""
     found = grown(0.05, 0.001)
 
     advice = verdict(
         setting=replace(SETTING, rows_together=16, total_steps=total), sources=gains(0.2), growth=found
     )
 
-    assert found.steps_to_go == 131
+    assert found.steps_to_go == 117
     assert advice.verdict == expected
-    assert "after about 191" in advice.text
+    assert "after about 177" in advice.text
 
 
 def test_members_that_could_part_but_do_not_move() -> None:
@@ -179,4 +179,4 @@ def test_a_page_has_what_was_found_and_json_has_no_infinity() -> None:
     assert content["stability"]["critical_alpha"]["value"] is None
     assert content["sources"]["price_nats"] == pytest.approx(1.733, abs=1e-3)
     assert content["sources"]["fewest_rows"] == 16
-    assert content["growth"]["steps_to_go"] == 131
+    assert content["growth"]["steps_to_go"] == 117
