@@ -116,7 +116,7 @@ class Findings:
         if self.ambiguity:
             spread = math.log(self.setting.num_members) - math.log(self.ambiguity.routing_perplexity)
             return spread >= APART_NATS
-        return self.growth is not None and self.growth.are_apart
+        return self.growth is not None and self.growth.is_finished and self.growth.are_apart
 
 
 def _estimate(found: Estimate | None) -> dict[str, float | int | None] | None:

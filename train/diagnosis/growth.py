@@ -8,7 +8,7 @@ It grows exponentially from a point that is unstable, and falls or stands still 
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -42,6 +42,7 @@ class Growth:
 
     `rate` is the slope of log spread, twice that of the members' distance, by least squares, with 2.4 standard errors
     on either side; None where there are too few of them. `control` is the same of members that learn alone.
+    `is_finished`: of a run that has come to its end, rather than of its first steps.
     """
 
     num_members: int
@@ -49,6 +50,7 @@ class Growth:
     spreads: tuple[float, ...]
     rate: Estimate | None
     control: Estimate | None = None
+    is_finished: bool = False
 
     @property
     def are_apart(self) -> bool:
@@ -101,7 +103,7 @@ def logged_growth(ensemble: Path, num_members: int) -> Growth:
         for event in events
         if "routing_perplexity" in event and "step" in event
     ]
-    return growth(num_members, points)
+    return replace(growth(num_members, points), is_finished=True)
 
 
 def run_shortly(training: Training, units: Sequence[Unit], steps: int, what: str) -> list[tuple[int, float]]:

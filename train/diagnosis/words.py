@@ -214,6 +214,10 @@ def growing(findings: Findings) -> Advice | None:
     """Members are parting: are there steps enough?"""
     setting, found = findings.setting, findings.growth
     left = found.steps_to_go if found else None
+    if found and found.are_apart:
+        return Advice(
+            "growing", f"Members part within the {found.steps[-1]} steps that were looked at. Train."
+        )
     if found is None or found.rate is None or not left:
         return None
     done = found.steps[-1]

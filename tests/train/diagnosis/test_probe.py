@@ -15,6 +15,8 @@ from softspec.train.loop.state import Training
 from softspec.train.loop.step import optimizer_step
 from tests.support.tiny_training import preference_rows, prepared, write_rows
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", params=["sft", "dpo"])
 def training(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Training:

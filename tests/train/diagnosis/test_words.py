@@ -141,6 +141,20 @@ def test_steps_until_members_part(total: int, expected: str) -> None:
     assert "after about 177" in advice.text
 
 
+@pytest.mark.parametrize(
+    ("rows", "is_finished", "expected"),
+    [(4, False, "too_few_rows"), (16, False, "growing"), (4, True, "specialised")],
+)
+def test_members_that_part_in_the_first_steps_have_not_specialised_yet(
+    rows: int, is_finished: bool, expected: str
+) -> None:
+    found = replace(grown(0.05, 0.6), is_finished=is_finished)
+
+    advice = verdict(setting=replace(SETTING, rows_together=rows), sources=gains(0.2), growth=found)
+
+    assert advice.verdict == expected
+
+
 def test_members_that_could_part_but_do_not_move() -> None:
     advice = verdict(
         setting=replace(SETTING, rows_together=16), sources=gains(0.2), growth=grown(-0.05, 0.001)
