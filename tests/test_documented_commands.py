@@ -67,6 +67,7 @@ NOT_RUN = {
     "softspec evaluate": "takes minutes; tests/app/test_evaluate.py runs it on a tiny ensemble",
     "softspec calibrate": "needs rows with a truth; tests/calibration runs it on scripted and tiny ensembles",
     "softspec baselines": "trains seven models; tests/app/baselines runs it on a tiny base",
+    "softspec report": "needs a run and its scores; tests/app/report runs it on a tiny ensemble and in a browser",
     "softspec score": "starts a real engine; tests/app/score runs it on a tiny base",
     "softspec select": "takes minutes; tests/train/selection runs it on a tiny base",
     "softspec bench serve": "takes minutes and an engine; tests/app/bench runs it on a tiny base",

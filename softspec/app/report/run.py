@@ -1,0 +1,261 @@
+"""One run of `softspec report`: what is there of a run becomes one page; what is not is said, with how to get it.
+
+In: an ensemble directory, scores files, answers of members. Out: an HTML file, and if asked for JSON and preference
+rows. A model is loaded only to ask members about prompts.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from softspec.app import interruption
+from softspec.app.report.contested import require_data
+from softspec.app.report.page import Page, as_html
+from softspec.app.report.refusals import RedTeam, judge_refusals, preferences, refusal_rule
+from softspec.app.report.samples import Drawing, draw_samples, read_prompts, read_samples
+from softspec.app.report.training import LOG_NAME, read_training
+from softspec.app.report.views import ScoresView, scores_view, training_view
+from softspec.app.smollm2 import base_of
+from softspec.artefact.calibration import Calibration
+from softspec.artefact.manifest import Manifest, load_manifest
+from softspec.console import tell
+from softspec.errors import ConfigError
+from softspec.evaluation.judge import Asked
+from softspec.evaluation.records import read_header
+from softspec.evaluation.score import ensemble_digest
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What goes into a report, and where things go."""
+
+    output: Path
+    scores: tuple[Path, ...] = ()
+    baselines: tuple[str, ...] = ()
+    data: tuple[Path, ...] = ()
+    document: Path | None = None
+    samples: Path | None = None
+    prompts: Path | None = None
+    preferences: Path | None = None
+    refusal: str | None = None
+    asked: Asked = field(default_factory=Asked)
+    drawing: Drawing = field(default_factory=Drawing)
+
+
+def write_report(run: Path, wanted: Wanted) -> None:
+    """Write the page, and the files that were asked for beside it.
+
+    Raises:
+        UserError: a file is missing, malformed, or of another run.
+        Interrupted: by Ctrl-C while members are asked; the same command goes on.
+    """
+    if wanted.asked.draws < 2:
+        raise ConfigError("--bootstrap must be at least 2")
+    for path, flag in (
+        (wanted.output, "--output"),
+        (wanted.document, "--json"),
+        (wanted.preferences, "--red-team"),
+    ):
+        _check_output(path, flag, wanted)
+    manifest = load_manifest(run)
+    digest = ensemble_digest(run, manifest, base_of([run]) or manifest.base_model.path)
+    baselines = _baselines(wanted)
+    data = [_data_of(path, wanted.data) for path in wanted.scores]
+    for path in wanted.scores:
+        _require_own(path, manifest, digest)
+    _require_all_used(wanted, baselines)
+    rule = refusal_rule(wanted.refusal)
+    log = read_training(run / LOG_NAME)
+    samples = _samples(run, manifest, digest, wanted)
+    red_team = None
+    if samples is not None:
+        _, answers = read_samples(samples)
+        red_team = judge_refusals(answers, manifest.log_weights, rule, wanted.asked.seed)
+    views = [
+        scores_view(path, _of_same_data(path, baselines), own, wanted.asked, f"Scores {number}")
+        for number, (path, own) in enumerate(zip(wanted.scores, data, strict=True), start=1)
+    ]
+    page = Page(
+        title=manifest.name,
+        facts=_facts(run, manifest),
+        training=None if log is None else training_view(log),
+        scores=views,
+        calibration=_calibrations(manifest),
+        red_team=red_team,
+        missing=_missing(log is not None, views, manifest, red_team),
+    )
+    wanted.output.write_text(as_html(page), encoding="utf-8")
+    if wanted.document is not None:
+        _write_json(wanted.document, manifest, views, red_team)
+    if wanted.preferences is not None and red_team is not None:
+        _export(wanted.preferences, red_team)
+
+
+def _export(path: Path, red_team: RedTeam) -> None:
+    rows = [json.dumps(row, ensure_ascii=False) + "\n" for row in preferences(red_team)]
+    path.write_bytes("".join(rows).encode("utf-8", "replace"))
+    tell(
+        f"{len(rows) // 2} of {len(red_team.prompts)} prompts are in '{path}', those on which members differ beyond "
+        f"chance; {red_team.samples} answers of each member were judged, more find more"
+    )
+
+
+def _samples(run: Path, manifest: Manifest, digest: str, wanted: Wanted) -> Path | None:
+    """The file of members' answers, which are drawn first if there are prompts to ask."""
+    if wanted.prompts is None:
+        if wanted.samples is None:
+            if wanted.preferences is not None:
+                raise ConfigError(
+                    "--red-team needs answers of members: give --red-team-prompts PROMPTS.jsonl, or --red-team-samples"
+                )
+            return None
+        header, _ = read_samples(wanted.samples)
+        if header.model_digest != digest or header.num_members != manifest.num_members:
+            raise ConfigError(f"'{wanted.samples}' has answers of other members than those of '{run}'")
+        return wanted.samples
+    path = wanted.samples or wanted.output.with_suffix(".samples.jsonl")
+    with interruption.interruptible(f"interrupted; the same command goes on from '{path}'"):
+        drawing = wanted.drawing
+        base = drawing.base or base_of([run])
+        draw_samples(
+            run, digest, read_prompts(wanted.prompts), path, Drawing(**{**vars(drawing), "base": base})
+        )
+    return path
+
+
+def _facts(run: Path, manifest: Manifest) -> list[tuple[str, str]]:
+    held_out = manifest.held_out.get("mixture_nll")
+    weights = ", ".join(f"{math.exp(weight):.3f}" for weight in manifest.log_weights)
+    found = [
+        ("directory", run.name),
+        ("base model", manifest.base_model.path),
+        ("members", f"{manifest.num_members}, weights {weights} ({manifest.weights_rule})"),
+        ("objective", f"{manifest.objective}, alpha {manifest.renyi_alpha:g}, per {manifest.granularity}"),
+        (
+            "trained on",
+            f"{manifest.training['examples']:,} examples" if "examples" in manifest.training else "",
+        ),
+        ("held out", f"mixture NLL {held_out:.4f} nats" if held_out is not None else ""),
+    ]
+    return [(name, value) for name, value in found if value]
+
+
+def _missing(
+    has_training: bool, views: Sequence[ScoresView], manifest: Manifest, red_team: RedTeam | None
+) -> list[tuple[str, str]]:
+    found = []
+    if not has_training:
+        found.append(("training curves", f"`{LOG_NAME}` is not in the directory; `softspec train` writes it"))
+    if not views:
+        found.append(
+            (
+                "metrics",
+                "`softspec evaluate RUN DATA.jsonl --scores SCORES.jsonl`, then this with `--scores SCORES.jsonl`",
+            )
+        )
+    if views and not any(view.responsibilities for view in views):
+        found.append(
+            ("responsibilities by source", "rows of `softspec evaluate` with a `source`, or `ratings`")
+        )
+    if manifest.calibration is None:
+        found.append(("calibration", "`softspec calibrate RUN DATA.jsonl`"))
+    if red_team is None:
+        found.append(("red team", "this with `--red-team-prompts PROMPTS.jsonl`"))
+    return found
+
+
+def _calibrations(manifest: Manifest) -> list[Calibration]:
+    first = manifest.calibration
+    return [each for each in (first, None if first is None else first.also) if each is not None]
+
+
+def _baselines(wanted: Wanted) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for each in wanted.baselines:
+        name, equals, path = each.partition("=")
+        if not (name and equals and path):
+            raise ConfigError(f"--baseline is '{each}': expected NAME=SCORES.jsonl")
+        if name in found:
+            raise ConfigError(f"--baseline {name} is given twice: give each a name of its own")
+        found[name] = Path(path)
+    return found
+
+
+def _of_same_data(scores: Path, baselines: Mapping[str, Path]) -> dict[str, Path]:
+    digest = read_header(scores).data_digest
+    return {name: path for name, path in baselines.items() if read_header(path).data_digest == digest}
+
+
+def _data_of(scores: Path, data: Sequence[Path]) -> Path | None:
+    """The file that was scored, if it is among those given."""
+    header = read_header(scores)
+    for path in data:
+        try:
+            require_data(path, header)
+        except ConfigError:
+            continue
+        return path
+    return None
+
+
+def _require_own(scores: Path, manifest: Manifest, digest: str) -> None:
+    header = read_header(scores)
+    same_members = header.num_members == manifest.num_members
+    if not same_members or (manifest.base_model.fingerprint is not None and header.model_digest != digest):
+        raise ConfigError(
+            f"'{scores}' has scores of another model ({header.model}, {header.num_members} members) than this run's: "
+            "score the run with 'softspec evaluate', or give it as --baseline NAME=FILE"
+        )
+
+
+def _require_all_used(wanted: Wanted, baselines: Mapping[str, Path]) -> None:
+    """Nothing that was given is left out in silence."""
+    headers = [read_header(path) for path in wanted.scores]
+    for name, path in baselines.items():
+        if read_header(path).data_digest not in {header.data_digest for header in headers}:
+            raise ConfigError(
+                f"--baseline {name}: '{path}' has scores of data that no --scores has: score the same file"
+            )
+    for data in wanted.data:
+        problems = []
+        for header in headers:
+            try:
+                require_data(data, header)
+            except ConfigError as error:
+                problems.append(error)
+        if len(problems) == len(headers):
+            raise (problems[0] if problems else ConfigError("--data is of no use without --scores"))
+
+
+def _check_output(path: Path | None, flag: str, wanted: Wanted) -> None:
+    if path is None:
+        return
+    if not path.parent.is_dir():
+        raise ConfigError(f"{flag} is '{path}' but there is no directory '{path.parent}': make it first")
+    inputs = (*wanted.scores, *wanted.data, wanted.prompts, wanted.samples)
+    is_input = any(
+        each is not None and each.exists() and path.samefile(each) for each in inputs if path.exists()
+    )
+    if path.exists() and (not path.is_file() or is_input):
+        raise ConfigError(f"{flag} is '{path}', which may not be replaced: name another file")
+
+
+def _write_json(
+    path: Path, manifest: Manifest, views: Sequence[ScoresView], red_team: RedTeam | None
+) -> None:
+    document: dict[str, Any] = {
+        "name": manifest.name,
+        "scores": [
+            {
+                **view.document,
+                "contested": [{"row": row.row, "epistemic": row.uncertainty} for row in view.contested],
+            }
+            for view in views
+        ],
+        "red_team": None if red_team is None else asdict(red_team),
+    }
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    path.write_bytes(f"{text}\n".encode("utf-8", "replace"))
