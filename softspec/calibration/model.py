@@ -46,8 +46,14 @@ class Confidence:
 
         Of one metric its largest value; of several the smallest confidence, negated.
         """
-        measure = (lambda rows: -self.of(rows)) if self.inputs else self.scores
-        return np.array([measure(rows).max() if len(rows) else -np.inf for rows in outcomes.prefixes])
+        found = np.full(len(outcomes), -np.inf)
+        lengths = np.array([len(rows) for rows in outcomes.prefixes])
+        if judged := [rows for rows in outcomes.prefixes if len(rows)]:
+            every = np.concatenate(judged)
+            doubts = -self.of(every) if self.inputs else self.scores(every)
+            starts = np.append(0, np.cumsum(lengths[lengths > 0])[:-1])
+            found[lengths > 0] = np.maximum.reduceat(doubts, starts)
+        return found
 
 
 def fit_confidence(outcomes: Outcomes, rows: Flags, method: Method) -> Confidence:

@@ -76,7 +76,9 @@ def _certified(each: Threshold, metric: str) -> str:
 def _needed(unmet: Unmet) -> str:
     if unmet.rows_needed is None:
         return "more rows like these would not help"
-    return f"about {max(unmet.rows_needed - unmet.num_rows, 1):,} rows more would be needed"
+    if unmet.rows_needed <= unmet.num_rows:
+        return "it was near, so somewhat more rows may do"
+    return f"about {unmet.rows_needed - unmet.num_rows:,} more rows would be needed"
 
 
 def _groups(fitted: Fitted) -> Iterator[str]:

@@ -15,7 +15,7 @@ from softspec.ensemble.progress import watched
 from softspec.ensemble.results import Answer, Decided, ScoredAnswer, ScoredChoices
 from softspec.ensemble.sampling import checked_sampling, seed_of
 from softspec.ensemble.texts import Prompt, Texts
-from softspec.errors import DataError
+from softspec.errors import ConfigError, DataError
 from softspec.maths.answer import TokenUncertainty, summarise
 
 Detail = Literal["summary", "tokens"]
@@ -27,7 +27,7 @@ class Ensemble:
     def __init__(self, manifest: Manifest, texts: Texts, backend: Backend) -> None:
         self.manifest = manifest
         self.texts = texts
-        self.backend = backend
+        self._backend: Backend | None = backend
 
     def __enter__(self) -> "Ensemble":
         return self
@@ -42,7 +42,20 @@ class Ensemble:
 
     def close(self) -> None:
         """Free weights, and end what was started; nothing can be asked after that."""
-        self.backend.close()
+        if self._backend is not None:
+            backend, self._backend = self._backend, None
+            backend.close()
+
+    @property
+    def backend(self) -> Backend:
+        """What computes.
+
+        Raises:
+            ConfigError: the ensemble was closed.
+        """
+        if self._backend is None:
+            raise ConfigError(f"ensemble '{self.manifest.name}' is closed: load it again")
+        return self._backend
 
     @property
     def num_members(self) -> int:

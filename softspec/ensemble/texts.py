@@ -43,7 +43,7 @@ class Texts:
         """A prompt with whole answers, which end with the token that ends a turn.
 
         Raises:
-            DataError: it cannot be rendered or tokenised as in training, or is longer than the base's context.
+            DataError: it cannot be rendered or tokenised as in training, or is longer than the context.
         """
         if isinstance(answers, str):
             raise DataError(f"{place}: its answers are one text: expected a list of texts")
@@ -67,8 +67,8 @@ class Texts:
         ids = self.reading.prompt_ids(row, place)
         if self.context is not None and len(ids) >= self.context:
             raise DataError(
-                f"{place}: has {len(ids)} tokens: expected less than the base's context, {self.context}, to leave room "
-                "for an answer"
+                f"{place}: has {len(ids)} tokens: expected less than the context, {self.context}, to leave room for an "
+                "answer"
             )
         return ids
 
@@ -91,11 +91,11 @@ class Texts:
         """The same, if it is short enough.
 
         Raises:
-            DataError: it is longer than the base's context.
+            DataError: it is longer than the context.
         """
         if self.context is not None and asked.num_tokens > self.context:
             raise DataError(
-                f"{asked.place}: has {asked.num_tokens} tokens with its longest answer: expected at most the base's "
+                f"{asked.place}: has {asked.num_tokens} tokens with its longest answer: expected at most the "
                 f"context, {self.context}"
             )
         return asked

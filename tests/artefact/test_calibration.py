@@ -46,7 +46,7 @@ def test_outside_of_the_curve_its_ends_hold() -> None:
     assert [confidence(value) for value in (-math.inf, 0.0, 1.0, 9.0, math.inf)] == [0.9, 0.9, 0.2, 0.2, 0.2]
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(
     st.lists(st.floats(-1e300, 1e300), min_size=1, max_size=6, unique=True),
     st.data(),

@@ -1,5 +1,6 @@
 """A confidence is right on rows that it was not fitted to, and never rises with the doubt."""
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -14,6 +15,7 @@ from softspec.calibration.curves import fit_curve
 from softspec.calibration.fit import Fitted, Wanted, fit_calibration
 from softspec.calibration.model import fit_confidence
 from softspec.calibration.outcomes import Outcomes
+from softspec.calibration.table import table
 from softspec.errors import DataError
 
 METHODS: list[Method] = ["isotonic", "platt", "beta"]
@@ -149,6 +151,16 @@ def test_confidences_of_all_rows_are_those_that_the_server_reads(
     ]
 
 
+def test_doubt_of_a_row_is_that_of_its_worst_prefix() -> None:
+    rows = outcomes(rows=60)
+    prefixes = [np.array([[0.2], [0.7], [0.1]]), np.empty((0, 1)), np.array([[0.4]]), *rows.prefixes[3:]]
+
+    doubts = fit_confidence(rows, np.ones(60, bool), "platt").doubts(replace(rows, prefixes=prefixes))
+
+    assert doubts[:3].tolist() == [0.7, -np.inf, 0.4]
+    assert doubts[3:].tolist() == rows.whole[3:, 0].tolist()
+
+
 def test_threshold_of_several_metrics_is_a_confidence_that_answers_what_was_certified() -> None:
     rows = outcomes(rows=2000, metrics=("epistemic", "total_entropy"))
 
@@ -185,7 +197,8 @@ def test_target_that_cannot_be_met_is_told_and_not_written() -> None:
         '{"target_error": 0.01}',
         '{"target_coverage": 0.99}',
     ]
-    assert all(each.rows_needed is None or each.rows_needed > 60 for each in found.unmet)
+    assert found.unmet[1].rows_needed == 230
+    assert "60 rows are too few; about 170 more rows would be needed" in table(found)
 
 
 @pytest.mark.parametrize(

@@ -215,7 +215,7 @@ def test_guarantee_survives_the_fit_of_several_metrics_and_not_one_on_the_rows_t
             names, values, [each[None] for each in values], correct, np.ones(count), [None] * count
         )
 
-    population = rows(20_000)
+    population = rows(4_000)
     every, half = np.ones(200, bool), design_rows(200, 0.5)
     missed = {True: 0, False: 0}
     for _ in range(DRAWS):

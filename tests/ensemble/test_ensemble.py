@@ -119,6 +119,14 @@ def test_what_cannot_be_loaded_is_told_at_once(
         softspec.load(**{"path": tiny_ensembles["block-2"], **options})
 
 
+def test_a_closed_ensemble_says_so(tiny_ensembles: dict[str, Path]) -> None:
+    with softspec.load(tiny_ensembles["block-1"], backend="transformers") as ensemble:
+        ensemble.close()
+
+    with pytest.raises(ConfigError, match="ensemble 'block-1' is closed: load it again"):
+        ensemble.generate(["x"])
+
+
 def test_a_wrong_row_late_in_a_stream_comes_after_the_right_ones(ensemble: Ensemble) -> None:
     rows = [("x", ["a"])] * 70 + [("", ["a"])]
 

@@ -24,7 +24,7 @@ import json, sys
 import softspec
 from tests.support.asked_ensemble import everything
 
-ensemble = softspec.load(sys.argv[1], vllm_args=["--enforce-eager", "--max-model-len", "128"])
+ensemble = softspec.load(sys.argv[1], vllm_args=["--enforce-eager", "--max-model-len", "256"])
 with open(sys.argv[2], "w") as file:
     json.dump(everything(ensemble), file)
 """
@@ -111,6 +111,7 @@ def test_a_plain_script_gets_the_same_from_both_backends(
     )
 
     assert done.returncode == 0, done.stderr
+    assert "Exception ignored" not in done.stderr
     with softspec.load(directory, backend="transformers") as ensemble:
         expected = json.loads(json.dumps(everything(ensemble)))
     found = json.loads(out.read_text())
@@ -143,6 +144,7 @@ def test_ctrl_c_ends_a_script_and_its_engine(tiny_ensembles: dict[str, Path], tm
         (os.killpg if to_group else os.kill)(script.pid, signal.SIGINT)
 
         _, told = script.communicate(timeout=60)
-        assert told.rstrip().endswith("KeyboardInterrupt"), told
+        assert "KeyboardInterrupt\n" in told, told
+        assert "Exception ignored" not in told, told
         assert children
         assert not psutil.wait_procs(children, timeout=10)[1]

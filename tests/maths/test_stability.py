@@ -217,6 +217,7 @@ def test_a_well_specified_model_is_not_called_unstable_by_few_units() -> None:
     assert 0.8 < sum(cross) / 10 < 1.25
 
 
+@pytest.mark.slow
 def test_a_hidden_cause_is_found_among_many_dimensions() -> None:
     """Five labels of a unit share a sign along the first of 20 coordinates: J / V = 5 there, and 1 elsewhere."""
     generator = torch.Generator().manual_seed(3)
@@ -230,6 +231,7 @@ def test_a_hidden_cause_is_found_among_many_dimensions() -> None:
     assert 1 / 5 <= found.value < 1.15 / 5, "an upper bound, for the direction is not quite the best"
 
 
+@pytest.mark.slow
 def test_the_interval_of_a_ratio_holds_the_truth_as_often_as_it_says() -> None:
     """100 draws of O4 with 150 units; a share of 0.95 has a standard error of 0.022."""
     held = 0

@@ -31,7 +31,7 @@ class Size:
     wanted: Wanted
 
 
-QUICK = pytest.param(Size(0, 120, Wanted(alphas=(0.0, 0.8), members=(2,))), id="quick")
+QUICK = pytest.param(Size(0, 200, Wanted(alphas=(0.0, 0.8), members=(2,))), id="quick")
 SEEDS = [
     pytest.param(
         Size(seed, 200, Wanted()), id=f"seed {seed}", marks=[pytest.mark.pilot, pytest.mark.timeout(7200)]

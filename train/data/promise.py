@@ -11,7 +11,7 @@ badly.
 """
 
 import random
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -67,7 +67,7 @@ def look_at_choices(units: Sequence[Unit]) -> Choices | None:
         None where fewer than two sources are known, or where answers are no choice of a few.
     """
     answers: dict[tuple[int, ...], int] = {}
-    counts: Counter[tuple[str, int]] = Counter()
+    counts: dict[tuple[str, int], float] = defaultdict(float)
     said: dict[tuple[int, ...], dict[str, int]] = defaultdict(dict)
     step = -(-len(units) // MOST_UNITS)
     looked_at = range(0, len(units), step)

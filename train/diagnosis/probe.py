@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from softspec.errors import ConfigError
-from softspec.maths.stability import CriticalAlpha, Line, leading_direction
+from softspec.maths.stability import CriticalAlpha, Line, leading_direction, lowest_curvature
 from softspec.train.config import TrainConfig
 from softspec.train.data.units import Unit, in_batches
 from softspec.train.diagnosis.replicas import Replicas, replicas_of, step_for
@@ -24,6 +24,8 @@ from softspec.train.processes import is_main_process
 ROWS = 128
 GRADIENTS = 32
 """Of each half, the most whose span is searched."""
+PUSHES = 6
+"""Iterations of Lanczos, each with two replicas forward and backward."""
 NUMBERS = 2**27
 """The most numbers of gradients in memory, 512 MB in float32."""
 
@@ -40,6 +42,8 @@ class Probe:
 
     line: Line
     keys: tuple[Key | None, ...]
+    direction: Tensor
+    """One of the two directions, (P,), which changes a unit by about 0.1 nats."""
 
     def critical_alpha(self, group_rows: int, seed: int = 0) -> CriticalAlpha:
         """The critical alpha if so many rows with one key were routed together; fewer where there are not so many."""
@@ -65,13 +69,8 @@ def critical_alpha(
     Raises:
         ConfigError: there are fewer than four units.
     """
-    config = training.config
-    if config.granularity == "token":
-        return probe(
-            training, units, member=member, rows=rows, directions=directions, seed=seed
-        ).line.critical_alpha()
     found = probe(training, units, member=member, rows=rows, directions=directions, seed=seed)
-    return found.critical_alpha(rows_together(config), seed)
+    return found.critical_alpha(rows_together(training.config), seed)
 
 
 def probe(
@@ -84,7 +83,7 @@ def probe(
     seed: int = 0,
 ) -> Probe:
     """Find a direction on either half of some rows, and ask the other half about it. Arguments as `critical_alpha`."""
-    chosen = _some(units or training.held_out or training.examples, rows, seed)
+    chosen = some_of(units or training.held_out or training.examples, rows, seed)
     together = rows_together(training.config)
     pieces = _pieces(chosen, together)
     if len(pieces) < 4:
@@ -102,8 +101,31 @@ def probe(
             step = step_for(replicas, direction, asked[: training.config.micro_batch_size])
             # Both halves in one unit of length.
             lines.append(_weighted(replicas.along(step * direction, asked, 1.0), asked, training.config))
-            keys += [_in_half(fold, unit) for unit in asked]
-    return Probe(lines[0].joined(lines[1]), tuple(keys))
+            if training.config.granularity == "token":
+                keys += [None] * len(lines[-1].scores)
+            else:
+                keys += [_in_half(fold, unit) for unit in asked]
+    return Probe(lines[0].joined(lines[1]), tuple(keys), step * direction)
+
+
+def lowest_force(training: Training, member: int, units: Sequence[Unit], direction: Tensor) -> float:
+    """The smallest eigenvalue of V - alpha J that a few pushes of two replicas find, per square of a weight.
+
+    Args:
+        direction: where to begin, (P,), and how far the replicas stand from their middle.
+    """
+    with replicas_of(training, member, count=2) as replicas:
+        length = direction.norm().item()
+
+        def force(way: Tensor) -> Tensor:
+            return replicas.force(units, training.config.renyi_alpha, way, length)
+
+        return lowest_curvature(force, direction, PUSHES)[0]
+
+
+def units_of(units: Sequence[Unit], together: int) -> Tensor:
+    """The number of each row's unit, from 0, if so many rows with one group or source are routed together; (N,)."""
+    return _numbered([_in_half(0, unit) for unit in units], together)
 
 
 def rows_together(config: TrainConfig) -> int:
@@ -129,7 +151,7 @@ def _phi(replicas: Replicas, direction: Tensor, units: Sequence[Unit], together:
     step = step_for(replicas, direction, units[: replicas.training.config.micro_batch_size])
     line = _weighted(replicas.along(direction, units, step), units, replicas.training.config)
     if replicas.training.config.granularity != "token":
-        line = line.of_units(_numbered([_in_half(0, unit) for unit in units], together))
+        line = line.of_units(units_of(units, together))
     return line.phi().item()
 
 
@@ -142,7 +164,8 @@ def _weighted(line: Line, units: Sequence[Unit], config: TrainConfig) -> Line:
     return replace(line, scores=in_scores * line.scores, curvatures=weights * line.curvatures)
 
 
-def _some(units: Sequence[Unit], rows: int, seed: int) -> list[Unit]:
+def some_of(units: Sequence[Unit], rows: int, seed: int) -> list[Unit]:
+    """At most so many units, drawn without replacement."""
     numbers = random.Random(seed).sample(range(len(units)), min(rows, len(units)))
     return [units[number] for number in numbers]
 

@@ -77,6 +77,7 @@ class Search:
 
     def __init__(self, plan: Plan, trainer: Trainer, notes: Notes) -> None:
         self.plan, self.trainer, self.notes, self.frame = plan, trainer, notes, trainer.frame
+        self.begun: set[Configuration] = set()
         self.branched: frozenset[Configuration] = frozenset()
 
     def run(self) -> Outcome:
@@ -122,34 +123,57 @@ class Search:
         """Train all configurations rung by rung; returns the tables of those that came up to the last one."""
         plan = self.plan
         alive = plan.single + [each for shape in plan.shapes for each in plan.rivals(shape)[0]]
+        self.begun = set(alive)
         tables: Tables = {}
         for step in plan.rungs:
             tables = self._measured(alive, step)
+            self._note_differences(tables, step)
             if not any(each.is_single for each in tables):
                 raise TrainingError(
                     "not even one adapter can be trained: lower learning_rate and start again"
                 )
             if step == plan.steps:
                 break
-            losses = self._losses(tables)
-            for each, (best, gap) in worse(losses, self.frame, self.branched).items():
-                self._drop(each, f"dropped after {step} steps: {told(gap)} worse than {best}")
-                del tables[each]
+            self._drop_worse(tables, step)
+            self._let_smaller_orders_follow(tables, step)
             alive = list(tables)
             if step == plan.branch_step:
-                alive += [new for shape in plan.shapes for new in self._branches(shape, tables, losses)]
+                alive += [new for shape in plan.shapes for new in self._branches(shape, tables)]
         return tables
 
-    def _branches(
-        self, shape: Shape, tables: Tables, losses: Mapping[Configuration, Tensor]
-    ) -> Sequence[Configuration]:
-        """The orders between 0 and the largest that may begin with the members of the largest one."""
-        anew, between = self.plan.rivals(shape)
-        parent = anew[-1] if anew else None
-        if parent not in tables or not between:
+    def _drop_worse(self, tables: Tables, step: int) -> None:
+        for each, (best, gap) in worse(self._losses(tables), self.frame, self.branched).items():
+            self._drop(each, f"dropped after {step} steps: {told(gap)} worse than {best}")
+            del tables[each]
+
+    def _let_smaller_orders_follow(self, tables: Tables, step: int) -> None:
+        """Where no order above 0 is left before others could begin with its members, the next smaller begins anew.
+
+        The largest order may learn slowest at first, as each of its members sees a part of the data only.
+        """
+        while step <= self.plan.branch_step and not any(each.renyi_alpha > 0 for each in tables):
+            waiting = [
+                each for each in self.plan.ensembles if each.renyi_alpha > 0 and each not in self.begun
+            ]
+            largest = max((each.renyi_alpha for each in waiting), default=None)
+            if largest is None:
+                return
+            following = [each for each in waiting if each.renyi_alpha == largest]
+            self.begun |= set(following)
+            tables |= self._measured(following, step)
+            self._note_differences(tables, step)
+            self._drop_worse(tables, step)
+
+    def _branches(self, shape: Shape, tables: Tables) -> Sequence[Configuration]:
+        """The orders above 0 that may begin with the members of the largest one that is left."""
+        losses = self._losses(tables)
+        alive = [each for each in tables if each.shape == shape and not each.is_single]
+        parent = max(alive, key=lambda each: each.renyi_alpha, default=None)
+        waiting = [each for each in self.plan.ensembles if each.shape == shape and each not in self.begun]
+        if parent is None or parent.renyi_alpha == 0 or not waiting:
             return []
         alike = self._one_adapter(shape, losses)
-        plain = [alike, *(losses[each] for each in anew[:-1] if each in losses)]
+        plain = [alike, *(losses[each] for each in alive if each.renyi_alpha == 0)]
         if not all(self.frame.difference(other, losses[parent]).is_clear for other in plain):
             self.notes.learn(
                 f"after {self.plan.branch_step} steps the members of {parent} are still alike, so smaller orders were "
@@ -157,7 +181,7 @@ class Search:
             )
             return []
         allowed = []
-        for each in between:
+        for each in waiting:
             gap = price(tables[parent], alike, each.renyi_alpha, self.frame)
             if gap.is_clear:
                 self.notes.learn(
@@ -209,7 +233,6 @@ class Search:
                 self._drop(each, f"dropped: it diverged before step {step}; a lower learning_rate may help")
             else:
                 tables[each] = loglik
-        self._note_differences(tables, step)
         return tables
 
     def _note_differences(self, tables: Tables, step: int) -> None:

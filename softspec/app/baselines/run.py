@@ -18,7 +18,7 @@ from softspec.app.baselines.polygraph import estimators_by_name, polygraph_score
 from softspec.app.baselines.scoring import Data, check_scores, derived, opened, score_directory
 from softspec.app.baselines.temperature import scaled
 from softspec.app.baselines.training import Cost, Origin, check_finished, cost_of, is_same, trained
-from softspec.app.baselines.variants import ENSEMBLE, NAMES, Noise, needed, variant
+from softspec.app.baselines.variants import ENSEMBLE, NAMES, Noise, at_order, needed, variant
 from softspec.artefact.fingerprint import fingerprint
 from softspec.console import tell, unbroken_stderr
 from softspec.ensemble.load import load
@@ -72,12 +72,13 @@ class OfSeed:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is asked for: baselines by name, seeds, and the noise of MC dropout."""
+    """What is asked for: baselines and ensembles of other orders by name, seeds, and the noise of MC dropout."""
 
     config: TrainConfig
     data: Data
     folder: Path
     names: tuple[str, ...]
+    orders: tuple[str, ...]
     seeds: tuple[int, ...]
     noise: Noise
 
@@ -116,7 +117,7 @@ def _of_seed(plan: Plan, seed: int, units: Sequence[Unit], origin: Origin) -> Of
     found, folder = OfSeed(seed), _folder(plan, seed)
     models = {config.name: _model(plan, config, origin) for config in _configs(plan, seed)}
     _scores(plan, seed).mkdir(parents=True, exist_ok=True)
-    for name in (ENSEMBLE, *(name for name in NAMES if name in plan.names or name in models)):
+    for name in (ENSEMBLE, *plan.orders, *(name for name in NAMES if name in plan.names or name in models)):
         if name == "base" or name in models:
             found.models.append(_score(plan, name, models, folder, seed))
     for name, add in (("laplace", _laplace), ("polygraph", _polygraph)):
@@ -142,7 +143,9 @@ def _score(plan: Plan, name: str, models: dict[str, Path], folder: Path, seed: i
             replace(cost, passes=plan.noise.samples),
         )
     output = _scores(plan, seed) / f"{name}.jsonl"
-    return Scored(name, score_directory(directory, name, KINDS[name], plan.data, output), cost)
+    return Scored(
+        name, score_directory(directory, name, KINDS.get(name, KINDS[ENSEMBLE]), plan.data, output), cost
+    )
 
 
 def _laplace(plan: Plan, found: OfSeed, single: Path, units: Sequence[Unit]) -> None:
@@ -225,7 +228,7 @@ def _model(plan: Plan, config: TrainConfig, origin: Origin) -> Path:
 
 def _configs(plan: Plan, seed: int) -> list[TrainConfig]:
     folder = _folder(plan, seed)
-    return [variant(plan.config, name, seed, plan.noise, folder) for name in needed(plan.names)]
+    return [variant(plan.config, name, seed, plan.noise, folder) for name in needed(plan.names + plan.orders)]
 
 
 def _folder(plan: Plan, seed: int) -> Path:
@@ -253,12 +256,13 @@ def plan_of(
     dropout: float = 0.1,
     samples: int | None = None,
     max_tokens: int = 64,
+    alphas: Sequence[float] = (),
 ) -> Plan:
     """What is asked for, looked at before anything is done.
 
     Args:
         only: baselines by name; all without any. seeds: the configuration's without any.
-        samples: draws of weights, as many as members without a number.
+        samples: draws of weights, as many as members without a number. alphas: of further ensembles.
     Raises:
         ConfigError: an unknown baseline, or a number that means nothing.
         DataError: a row is malformed, or too long.
@@ -271,12 +275,16 @@ def plan_of(
         raise ConfigError(f"--dropout is {noise.rate}: expected a share from 0 to below 1")
     if noise.samples < 2 or max_tokens < 1:
         raise ConfigError("--samples and --max-tokens must be at least 2 and 1")
+    for alpha in alphas:
+        if not 0 <= alpha <= 1:
+            raise ConfigError(f"--alphas has {alpha}: expected orders from 0 to 1")
     found = survey_rows(data, Texts(config.base_model, config.model_revision))
     return Plan(
         config=config,
         data=Data(data, found, max_tokens),
         folder=folder.resolve(),
         names=tuple(name for name in NAMES if not only or name in only),
+        orders=tuple(dict.fromkeys(at_order(alpha) for alpha in alphas if alpha != config.renyi_alpha)),
         seeds=tuple(dict.fromkeys(seeds)) or (config.seed,),
         noise=noise,
     )

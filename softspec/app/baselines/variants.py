@@ -20,6 +20,7 @@ TRAINED = ("single", "wide", "independent", "dropout")
 UNTRAINED = ("base", "laplace", "temperature", "polygraph")
 NAMES = ("base", *TRAINED, "laplace", "temperature", "polygraph")
 """All baselines, in the order of the table."""
+OTHER_ORDER = "alpha-"
 OF_SEVERAL = (
     "responsibility_floor",
     "alpha_warmup_ratio",
@@ -38,10 +39,16 @@ class Noise:
     samples: int
 
 
+def at_order(alpha: float) -> str:
+    """The name of the ensemble whose configuration differs in renyi_alpha alone."""
+    return f"{OTHER_ORDER}{alpha:g}"
+
+
 def needed(names: tuple[str, ...]) -> tuple[str, ...]:
     """Which models are trained so that these baselines can be scored; the ensemble is always one."""
     wanted = {*names, *(("single",) if {"laplace", "polygraph"} & set(names) else ())}
-    return (ENSEMBLE, *(name for name in TRAINED if name in wanted))
+    orders = (name for name in names if name.startswith(OTHER_ORDER))
+    return (ENSEMBLE, *orders, *(name for name in TRAINED if name in wanted))
 
 
 def variant(config: TrainConfig, name: str, seed: int, noise: Noise, folder: Path) -> TrainConfig:
@@ -66,9 +73,10 @@ def variant(config: TrainConfig, name: str, seed: int, noise: Noise, folder: Pat
         "independent": {**independent, "renyi_alpha": 0.0},
         "dropout": {**alone, "lora_dropout": noise.rate},
     }
+    is_order = name.startswith(OTHER_ORDER)
     content = {
         **config.model_dump(),
-        **changes[name],
+        **({"renyi_alpha": float(name.removeprefix(OTHER_ORDER))} if is_order else changes[name]),
         "seed": seed,
         "name": name,
         "output_dir": folder / name,

@@ -33,6 +33,7 @@ def baselines(
     *,
     output_dir: Path,
     only: Annotated[tuple[str, ...], Parameter(metavar="NAME", consume_multiple=True)] = (),
+    alphas: Annotated[tuple[float, ...], Parameter(metavar="ALPHA", consume_multiple=True)] = (),
     seeds: Annotated[tuple[int, ...], Parameter(metavar="SEED", consume_multiple=True)] = (),
     dropout: float = 0.1,
     samples: int | None = None,
@@ -48,6 +49,7 @@ def baselines(
         data: rows of choices or of reference answers, as for 'softspec evaluate'
         output_dir: a folder for each seed goes there; the same command goes on with what is missing
         only: these baselines alone; the ensemble itself is always there
+        alphas: the same ensemble with these values of renyi_alpha too
         seeds: seeds of the trainings (default: the one of CONFIG.yaml)
         dropout: lora_dropout of the dropout baseline
         samples: draws of weights of dropout and laplace, and of answers for polygraph (default: num_members)
@@ -71,7 +73,7 @@ def baselines(
 
     hide_foreign_progress()
     with unbroken_output():
-        plan = plan_of(settings, data, output_dir, only, seeds, dropout, samples, max_tokens)
+        plan = plan_of(settings, data, output_dir, only, seeds, dropout, samples, max_tokens, alphas)
         document = compared(plan, run_baselines(plan), Asked(draws=bootstrap))
         print(table(document))
         if output is not None:

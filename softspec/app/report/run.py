@@ -23,7 +23,7 @@ from softspec.artefact.calibration import Calibration
 from softspec.artefact.manifest import Manifest, load_manifest
 from softspec.console import tell
 from softspec.errors import ConfigError
-from softspec.evaluation.judge import Asked
+from softspec.evaluation.judge import Asked, named_baselines
 from softspec.evaluation.records import read_header
 from softspec.evaluation.score import ensemble_digest
 
@@ -62,7 +62,7 @@ def write_report(run: Path, wanted: Wanted) -> None:
         _check_output(path, flag, wanted)
     manifest = load_manifest(run)
     digest = ensemble_digest(run, manifest, base_of([run]) or manifest.base_model.path)
-    baselines = _baselines(wanted)
+    baselines = named_baselines(wanted.baselines)
     data = [_data_of(path, wanted.data) for path in wanted.scores]
     for path in wanted.scores:
         _require_own(path, manifest, digest)
@@ -131,7 +131,7 @@ def _facts(run: Path, manifest: Manifest) -> list[tuple[str, str]]:
     weights = ", ".join(f"{math.exp(weight):.3f}" for weight in manifest.log_weights)
     found = [
         ("directory", run.name),
-        ("base model", manifest.base_model.path),
+        ("base model", _without_folders(manifest.base_model.path)),
         ("members", f"{manifest.num_members}, weights {weights} ({manifest.weights_rule})"),
         ("objective", f"{manifest.objective}, alpha {manifest.renyi_alpha:g}, per {manifest.granularity}"),
         (
@@ -141,6 +141,11 @@ def _facts(run: Path, manifest: Manifest) -> list[tuple[str, str]]:
         ("held out", f"mixture NLL {held_out:.4f} nats" if held_out is not None else ""),
     ]
     return [(name, value) for name, value in found if value]
+
+
+def _without_folders(base: str) -> str:
+    """A hub id as it is, of a directory only the name: where it lies is nobody else's business."""
+    return Path(base).name if Path(base).is_absolute() else base
 
 
 def _missing(
@@ -170,18 +175,6 @@ def _missing(
 def _calibrations(manifest: Manifest) -> list[Calibration]:
     first = manifest.calibration
     return [each for each in (first, None if first is None else first.also) if each is not None]
-
-
-def _baselines(wanted: Wanted) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for each in wanted.baselines:
-        name, equals, path = each.partition("=")
-        if not (name and equals and path):
-            raise ConfigError(f"--baseline is '{each}': expected NAME=SCORES.jsonl")
-        if name in found:
-            raise ConfigError(f"--baseline {name} is given twice: give each a name of its own")
-        found[name] = Path(path)
-    return found
 
 
 def _of_same_data(scores: Path, baselines: Mapping[str, Path]) -> dict[str, Path]:

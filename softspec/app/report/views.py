@@ -102,7 +102,7 @@ def training_view(log: TrainingLog) -> TrainingView:
     plots = [("nll", "Negative log-likelihood", _nll(log))]
     for name, section, title, y in (
         ("load", "load", "Load", "mean responsibility"),
-        ("routing_perplexity", "routing", "Routing perplexity", "members an example is shared by"),
+        ("routing_perplexity", "routing", "Routing perplexity", "members per example"),
         ("gradient_norms", "gradients", "Gradient norms", "norm before clipping"),
         ("accuracies", "accuracies", "Preference accuracy", "share of preferences"),
     ):

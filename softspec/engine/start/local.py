@@ -228,6 +228,8 @@ async def open_engine(
         yield local
     finally:
         engine.shutdown()
+        # Its finaliser would do so again, at exit, when the modules that it needs are being taken apart.
+        engine.shutdown = lambda timeout=None: None
 
 
 def _parse(arguments: Sequence[str]) -> Namespace:

@@ -45,7 +45,6 @@ class ServedBackend:
 
     def close(self) -> None:
         """End the engine's process."""
-        del self.engine
         self._close()
 
     async def _choices(self, asked: Asked) -> ScoredChoices:

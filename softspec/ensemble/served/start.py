@@ -5,7 +5,6 @@ its environment must be complete by then.
 """
 
 import atexit
-import gc
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -81,8 +80,6 @@ def _closing(loop: LoopThread, opened: AbstractAsyncContextManager["LocalEngine"
             loop.wait_for(_left(opened))
         finally:
             loop.close()
-            # The engine's finaliser would fail at exit, when the modules that it needs are being taken apart.
-            gc.collect()
 
     atexit.register(close)
     return close

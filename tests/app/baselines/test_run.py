@@ -209,16 +209,19 @@ def test_the_command_prints_the_table_and_writes_it(
     config = plan.config.output_dir.parent / "config.yaml"
     output = tmp_path / "table.json"
     flags = ["--only", "base", "single", "--samples", "3", "--bootstrap", "20", "--json", str(output)]
+    flags += ["--alphas", "0.25", str(plan.config.renyi_alpha)]  # the second is the ensemble itself
 
     code = main(["baselines", str(config), str(plan.data.path), "--output-dir", str(plan.folder), *flags])
 
     assert code == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:4]] == [
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:5]] == [
         "ensemble",
+        "alpha-0.25",
         "base",
         "single",
     ]
-    assert set(json.loads(output.read_text())["summary"]) == {"ensemble", "base", "single"}
+    assert set(json.loads(output.read_text())["summary"]) == {"ensemble", "alpha-0.25", "base", "single"}
+    assert load_manifest(plan.folder / "seed-0" / "alpha-0.25").renyi_alpha == 0.25
 
 
 def test_names_of_trained_models_are_those_of_the_table(finished: tuple[Plan, OfSeed]) -> None:

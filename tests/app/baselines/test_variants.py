@@ -29,6 +29,7 @@ def test_each_baseline_changes_what_it_is_about_and_nothing_else() -> None:
     assert changes(config, "wide") == {"num_members": 1, "lora_r": 32, "lora_alpha": 48, "max_steps": 200}
     assert changes(config, "independent") == {"renyi_alpha": 0}
     assert changes(config, "dropout") == {"num_members": 1, "lora_dropout": 0.1}
+    assert changes(config, "alpha-0.5") == {"renyi_alpha": 0.5}
 
 
 def test_epochs_are_multiplied_where_they_decide_the_steps() -> None:

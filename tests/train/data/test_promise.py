@@ -1,6 +1,7 @@
 """What is said before the first step about data on which members cannot specialise, and nothing where they can."""
 
 import random
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ HABITS = {"a": (0.7, 0.2, 0.1), "b": (0.1, 0.7, 0.2), "c": (0.2, 0.1, 0.7), "d":
 """Worth 0.22 nats a rating."""
 
 
-def ratings(habits: dict[str, tuple[float, ...]], count: int = 300) -> list[Unit]:
+def ratings(habits: Mapping[str, Sequence[float]], count: int = 300) -> list[Unit]:
     """One of a few answers to questions that nobody else was asked, by the habits of its source."""
     rng = random.Random(0)
     return [
@@ -157,9 +158,10 @@ def test_nothing_is_said_of_the_demos_data() -> None:
 
     statements = draw_statements(invent_things(0), 960, 0)
     rows = [statement.row() for statement in statements]
-    units: list[Unit] = [
-        Example(*(ids(turn["content"]) for turn in row["messages"]), row["source"]) for row in rows
-    ]
+    units: list[Unit] = []
+    for row in rows:
+        question, answer = (ids(turn["content"]) for turn in row["messages"])
+        units.append(Example(question, answer, row["source"]))
 
     assert doubts(config_of_no_files(num_members=4), units, None, None) == []
 

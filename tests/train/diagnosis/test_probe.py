@@ -15,6 +15,8 @@ from softspec.train.loop.state import Training
 from softspec.train.loop.step import optimizer_step
 from tests.support.tiny_training import preference_rows, prepared, write_rows
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", params=["sft", "dpo"])
 def training(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Training:
@@ -89,6 +91,15 @@ def test_a_run_is_as_it_was_after_a_probe(training: Training) -> None:
 
     with torch.no_grad():
         assert torch.equal(before, training.objective.batch(training.members, units).table().loglik)
+
+
+def test_tokens_that_are_routed_one_by_one_are_units(tmp_path_factory: pytest.TempPathFactory) -> None:
+    run = prepared(tmp_path_factory.mktemp("token"), num_members=1, lora_r=2, granularity="token")
+    optimizer_step(run, 0)
+
+    found = critical_alpha(run, units_of(run))
+
+    assert found.n == sum(len(unit.completions[0].completion_ids) for unit in units_of(run))
 
 
 def test_too_few_rows_are_refused(training: Training) -> None:

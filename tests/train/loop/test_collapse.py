@@ -17,9 +17,7 @@ from softspec.train.loop.state import Training
 from softspec.train.loop.step import optimizer_step
 from tests.support.tiny_training import chat_rows, gradients_of, prepared, write_config, write_rows
 
-GROUPS = {
-    "granularity": "group",
-    "group_rows": 12,
+STEP = {
     "train_file": "grouped.jsonl",
     "micro_batch_size": 24,
     "gradient_accumulation_steps": 1,
@@ -29,11 +27,22 @@ GROUPS = {
 }
 
 
-def grouped(folder: Path, **settings: object) -> Training:
-    """A run on two sources' rows, each a group."""
+def write_grouped(folder: Path) -> None:
+    """A base, and rows with their source as group."""
     write_config(folder)
     write_rows(folder / "grouped.jsonl", [{**row, "group": row["source"]} for row in chat_rows(24)])
-    return prepared(folder, **{**GROUPS, **settings})
+
+
+def grouped(folder: Path, **settings: object) -> Training:
+    """A run on two sources' rows, each a group."""
+    write_grouped(folder)
+    return prepared(folder, **{"granularity": "group", "group_rows": 12, **STEP, **settings})
+
+
+def singly(folder: Path, **settings: object) -> Training:
+    """A run on the same rows, each routed by itself."""
+    write_grouped(folder)
+    return prepared(folder, **{**STEP, **settings})
 
 
 def steps_of(training: Training, number: int | None = None) -> list[StepFacts]:
@@ -96,9 +105,8 @@ def test_a_floor_and_a_warm_up_keep_their_meaning_beside_the_schedule(tmp_path: 
 def test_the_gradient_is_that_of_the_bounded_shares_however_the_step_is_parted(
     tmp_path: Path, parts: int
 ) -> None:
-    settings = {"granularity": "sequence", "group_rows": 4, "b_init_std": 0.3, "skip_responsibility": 0.0}
-    settings |= {"micro_batch_size": 24 // parts, "gradient_accumulation_steps": parts}
-    training = grouped(tmp_path, **settings)
+    settings = {"micro_batch_size": 24 // parts, "gradient_accumulation_steps": parts}
+    training = singly(tmp_path, b_init_std=0.3, skip_responsibility=0.0, **settings)
     training.members.model.double()
     training.reach_nats = math.log(4 / 3)
     training.optimizer.zero_grad()

@@ -192,6 +192,32 @@ def test_an_order_that_diverges_is_out_and_the_search_goes_on() -> None:
     assert "diverged" in trainer.verdicts[Configuration(4, 1.0, SHAPE, 100)]
 
 
+@pytest.mark.parametrize("fails", ["lost", None], ids=["worse than one adapter", "diverged"])
+def test_where_the_largest_order_fails_the_next_one_takes_its_place(fails: State | None) -> None:
+    def failing(each: Configuration, step: int, is_branched: bool) -> State | None:
+        return fails if each.renyi_alpha == 1 else comes_apart(each, step, is_branched)
+
+    trainer = Trainer(failing)
+
+    outcome = searched(trainer)
+
+    assert trainer.trained()[1.0] == 25
+    assert trainer.branched == {Configuration(4, 0.5, SHAPE, 100)}
+    assert outcome.chosen.configuration.renyi_alpha == 0.5
+
+
+def test_where_every_order_fails_each_was_tried_and_independent_members_are_left() -> None:
+    def failing(each: Configuration, step: int, is_branched: bool) -> State:
+        return "lost" if each.renyi_alpha > 0 else "alike"
+
+    trainer = Trainer(failing)
+
+    outcome = searched(trainer)
+
+    assert trainer.trained() == {0.0: 100, 0.3: 25, 0.5: 25, 0.8: 25, 1.0: 25}
+    assert outcome.chosen.num_members == 1 or outcome.chosen.configuration.renyi_alpha == 0
+
+
 def test_a_selection_in_which_nothing_can_be_trained_says_so() -> None:
     with pytest.raises(TrainingError, match="not even one adapter"):
         searched(Trainer(lambda each, step, is_branched: None))
