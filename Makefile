@@ -19,7 +19,7 @@ CODE := softspec train server tests
 # Two processes: one has the tests that share engines, the other the rest.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
 
-.PHONY: setup try demo baselines browser test test-fast lint format documents requirements clean
+.PHONY: setup try demo baselines test test-fast lint format documents requirements clean
 
 setup: $(STAMP)
 
@@ -49,12 +49,10 @@ $(TRITON)/.installed $(CLIENTS)/.installed $(BASELINES)/.installed: $(VENV)/%/.i
 
 baselines: $(BASELINES)/.installed
 
-# Tests look at a report in a browser, where there is one or can be one.
-browser:
+test: setup lint $(TRITON)/.installed $(CLIENTS)/.installed $(BASELINES)/.installed
+	@# A test looks at a report in a browser, where there is one or can be one.
 	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && apt-get -qq update && apt-get -qq install -y chromium; } \
 	  >/dev/null 2>&1 || echo "There is no chromium (apt-get install chromium): a test of reports is skipped."
-
-test: setup lint browser $(TRITON)/.installed $(CLIENTS)/.installed $(BASELINES)/.installed
 	$(PYTEST) --durations=40
 
 test-fast: setup
