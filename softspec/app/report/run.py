@@ -7,7 +7,7 @@ rows. A model is loaded only to ask members about prompts.
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from softspec.console import tell
 from softspec.errors import ConfigError
 from softspec.evaluation.judge import Asked, named_baselines
 from softspec.evaluation.records import read_header
+from softspec.evaluation.rows import Prompt
 from softspec.evaluation.score import ensemble_digest
 
 
@@ -44,6 +45,11 @@ class Wanted:
     asked: Asked = field(default_factory=Asked)
     drawing: Drawing = field(default_factory=Drawing)
 
+    @property
+    def kept(self) -> Path:
+        """Where answers of members are kept."""
+        return self.samples or self.output.with_suffix(".samples.jsonl")
+
 
 def write_report(run: Path, wanted: Wanted) -> None:
     """Write the page, and the files that were asked for beside it.
@@ -54,12 +60,7 @@ def write_report(run: Path, wanted: Wanted) -> None:
     """
     if wanted.asked.draws < 2:
         raise ConfigError("--bootstrap must be at least 2")
-    for path, flag in (
-        (wanted.output, "--output"),
-        (wanted.document, "--json"),
-        (wanted.preferences, "--red-team"),
-    ):
-        _check_output(path, flag, wanted)
+    _check_outputs(wanted)
     manifest = load_manifest(run)
     digest = ensemble_digest(run, manifest, base_of([run]) or manifest.base_model.path)
     baselines = named_baselines(wanted.baselines)
@@ -68,16 +69,20 @@ def write_report(run: Path, wanted: Wanted) -> None:
         _require_own(path, manifest, digest)
     _require_all_used(wanted, baselines)
     rule = refusal_rule(wanted.refusal)
+    prompts = None if wanted.prompts is None else read_prompts(wanted.prompts)
+    kept = _kept_samples(run, manifest, digest, wanted)
     log = read_training(run / LOG_NAME)
-    samples = _samples(run, manifest, digest, wanted)
-    red_team = None
-    if samples is not None:
-        _, answers = read_samples(samples)
-        red_team = judge_refusals(answers, manifest.log_weights, rule, wanted.asked.seed)
     views = [
         scores_view(path, _of_same_data(path, baselines), own, wanted.asked, f"Scores {number}")
         for number, (path, own) in enumerate(zip(wanted.scores, data, strict=True), start=1)
     ]
+    if prompts is not None:
+        _ask_members(run, digest, prompts, wanted)
+        kept = wanted.kept
+    red_team = None
+    if kept is not None:
+        _, answers = read_samples(kept)
+        red_team = judge_refusals(answers, manifest.log_weights, rule, wanted.asked.seed)
     page = Page(
         title=manifest.name,
         facts=_facts(run, manifest),
@@ -103,27 +108,26 @@ def _export(path: Path, red_team: RedTeam) -> None:
     )
 
 
-def _samples(run: Path, manifest: Manifest, digest: str, wanted: Wanted) -> Path | None:
-    """The file of members' answers, which are drawn first if there are prompts to ask."""
-    if wanted.prompts is None:
-        if wanted.samples is None:
-            if wanted.preferences is not None:
-                raise ConfigError(
-                    "--red-team needs answers of members: give --red-team-prompts PROMPTS.jsonl, or --red-team-samples"
-                )
-            return None
-        header, _ = read_samples(wanted.samples)
-        if header.model_digest != digest or header.num_members != manifest.num_members:
-            raise ConfigError(f"'{wanted.samples}' has answers of other members than those of '{run}'")
-        return wanted.samples
-    path = wanted.samples or wanted.output.with_suffix(".samples.jsonl")
-    with interruption.interruptible(f"interrupted; the same command goes on from '{path}'"):
-        drawing = wanted.drawing
-        base = drawing.base or base_of([run])
-        draw_samples(
-            run, digest, read_prompts(wanted.prompts), path, Drawing(**{**vars(drawing), "base": base})
-        )
-    return path
+def _kept_samples(run: Path, manifest: Manifest, digest: str, wanted: Wanted) -> Path | None:
+    """The file of members' answers to judge, if there are no prompts to ask."""
+    if wanted.prompts is not None:
+        return None
+    if wanted.samples is None:
+        if wanted.preferences is not None:
+            raise ConfigError(
+                "--red-team needs answers of members: give --red-team-prompts PROMPTS.jsonl, or --red-team-samples"
+            )
+        return None
+    header, _ = read_samples(wanted.samples)
+    if header.model_digest != digest or header.num_members != manifest.num_members:
+        raise ConfigError(f"'{wanted.samples}' has answers of other members than those of '{run}'")
+    return wanted.samples
+
+
+def _ask_members(run: Path, digest: str, prompts: Sequence[Prompt], wanted: Wanted) -> None:
+    drawing = replace(wanted.drawing, base=wanted.drawing.base or base_of([run]))
+    with interruption.interruptible(f"interrupted; the same command goes on from '{wanted.kept}'"):
+        draw_samples(run, digest, prompts, wanted.kept, drawing)
 
 
 def _facts(run: Path, manifest: Manifest) -> list[tuple[str, str]]:
@@ -223,17 +227,23 @@ def _require_all_used(wanted: Wanted, baselines: Mapping[str, Path]) -> None:
             raise (problems[0] if problems else ConfigError("--data is of no use without --scores"))
 
 
-def _check_output(path: Path | None, flag: str, wanted: Wanted) -> None:
-    if path is None:
-        return
-    if not path.parent.is_dir():
-        raise ConfigError(f"{flag} is '{path}' but there is no directory '{path.parent}': make it first")
-    inputs = (*wanted.scores, *wanted.data, wanted.prompts, wanted.samples)
-    is_input = any(
-        each is not None and each.exists() and path.samefile(each) for each in inputs if path.exists()
-    )
-    if path.exists() and (not path.is_file() or is_input):
-        raise ConfigError(f"{flag} is '{path}', which may not be replaced: name another file")
+def _check_outputs(wanted: Wanted) -> None:
+    """What is written replaces nothing that is read, nor one another."""
+    named = [Path(each.partition("=")[2]) for each in wanted.baselines]
+    inputs = (*wanted.scores, *wanted.data, *named, wanted.prompts, wanted.kept)
+    taken = {path.resolve() for path in inputs if path is not None}
+    for flag, path in (
+        ("--output", wanted.output),
+        ("--json", wanted.document),
+        ("--red-team", wanted.preferences),
+    ):
+        if path is None:
+            continue
+        if not path.parent.is_dir():
+            raise ConfigError(f"{flag} is '{path}' but there is no directory '{path.parent}': make it first")
+        if path.resolve() in taken or (path.exists() and not path.is_file()):
+            raise ConfigError(f"{flag} is '{path}', which may not be replaced: name another file")
+        taken.add(path.resolve())
 
 
 def _write_json(

@@ -6,6 +6,7 @@ loaded as an ensemble of one, so its answers are those of its adapter alone. Jud
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -67,7 +68,11 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Drawing:
-    """How answers are drawn."""
+    """How answers are drawn.
+
+    Raises:
+        ConfigError: a setting means nothing.
+    """
 
     samples: int = 8
     max_tokens: int = 48
@@ -76,6 +81,10 @@ class Drawing:
     backend: Literal["vllm", "transformers"] = "transformers"
     base: str | None = None
     base_unchecked: bool = False
+
+    def __post_init__(self) -> None:
+        if self.samples < 1 or self.max_tokens < 1 or not 0 <= self.temperature < math.inf:
+            raise ConfigError("--samples and --max-tokens must be at least 1, --temperature at least 0")
 
 
 def read_prompts(path: Path) -> list[Prompt]:
@@ -102,10 +111,8 @@ def draw_samples(
     """Write what every member answers to every prompt; a file that is there is gone on with.
 
     Raises:
-        ConfigError: the file has answers of something else, or a setting means nothing.
+        ConfigError: the file has answers of something else.
     """
-    if drawing.samples < 1 or drawing.max_tokens < 1 or drawing.temperature < 0:
-        raise ConfigError("--samples and --max-tokens must be at least 1, --temperature at least 0")
     manifest = load_manifest(directory)
     header = SamplesHeader(
         model=manifest.name,

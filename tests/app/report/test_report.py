@@ -238,6 +238,10 @@ def test_generation_rows_show_references_under_each_member(tmp_path: Path, run: 
         (["--red-team", "pairs.jsonl"], "--red-team-prompts"),
         (["--refusal", "("], "--refusal is"),
         (["--bootstrap", "0"], "--bootstrap"),
+        (["--samples", "0"], "--samples"),
+        (["--json", "report.html"], "--json is 'report.html', which may not be replaced"),
+        (["--red-team", "report.samples.jsonl", "--red-team-prompts", "none"], "may not be replaced"),
+        (["--red-team-prompts", "none.jsonl"], "none.jsonl"),
     ],
 )
 def test_mistakes_are_one_line(
