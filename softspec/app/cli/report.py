@@ -63,7 +63,8 @@ def report(
     """
     from softspec.app.cli.progress import hide_foreign_progress
     from softspec.app.demo.shipped import named_ensemble
-    from softspec.app.report.run import Wanted, write_report
+    from softspec.app.report.given import Wanted
+    from softspec.app.report.run import write_report
     from softspec.app.report.samples import Drawing
     from softspec.evaluation.judge import Asked
 

@@ -6,16 +6,23 @@ rows. A model is loaded only to ask members about prompts.
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from softspec.app import interruption
-from softspec.app.report.contested import require_data
+from softspec.app.report.given import (
+    Wanted,
+    check_outputs,
+    data_of,
+    of_same_data,
+    require_all_used,
+    require_own,
+)
 from softspec.app.report.page import Page, as_html
 from softspec.app.report.refusals import RedTeam, judge_refusals, preferences, refusal_rule
-from softspec.app.report.samples import Drawing, draw_samples, read_prompts, read_samples
+from softspec.app.report.samples import draw_samples, read_prompts, read_samples
 from softspec.app.report.training import LOG_NAME, read_training
 from softspec.app.report.views import ScoresView, scores_view, training_view
 from softspec.app.smollm2 import base_of
@@ -23,32 +30,9 @@ from softspec.artefact.calibration import Calibration
 from softspec.artefact.manifest import Manifest, load_manifest
 from softspec.console import tell
 from softspec.errors import ConfigError
-from softspec.evaluation.judge import Asked, named_baselines
-from softspec.evaluation.records import read_header
+from softspec.evaluation.judge import named_baselines
 from softspec.evaluation.rows import Prompt
 from softspec.evaluation.score import ensemble_digest
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What goes into a report, and where things go."""
-
-    output: Path
-    scores: tuple[Path, ...] = ()
-    baselines: tuple[str, ...] = ()
-    data: tuple[Path, ...] = ()
-    document: Path | None = None
-    samples: Path | None = None
-    prompts: Path | None = None
-    preferences: Path | None = None
-    refusal: str | None = None
-    asked: Asked = field(default_factory=Asked)
-    drawing: Drawing = field(default_factory=Drawing)
-
-    @property
-    def kept(self) -> Path:
-        """Where answers of members are kept."""
-        return self.samples or self.output.with_suffix(".samples.jsonl")
 
 
 def write_report(run: Path, wanted: Wanted) -> None:
@@ -60,20 +44,20 @@ def write_report(run: Path, wanted: Wanted) -> None:
     """
     if wanted.asked.draws < 2:
         raise ConfigError("--bootstrap must be at least 2")
-    _check_outputs(wanted)
+    check_outputs(wanted)
     manifest = load_manifest(run)
     digest = ensemble_digest(run, manifest, base_of([run]) or manifest.base_model.path)
     baselines = named_baselines(wanted.baselines)
-    data = [_data_of(path, wanted.data) for path in wanted.scores]
+    data = [data_of(path, wanted.data) for path in wanted.scores]
     for path in wanted.scores:
-        _require_own(path, manifest, digest)
-    _require_all_used(wanted, baselines)
+        require_own(path, manifest, digest)
+    require_all_used(wanted, baselines)
     rule = refusal_rule(wanted.refusal)
     prompts = None if wanted.prompts is None else read_prompts(wanted.prompts)
     kept = _kept_samples(run, manifest, digest, wanted)
     log = read_training(run / LOG_NAME)
     views = [
-        scores_view(path, _of_same_data(path, baselines), own, wanted.asked, f"Scores {number}")
+        scores_view(path, of_same_data(path, baselines), own, wanted.asked, f"Scores {number}")
         for number, (path, own) in enumerate(zip(wanted.scores, data, strict=True), start=1)
     ]
     if prompts is not None:
@@ -179,71 +163,6 @@ def _missing(
 def _calibrations(manifest: Manifest) -> list[Calibration]:
     first = manifest.calibration
     return [each for each in (first, None if first is None else first.also) if each is not None]
-
-
-def _of_same_data(scores: Path, baselines: Mapping[str, Path]) -> dict[str, Path]:
-    digest = read_header(scores).data_digest
-    return {name: path for name, path in baselines.items() if read_header(path).data_digest == digest}
-
-
-def _data_of(scores: Path, data: Sequence[Path]) -> Path | None:
-    """The file that was scored, if it is among those given."""
-    header = read_header(scores)
-    for path in data:
-        try:
-            require_data(path, header)
-        except ConfigError:
-            continue
-        return path
-    return None
-
-
-def _require_own(scores: Path, manifest: Manifest, digest: str) -> None:
-    header = read_header(scores)
-    same_members = header.num_members == manifest.num_members
-    if not same_members or (manifest.base_model.fingerprint is not None and header.model_digest != digest):
-        raise ConfigError(
-            f"'{scores}' has scores of another model ({header.model}, {header.num_members} members) than this run's: "
-            "score the run with 'softspec evaluate', or give it as --baseline NAME=FILE"
-        )
-
-
-def _require_all_used(wanted: Wanted, baselines: Mapping[str, Path]) -> None:
-    """Nothing that was given is left out in silence."""
-    headers = [read_header(path) for path in wanted.scores]
-    for name, path in baselines.items():
-        if read_header(path).data_digest not in {header.data_digest for header in headers}:
-            raise ConfigError(
-                f"--baseline {name}: '{path}' has scores of data that no --scores has: score the same file"
-            )
-    for data in wanted.data:
-        problems = []
-        for header in headers:
-            try:
-                require_data(data, header)
-            except ConfigError as error:
-                problems.append(error)
-        if len(problems) == len(headers):
-            raise (problems[0] if problems else ConfigError("--data is of no use without --scores"))
-
-
-def _check_outputs(wanted: Wanted) -> None:
-    """What is written replaces nothing that is read, nor one another."""
-    named = [Path(each.partition("=")[2]) for each in wanted.baselines]
-    inputs = (*wanted.scores, *wanted.data, *named, wanted.prompts, wanted.kept)
-    taken = {path.resolve() for path in inputs if path is not None}
-    for flag, path in (
-        ("--output", wanted.output),
-        ("--json", wanted.document),
-        ("--red-team", wanted.preferences),
-    ):
-        if path is None:
-            continue
-        if not path.parent.is_dir():
-            raise ConfigError(f"{flag} is '{path}' but there is no directory '{path.parent}': make it first")
-        if path.resolve() in taken or (path.exists() and not path.is_file()):
-            raise ConfigError(f"{flag} is '{path}', which may not be replaced: name another file")
-        taken.add(path.resolve())
 
 
 def _write_json(

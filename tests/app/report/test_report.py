@@ -144,14 +144,6 @@ def test_a_run_alone_says_what_is_missing(tmp_path: Path, run: Path) -> None:
     assert "--red-team-prompts" in page.text
 
 
-def test_prompts_are_asked_for_where_the_data_are_not_given(tmp_path: Path, run: Path) -> None:
-    _, scores = scored_rows(tmp_path, run)
-
-    page = reported(["report", str(run), "--scores", str(scores), "--bootstrap", "10"], tmp_path)
-
-    assert "Give --data" in page.text
-
-
 def test_a_baseline_stands_beside(whole: Whole) -> None:
     assert "Against <i>base</i>" in whole.page.text
     assert "<i>base</i>, ranked by total" in whole.page.text
@@ -184,7 +176,7 @@ def test_calibration_is_shown(tmp_path: Path, run: Path) -> None:
 @pytest.mark.parametrize(
     ("records", "told"),
     [
-        ([record(0, [[0.9, 0.1], [0.2, 0.8]], answer=0)], "What it is worth"),
+        ([record(0, [[0.9, 0.1], [0.2, 0.8]], answer=0)], "Give --data"),
         ([record(row, [[0.9, 0.1], [0.9, 0.1]], answer=0) for row in range(5)], "What it is worth"),
         ([record(row, [[0.9, 0.1], [0.5, 0.5]]) for row in range(5)], "Mutual information"),
     ],
