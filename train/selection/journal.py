@@ -90,7 +90,7 @@ class Journal:
             os.replace(temporary, file)
 
     def note(self, each: Configuration, **facts: Any) -> None:
-        """Add facts about a configuration; those of `rungs` are appended."""
+        """Add facts about a configuration; those of `rungs` are appended if they are of a new one."""
         known = self.content["configurations"].setdefault(
             each.name,
             {
@@ -106,7 +106,7 @@ class Journal:
                 "verdict": "",
             },
         )
-        known["rungs"] += facts.pop("rungs", [])
+        known["rungs"] += [rung for rung in facts.pop("rungs", []) if rung not in known["rungs"]]
         known.update(facts)
         self.write()
 

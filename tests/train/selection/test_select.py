@@ -120,6 +120,7 @@ def test_the_journal_adds_up(selected: Any) -> None:
     assert sum(costs.values()) <= journal["plan"]["most_adapter_steps"]
     for entry in journal["configurations"].values():
         steps = [rung["step"] for rung in entry["rungs"]]
+        assert steps == sorted(set(steps))
         began = entry["starts_from"]["step"] if entry["starts_from"] else 0
         assert entry["adapter_steps"] == entry["num_members"] * (steps[-1] - began)
         assert entry["verdict"]

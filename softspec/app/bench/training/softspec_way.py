@@ -37,6 +37,7 @@ class Softspec(SteppingWay):
             "output_dir": "none",
             "num_members": cell.members,
             "renyi_alpha": settings.renyi_alpha,
+            "schedule": "plain",  # the objective that the other ways have
             "activation": self.activation,
             "lora_r": settings.rank,
             "lora_alpha": 2 * settings.rank,
