@@ -5,7 +5,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-from softspec.app.smollm2 import base_of
 from softspec.artefact.manifest import load_manifest
 from softspec.evaluation.rows import file_digest
 from softspec.evaluation.score import ensemble_digest
@@ -70,7 +69,7 @@ def scored_rows(directory: Path, run: Path, rows: int = 40, **changes: Any) -> t
     manifest = load_manifest(run)
     known = {
         "model": manifest.name,
-        "model_digest": ensemble_digest(run, manifest, base_of([run]) or manifest.base_model.path),
+        "model_digest": ensemble_digest(run, manifest, manifest.base_model.path),
         "data": "data.jsonl",
         "data_digest": file_digest(data),
     }

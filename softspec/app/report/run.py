@@ -46,7 +46,7 @@ def write_report(run: Path, wanted: Wanted) -> None:
         raise ConfigError("--bootstrap must be at least 2")
     check_outputs(wanted)
     manifest = load_manifest(run)
-    digest = ensemble_digest(run, manifest, base_of([run]) or manifest.base_model.path)
+    digest = ensemble_digest(run, manifest, manifest.base_model.path)
     baselines = named_baselines(wanted.baselines)
     data = [data_of(path, wanted.data) for path in wanted.scores]
     for path in wanted.scores:
