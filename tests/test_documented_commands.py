@@ -67,6 +67,7 @@ NOT_RUN = {
     "softspec diagnose": "takes minutes; tests/train/diagnosis runs it on a tiny base",
     "softspec evaluate": "takes minutes; tests/app/test_evaluate.py runs it on a tiny ensemble",
     "softspec calibrate": "needs rows with a truth; tests/calibration runs it on scripted and tiny ensembles",
+    "softspec report": "needs a run and its scores; tests/app/report runs it on a tiny ensemble and in a browser",
     "softspec baselines": "trains five models; tests/app/baselines runs it on a tiny base",
     "softspec score": "starts a real engine; tests/app/score runs it on a tiny base",
     "softspec select": "takes minutes; tests/train/selection runs it on a tiny base",

@@ -64,7 +64,7 @@ FLOORS = {
     ),
     "app": (
         ("child_server", "interruption", "smollm2"),
-        ("baselines", "bench", "calibrate", "demo", "evaluate", "score"),
+        ("baselines", "bench", "calibrate", "demo", "evaluate", "report", "score"),
         ("cli",),
     ),
     "app.bench": (("core",), ("serving", "training")),

@@ -5,7 +5,7 @@ before the model is loaded, and a model is loaded only if rows are left to score
 """
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from softspec.artefact.manifest import load_manifest
 from softspec.ensemble.load import load
 from softspec.ensemble.texts import Texts
 from softspec.errors import ConfigError, Interrupted
-from softspec.evaluation.judge import Asked, Document, judge, require_same_data
+from softspec.evaluation.judge import Asked, Document, judge, named_baselines, require_same_data
 from softspec.evaluation.records import ScoresWriter
 from softspec.evaluation.score import header_of, score, survey
 
@@ -46,7 +46,7 @@ def evaluate_file(ensemble: Path, data: Path, wanted: Wanted, asked: Asked) -> D
     if asked.draws < 2 or wanted.max_tokens < 1:
         raise ConfigError("--bootstrap and --max-tokens must be at least 2 and 1")
     _check_output(wanted.output, data)
-    baselines = _baselines(wanted.baselines)
+    baselines = named_baselines(wanted.baselines)
     manifest = load_manifest(ensemble)
     given = wanted.base or base_of([ensemble])
     base = given or manifest.base_model.path
@@ -93,18 +93,6 @@ def _scores_file(wanted: Wanted) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory() as folder:
         yield Path(folder) / "scores.jsonl"
-
-
-def _baselines(named: tuple[str, ...]) -> Mapping[str, Path]:
-    found: dict[str, Path] = {}
-    for each in named:
-        name, equals, path = each.partition("=")
-        if not (name and equals and path):
-            raise ConfigError(f"--baseline is '{each}': expected NAME=SCORES.jsonl")
-        if name in found:
-            raise ConfigError(f"--baseline {name} is given twice: give each a name of its own")
-        found[name] = Path(path)
-    return found
 
 
 def _check_output(path: Path | None, data: Path) -> None:

@@ -186,7 +186,7 @@ class Builder:
                 yield name, dict.fromkeys(picked, 1 / len(picked))
         elif record.form == "generation":
             yield record.source, {0: 1.0}
-        elif (shares := _shares(record)) is not None:
+        elif (shares := label_shares(record)) is not None:
             yield record.source, {number: share for number, share in enumerate(shares) if share > 0}
 
     def columns(self, form: Form) -> Columns:
@@ -299,7 +299,7 @@ def _generation_values(records: Sequence[Record], mixture: Tensor, lengths: Tens
     return {**values, "surprise": torch.tensor(surprise, dtype=torch.float64)}
 
 
-def _shares(record: Record) -> list[float] | None:
+def label_shares(record: Record) -> list[float] | None:
     """How much of the row each choice is right: by the answer, else by votes, else by ratings."""
     if record.answer is not None:
         return [float(number == record.answer) for number in range(len(record.choices))]
@@ -328,7 +328,7 @@ def _trials(record: Record) -> int:
 
 
 def _labels(records: Sequence[Record]) -> Tensor:
-    return _stacked([_shares(record) for record in records], len(records[0].choices))
+    return _stacked([label_shares(record) for record in records], len(records[0].choices))
 
 
 def _people(records: Sequence[Record]) -> Tensor:

@@ -3,7 +3,7 @@
 In: a scores file, and those of other models on the same data. Out: a document for JSON. Runs no model.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,23 @@ def judge(scores: Path, baselines: Mapping[str, Path], asked: Asked) -> Document
         other = _judged(path, asked)
         document["baselines"][name] = {**_described(other), "difference": _differences(model, other)}
     return document
+
+
+def named_baselines(named: Sequence[str]) -> dict[str, Path]:
+    """The files that were given as NAME=SCORES.jsonl, by name.
+
+    Raises:
+        ConfigError: one is given otherwise, or a name twice.
+    """
+    found: dict[str, Path] = {}
+    for each in named:
+        name, equals, path = each.partition("=")
+        if not (name and equals and path):
+            raise ConfigError(f"--baseline is '{each}': expected NAME=SCORES.jsonl")
+        if name in found:
+            raise ConfigError(f"--baseline {name} is given twice: give each a name of its own")
+        found[name] = Path(path)
+    return found
 
 
 def _judged(scores: Path, asked: Asked) -> Judged:

@@ -64,7 +64,7 @@ class Notes:
         return [f"{are} a choice twice: it counts as one choice, with the labels of both"]
 
 
-class _AskedRow(LabelledRow):
+class AskedRow(LabelledRow):
     """What rows of both forms have."""
 
     prompt: str | list[Message] | None = None
@@ -72,7 +72,7 @@ class _AskedRow(LabelledRow):
     kind: Name = None
 
     @model_validator(mode="after")
-    def _asks_once(self) -> "_AskedRow":
+    def _asks_once(self) -> "AskedRow":
         if (self.prompt is None) == (self.messages is None):
             raise ValueError("expected either 'prompt' or 'messages'")
         if self.tools or self.chat_template_kwargs:
@@ -101,7 +101,7 @@ class _AskedRow(LabelledRow):
         return [turn.model_dump(exclude_unset=True) for turn in asked or []]
 
 
-class ChoicesRow(_AskedRow):
+class ChoicesRow(AskedRow):
     """A prompt and the choices that exclude one another; who picked which, as far as it is known."""
 
     choices: Annotated[list[Text], Field(min_length=2)]
@@ -174,7 +174,7 @@ class ChoicesRow(_AskedRow):
         return tuple(counts)
 
 
-class ReferencesRow(_AskedRow):
+class ReferencesRow(AskedRow):
     """A prompt and reference answers, of which each is right."""
 
     answers: Annotated[

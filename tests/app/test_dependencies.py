@@ -27,6 +27,7 @@ ROOMS: dict[str, list[set[str]]] = {
     "softspec/app/child_server.py": [{"bench"}, {"demo"}],
     "softspec/app/cli/progress.py": [{"bench"}, {"demo"}, {"train"}],
     "softspec/app/demo": [{"demo"}],
+    "softspec/app/report": [{"evaluate"}],
     "softspec/app/score": [{"serve-cpu"}, {"serve-gpu"}],
     "softspec/app/smollm2.py": [{"bench"}, {"demo"}],
     "softspec/artefact/answer_tokens.py": [{"serve-cpu"}, {"serve-gpu"}, {"train"}],
@@ -54,7 +55,6 @@ UNDECLARED = {
 }
 UNIMPORTED = {
     "gguf": "transformers reads the demo's base with it",
-    "matplotlib": "the report draws with it",
     "mypy": "a tool",
     "pytest-timeout": "a plugin",
     "pytest-xdist": "a plugin",

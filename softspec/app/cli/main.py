@@ -37,6 +37,7 @@ COMMANDS = {
         "Fit P(correct) and thresholds with a guarantee on rows with a truth.", extra="evaluate"
     ),
     "baselines": Command("Train and score what an ensemble has to beat.", extra="evaluate"),
+    "report": Command("Write what is known of a run into one HTML file.", extra="evaluate"),
     "inspect": Command("Show what an ensemble directory holds."),
     "diagnose": Command("Say whether members can specialise, and what to change if not.", extra="train"),
     "try": Command("Ask the ensemble that travels in the package three questions.", extra="demo"),
