@@ -26,6 +26,8 @@ from softspec.train.data.units import Unit
 MOST_UNITS = 4000
 """Units that are looked at, evenly spread."""
 MOST_ANSWERS = 20
+MOST_TOKENS = 6
+"""Tokens of an answer that is one choice, its end included: a longer one may be several, which share a source."""
 LEAST_OF_EACH = 10
 """Units for each distinct answer, the mean: fewer, and an answer is no choice of a few."""
 SIZES = (2, 4, 8, 16, 32)
@@ -78,7 +80,7 @@ def look_at_choices(units: Sequence[Unit]) -> Choices | None:
         if source is None:
             return None
         answer = answers.setdefault(first.completion_ids, len(answers))
-        if len(answers) > MOST_ANSWERS:
+        if len(answers) > MOST_ANSWERS or len(first.completion_ids) > MOST_TOKENS:
             return None
         counts[source, answer] += unit.weight
         said[first.prompt_ids][source] = answer

@@ -101,6 +101,19 @@ def test_nothing_is_said_of_sources_whose_counts_tell_nothing() -> None:
     assert doubts(group(group_rows=4), ratings({"a": (0.5, 0.5), "b": (0.5, 0.5)}), 4, 2) == []
 
 
+def test_nothing_is_said_of_answers_that_are_several_choices() -> None:
+    """Four labels of one source and the commas between them: routed as one, though rows are routed one by one."""
+    rng = random.Random(0)
+    units: list[Unit] = []
+    for number in range(400):
+        labels = [10 + rng.randrange(2) for _ in range(4)]
+        answer = [token for label in labels for token in (label, 3)][:-1]
+        units.append(Example((1, number), (*answer, 2), "ab"[number % 2]))
+
+    assert look_at_choices(units) is None
+    assert doubts(config_of_no_files(num_members=4), units, None, None) == []
+
+
 def test_nothing_is_said_of_long_answers() -> None:
     rng = random.Random(0)
     units: list[Unit] = [

@@ -1,0 +1,64 @@
+"""Natural language inference judged by a hundred people: does uncertainty follow their disagreement?
+
+ChaosNLI, SNLI part (Nie, Zhou and Bansal 2020). Trained on the five labels that the items came with, as soft labels;
+judged against the votes of a hundred others. Items of one picture stay on one side.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+
+from study import Row, arguments, compare, read, user
+
+CONFIG = {
+    "num_members": 4,
+    "renyi_alpha": 0.8,
+    "lora_r": 8,
+    "lora_alpha": 32,
+    "layers_to_transform": "top_third",
+    "learning_rate": 0.001,
+    "micro_batch_size": 16,
+    "gradient_accumulation_steps": 1,
+    "max_steps": 100,
+}
+WORDS = {"e": "yes", "n": "maybe", "c": "no"}
+HELD_OUT = 0.27
+"""Share of the pictures whose items are held out: about 400 items."""
+
+
+def asked(row: Row) -> list[Row]:
+    """The question: does the hypothesis follow?"""
+    return user(f"{row['premise']}\nDoes it follow that: {row['hypothesis']}\nAnswer yes, maybe or no.")
+
+
+def is_held_out(row: Row) -> bool:
+    """Whether the picture of an item is on the held-out side, by a hash."""
+    picture = row["id"].partition("#")[0]
+    return int(hashlib.sha256(picture.encode()).hexdigest(), 16) % 1000 < 1000 * HELD_OUT
+
+
+def training(rows: list[Row]) -> Iterator[Row]:
+    """The five old labels of each item, as votes."""
+    for row in rows:
+        votes = Counter(WORDS[label] for label in row["old_labels"] if label in WORDS)
+        yield {"prompt": asked(row), "votes": dict(votes)}
+
+
+def held_out(rows: list[Row]) -> Iterator[Row]:
+    """The votes of a hundred people; an item is contested where fewer than 60 agree."""
+    for row in rows:
+        votes = [row["votes"][label] for label in WORDS]
+        kind = "conflict" if max(votes) < 60 else "agreed" if max(votes) >= 80 else "between"
+        yield {"messages": asked(row), "choices": list(WORDS.values()), "votes": votes, "kind": kind}
+
+
+def main() -> None:
+    """Read, split by picture, train and compare."""
+    given = arguments(__doc__ or "", "~/.cache/softspec/models/smollm2-135m-instruct")
+    rows = read(given.data / "snli.jsonl")
+    train, test = ([row for row in rows if is_held_out(row) is side] for side in (False, True))
+    compare(given, CONFIG, training(train), {"items": held_out(test)})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""What the studies of this folder share: rows become files, and `softspec baselines` trains and compares on them.
+
+In: rows and a training configuration. Out: a folder with the data, one configuration, every trained model and its
+scores, and `table.json`. Runs the command line, as a user would; the same command goes on where it was interrupted.
+"""
+
+import json
+import subprocess
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+Row = Mapping[str, Any]
+ALPHAS = (0.3, 0.5, 0.8, 1.0)
+"""Orders beside 0, which is the baseline `independent`."""
+
+
+def arguments(description: str, base: str) -> Namespace:
+    """What every study is told: where the public data lie, where to work, and how much of it to do."""
+    parser = ArgumentParser(description=description)
+    parser.add_argument("data", type=Path, help="folder of the data set, as its README says")
+    parser.add_argument("work", type=Path, help="folder for rows, models and tables")
+    parser.add_argument("--base", default=base, help=f"base model: directory or hub id (default: {base})")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--alphas", type=float, nargs="+", default=list(ALPHAS))
+    parser.add_argument("--only", nargs="+", default=[], help="these baselines alone")
+    parser.add_argument("--steps", type=int, help="optimizer steps in place of the study's")
+    return parser.parse_args()
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL file."""
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def write(path: Path, rows: Iterable[Row]) -> Path:
+    """Write rows as JSONL."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def user(text: str) -> list[Row]:
+    """A conversation of one question."""
+    return [{"role": "user", "content": text}]
+
+
+def compare(given: Namespace, config: Row, train: Iterable[Row], tests: Mapping[str, Iterable[Row]]) -> None:
+    """Train the ensemble of `config`, other orders and all baselines, and judge them on every test set.
+
+    Args:
+        tests: name -> rows of choices or of reference answers; each gives `table-NAME.json`.
+    """
+    work = given.work.resolve()
+    settings = {
+        "base_model": given.base,
+        "train_file": str(write(work / "train.jsonl", train)),
+        "output_dir": str(work / "own"),
+        **config,
+        **({} if given.steps is None else {"max_steps": given.steps}),
+    }
+    path = work / "config.yaml"
+    path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")  # JSON is YAML
+    for name, rows in tests.items():
+        data = write(work / f"{name}.jsonl", rows)
+        command = ["softspec", "baselines", str(path), str(data), "--output-dir", str(work / "runs")]
+        command += ["--json", str(work / f"table-{name}.json")]
+        for flag in ("seeds", "alphas", "only"):
+            command += [f"--{flag}", *map(str, getattr(given, flag))] if getattr(given, flag) else []
+        print(" ".join(command), file=sys.stderr)
+        subprocess.run(command, check=True)
