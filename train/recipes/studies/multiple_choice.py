@@ -8,11 +8,6 @@ from collections.abc import Iterator
 from study import Row, arguments, compare, read, user
 
 CONFIG = {
-    "num_members": 4,
-    "renyi_alpha": 0.8,
-    "lora_r": 8,
-    "lora_alpha": 32,
-    "layers_to_transform": "top_third",
     "learning_rate": 0.0005,
     "micro_batch_size": 8,
     "gradient_accumulation_steps": 1,

@@ -11,13 +11,8 @@ from study import Row, arguments, compare, read, user
 
 CONFIG = {
     "objective": "dpo",
-    "num_members": 4,
-    "renyi_alpha": 0.8,
     "granularity": "group",
     "group_rows": 16,
-    "lora_r": 8,
-    "lora_alpha": 32,
-    "layers_to_transform": "top_third",
     "learning_rate": 0.0005,
     "micro_batch_size": 4,
     "gradient_accumulation_steps": 16,

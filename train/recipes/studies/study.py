@@ -13,6 +13,14 @@ from pathlib import Path
 from typing import Any
 
 Row = Mapping[str, Any]
+ENSEMBLE = {
+    "num_members": 4,
+    "renyi_alpha": 0.8,
+    "lora_r": 8,
+    "lora_alpha": 32,
+    "layers_to_transform": "top_third",
+}
+"""The ensemble of every study; what differs is in its own configuration."""
 ALPHAS = (0.3, 0.5, 0.8, 1.0)
 """Orders beside 0, which is the baseline `independent`."""
 
@@ -59,6 +67,7 @@ def compare(given: Namespace, config: Row, train: Iterable[Row], tests: Mapping[
         "base_model": given.base,
         "train_file": str(write(work / "train.jsonl", train)),
         "output_dir": str(work / "own"),
+        **ENSEMBLE,
         **config,
         **({} if given.steps is None else {"max_steps": given.steps}),
     }
