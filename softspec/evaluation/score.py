@@ -29,9 +29,10 @@ ARTICLES = {"a", "an", "the"}
 
 @dataclass(frozen=True)
 class Survey:
-    """What a file of rows holds, and its digest."""
+    """What a file of rows holds, and its digest; `prompt_tokens` of all rows together."""
 
     num_rows: int
+    prompt_tokens: int
     form: Form
     digest: str
 
@@ -42,7 +43,7 @@ def survey(data: Path, texts: Texts) -> Survey:
     Raises:
         DataError: a row is malformed, of another form than the first, cannot be tokenised or is too long.
     """
-    notes, form, num_rows = Notes(), None, 0
+    notes, form, num_rows, prompt_tokens = Notes(), None, 0, 0
     for question in read_questions(data, notes):
         num_rows += 1
         form = form or question.form
@@ -50,12 +51,13 @@ def survey(data: Path, texts: Texts) -> Survey:
             raise DataError(
                 f"{question.place}: a row of {question.form}, the rows before are of {form}: give each form a file"
             )
-        texts.asked(question.prompt, question.choices, question.place)
+        asked = texts.asked(question.prompt, question.choices, question.place)
+        prompt_tokens += len(asked.prompt_ids)
     texts.tell_notes()
     for line in notes.lines():
         tell(line)
     assert form is not None  # a file without rows is refused
-    return Survey(num_rows, form, file_digest(data))
+    return Survey(num_rows, prompt_tokens, form, file_digest(data))
 
 
 def ensemble_digest(path: Path, manifest: Manifest, base: str) -> str:

@@ -1,6 +1,7 @@
 """The vLLM backend: the engine that serves, from a plain script, and the same numbers as the transformers backend."""
 
 import asyncio
+import gc
 import json
 import os
 import signal
@@ -73,6 +74,19 @@ def test_an_error_ends_what_has_begun(loop: LoopThread) -> None:
 
     assert len(begun) < 50
     assert {*ended} <= {*begun}
+
+
+def test_an_iteration_that_outlives_the_loop_ends_in_silence() -> None:
+    """As the traceback of an interruption holds it until the engine is closed."""
+    thread, ended = LoopThread(), list[int]()
+    results = thread.in_order((later(number, ended) for number in range(9)), 4)
+    assert next(results) == 0
+
+    thread.close()
+    del results
+    gc.collect()
+
+    assert {*ended} == {*range(4)}
 
 
 def test_it_can_be_waited_for_where_a_loop_runs_already(loop: LoopThread) -> None:

@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, Gemma3ForCausalLM, Gemma3TextConf
 
 import softspec
 from softspec import Ensemble, ReferenceEnsemble, SamplingSpec
-from softspec.artefact.activation import BlockActivation
+from softspec.artefact.activation import Activation, AlwaysActivation, BlockActivation
+from softspec.artefact.fingerprint import fingerprint
 from softspec.artefact.manifest import BaseModelRef, Manifest, load_manifest, save_manifest
 from softspec.ensemble.stacked.backend import StackedBackend
 from softspec.maths.answer import summarise
@@ -24,6 +25,7 @@ from tests.support.parity import largest_difference
 from tests.support.tiny import random_adapters, tiny_llama, tiny_tokenizer
 from tests.support.tiny_training import random_members
 
+BLOCKS = BlockActivation(block_size=32)
 TOLERANCE = 1e-4
 """Nats."""
 RANDOM = {"temperature": 0.9, "top_p": 0.9, "top_k": 40, "min_p": 0.001}
@@ -43,17 +45,17 @@ def gemma(folder: Path) -> Path:
     return folder
 
 
-def on_the_top_layer(base: Path, folder: Path) -> Path:
+def on_the_top_layer(base: Path, folder: Path, activation: Activation = BLOCKS, seed: int = 0) -> Path:
     """An ensemble whose adapters begin in the last of three layers."""
-    members = random_members(AutoModelForCausalLM.from_pretrained(base), 3, layers=(2,))
+    members = random_members(AutoModelForCausalLM.from_pretrained(base), 3, layers=(2,), seed=seed)
     manifest = Manifest(
         name="top",
-        base_model=BaseModelRef(path=str(base)),
+        base_model=BaseModelRef(path=str(base), fingerprint=fingerprint(str(base))),
         num_members=3,
         log_weights=(-0.5108256237659907, -1.6094379124341003, -1.6094379124341003),
         renyi_alpha=0.8,
         weights_rule="fixed",
-        activation=BlockActivation(block_size=32),
+        activation=activation,
     )
     write_ensemble(folder, members, manifest)
     return folder
@@ -104,6 +106,35 @@ def test_given_answers_are_as_likely_as_under_stock_peft(
             assert choice.log_probs[number] == pytest.approx(expected.log_prob, abs=TOLERANCE)
             members = [member[number] for member in choice.member_log_probs]
             assert members == pytest.approx(expected.member_log_probs, abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("activation", [BLOCKS, AlwaysActivation()])
+def test_what_the_base_makes_of_prompts_is_kept_for_the_next_ensemble(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, activation: Activation
+) -> None:
+    """Another ensemble of this base that is asked the same runs the layers below its adapters for answers alone."""
+    monkeypatch.setenv("SOFTSPEC_CACHE", str(tmp_path / "cache"))
+    base = tmp_path / "base"
+    tiny_llama(base, layers=3)
+    below: list[list[int]] = []
+    for seed in range(2):
+        directory = on_the_top_layer(base, tmp_path / str(seed), activation, seed)
+        with softspec.load(directory, backend="transformers") as ensemble:
+            backend, ran = ensemble.backend, list[int]()
+            assert isinstance(backend, StackedBackend)
+            expected = list(ensemble.scored_choices(ROWS))
+            backend.keep_prompts(10_000)
+            decoder_layers(backend.members.model)[0].get_submodule("mlp").register_forward_hook(
+                lambda layer, args, output, ran=ran: ran.append(output.shape[:2].numel())
+            )
+            found = list(ensemble.scored_choices(ROWS))
+        below.append(ran)
+        for one, other in zip(found, expected, strict=True):
+            assert one.log_probs == pytest.approx(other.log_probs, abs=1e-5)
+            for member, other_member in zip(one.member_log_probs, other.member_log_probs, strict=True):
+                assert member == pytest.approx(other_member, abs=1e-5)
+    assert len(below[0]) > 1
+    assert below[1] == below[0][-1:]
 
 
 @pytest.mark.slow

@@ -41,7 +41,8 @@ def base_greedy(reference: ReferenceEnsemble, ids: list[int], count: int) -> lis
 
 def largest_difference(found: list[TokenUncertainty], expected: list[TokenUncertainty]) -> float:
     """The tokens must be the same; returns how far any of their numbers are apart."""
-    assert [token.token_id for token in found] == [token.token_id for token in expected]
+    for place, (one, other) in enumerate(zip(found, expected, strict=True)):
+        assert one.token_id == other.token_id, f"token {place} is {one}, expected {other}"
     return max(
         abs(a - b)
         for one, other in zip(found, expected, strict=True)

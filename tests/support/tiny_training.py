@@ -34,11 +34,11 @@ def random_examples(
 
 
 def random_members(
-    model: PreTrainedModel, num_members: int = 3, layers: Any = "all", rank: int = 4
+    model: PreTrainedModel, num_members: int = 3, layers: Any = "all", rank: int = 4, seed: int = 1
 ) -> Members:
     """Members whose A and B are both random, so that every weight matters."""
     members = Members(model, resolve_spec(model, rank, 2 * rank, "all-linear", layers), num_members)
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for weight in members.parameters():
             weight.copy_(torch.randn(weight.shape, generator=generator) / weight.shape[-1] ** 0.5)

@@ -72,16 +72,16 @@ class Frozen:
         """The same, computed; of the trunk nothing where it is not needed."""
         layers, cache, states = decoder_layers(self.model), None, {}
         if trunk:
-            with _ending_before(layers, len(layers) if needs_trunk else self.first):
+            with ending_before(layers, len(layers) if needs_trunk else self.first):
                 cache = self._run(trunk, 0, None, remembers=True)
         for tail in tails:
-            with _ending_before(layers, self.first) as entering:
+            with ending_before(layers, self.first) as entering:
                 self._run(tail, len(trunk), copy_to_extend(cache), remembers=cache is not None)
             states[tail] = entering[0][0]
         parts: dict[str, Tensor] = {}
         if cache is not None and needs_trunk:
             for number in range(self.first, len(cache.layers)):
-                keys, values = _names(number)
+                keys, values = part_names(number)
                 parts |= {keys: cache.layers[number].keys, values: cache.layers[number].values}
         return parts, states
 
@@ -102,7 +102,7 @@ class Frozen:
         for number in range(len(cache.layers)):
             parts = [nothing, nothing]
             if number >= self.first:
-                parts = [_stacked(trunks, name, length).to(device) for name in _names(number)]
+                parts = [_stacked(trunks, name, length).to(device) for name in part_names(number)]
             cache.update(*parts, number)
         return cache
 
@@ -113,6 +113,10 @@ class Frozen:
 
     def key(self, trunk: Ids, tail: Ids | None = None) -> str:
         """The name under which the trunk's keys and values are kept, or the states of a tail behind it."""
+        return self.key_of(trunk, tail)
+
+    def key_of(self, *what: Any) -> str:
+        """The name under which something is kept that this base makes, here, of `what`."""
         device = self.model.device.type
         how = [
             *(self.base, torch.__version__, transformers.__version__, self.model.config._attn_implementation),
@@ -120,7 +124,7 @@ class Frozen:
             str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else "",
             self.first,
         ]
-        return hashlib.sha256(json.dumps([how, trunk, tail]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([how, *what]).encode()).hexdigest()
 
 
 @contextmanager
@@ -143,7 +147,7 @@ def copy_to_extend(cache: Cache | None) -> Cache | None:
 
 
 @contextmanager
-def _ending_before(layers: nn.ModuleList, end: int) -> Iterator[list[Tensor]]:
+def ending_before(layers: nn.ModuleList, end: int) -> Iterator[list[Tensor]]:
     """Leave out the layers from `end` on; the list gets the states that would have entered them."""
     entering: list[Tensor] = []
 
@@ -172,7 +176,8 @@ def _replaced(layers: nn.ModuleList, forwards: Mapping[int, Callable[..., Tensor
             del layers[number].forward
 
 
-def _names(layer: int) -> tuple[str, str]:
+def part_names(layer: int) -> tuple[str, str]:
+    """The names of a layer's keys and of its values among kept tensors."""
     return f"keys.{layer}", f"values.{layer}"
 
 

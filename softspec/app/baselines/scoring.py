@@ -11,6 +11,7 @@ from typing import Any
 from softspec.artefact.manifest import load_manifest
 from softspec.console import tell
 from softspec.ensemble.load import load
+from softspec.ensemble.stacked.backend import StackedBackend
 from softspec.errors import ConfigError, DataError
 from softspec.evaluation.records import Header, ScoresWriter, read_header
 from softspec.evaluation.score import Survey, header_of, score
@@ -44,6 +45,8 @@ def score_directory(directory: Path, name: str, kind: str, data: Data, output: P
         if file.num_done < data.survey.num_rows:
             tell(f"scoring {data.survey.num_rows} rows under '{name}' in {directory}")
             with load(directory, backend="transformers") as ensemble:
+                assert isinstance(ensemble.backend, StackedBackend)
+                ensemble.backend.keep_prompts(data.survey.prompt_tokens)
                 score(ensemble, data.path, file, data.max_tokens)
     return output
 

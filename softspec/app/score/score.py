@@ -58,7 +58,7 @@ def score_file(
 
 
 def _score_rows(ensemble: Ensemble, data: Path, found: Survey, wanted: Wanted, summary: Summary) -> None:
-    """Score all rows; `summary` and the output's file always have the rows so far."""
+    """Score all rows; `summary` and the output's file have the rows so far."""
     served, manifest = ensemble.backend, ensemble.manifest
     assert isinstance(served, ServedBackend)
     traces = served.traces(read_asked(data, ensemble.texts.reading))
@@ -82,5 +82,9 @@ def _score_rows(ensemble: Ensemble, data: Path, found: Survey, wanted: Wanted, s
 
 
 def _so_far(summary: Summary, num_rows: int, wanted: Wanted) -> str:
-    place = "" if wanted.output is None else f"; their lines are in '{partial_of(wanted.output)}'"
-    return f"interrupted after {summary.rows} of {num_rows} rows{place if summary.rows else ''}"
+    if wanted.output is None or not summary.rows:
+        return f"interrupted after {summary.rows} of {num_rows} rows"
+    partial = partial_of(wanted.output)
+    with partial.open(encoding="utf-8") as lines:  # the last may not be in the summary yet
+        written = sum(1 for _ in lines)
+    return f"interrupted after {written} of {num_rows} rows; their lines are in '{partial}'"

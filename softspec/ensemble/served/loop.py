@@ -39,7 +39,8 @@ class LoopThread:
         finally:
             for future in waiting:
                 future.cancel()
-            if waiting:
+            # Who drops the iteration later than the loop finds that everything in it has ended.
+            if waiting and self._thread.is_alive():
                 asyncio.run_coroutine_threadsafe(_settled(), self._loop).result()
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ from softspec.artefact.manifest import load_manifest
 from softspec.ensemble.backend import Asked, Draw, Drawn, Sampling, Traces
 from softspec.ensemble.results import ScoredChoices
 from softspec.ensemble.stacked.batches import Limits, numbered, windows
+from softspec.ensemble.stacked.beneath import keeping
 from softspec.ensemble.stacked.drawn import draw_answers
 from softspec.ensemble.stacked.given import mixture_loglik, states_of, token_logliks, trace_of
 from softspec.ensemble.stacked.mixing import Mixing
@@ -61,7 +62,7 @@ class StackedBackend:
                 "answers cannot share: use PEFT with one member at a time"
             )
         self.members: Members = load_members(ensemble_dir, model)
-        self._texts = texts
+        self._texts, self._base = texts, manifest.base_model.fingerprint
         self._mixing = Mixing(torch.tensor(manifest.log_weights, dtype=torch.float64), manifest.weights_rule)
         kind = model.device.type if model.device.type in TOKENS_AT_ONCE else "cpu"
         self._limits = Limits(
@@ -71,6 +72,16 @@ class StackedBackend:
             tokens_at_once=TOKENS_AT_ONCE[kind],
             has_windows=kinds != {"full"},
         )
+
+    def keep_prompts(self, num_tokens: int) -> None:
+        """Keep what the base makes of prompts for other ensembles of it that are asked the same, in this order.
+
+        Args:
+            num_tokens: of all prompts; more than there is room for are not kept.
+        """
+        if self._base and not self._limits.has_windows:
+            first = self.members.spec.layers[0]
+            self.members.frozen = keeping(self.members.model, first, self._base, num_tokens)
 
     def choices(self, asked: Iterable[Asked]) -> Iterator[ScoredChoices]:
         """Log-probabilities of whole answers."""

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from softspec.ensemble.stacked.batches import Limits
 from softspec.ensemble.stacked.mixing import Mixing, records
-from softspec.ensemble.stacked.rows import Ids, Rows, followed, padded
+from softspec.ensemble.stacked.prompts import Ids, padded
+from softspec.ensemble.stacked.rows import Rows, followed
 from softspec.maths.answer import TokenUncertainty
 from softspec.maths.mixture import mixture_logprobs, prefix_log_weights, sequence_loglik
 from softspec.maths.uncertainty import predict

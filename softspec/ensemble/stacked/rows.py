@@ -14,18 +14,16 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
-from transformers import Cache, DynamicCache
+from transformers import Cache
 from transformers.utils import ModelOutput
 
-from softspec.artefact.activation import shared_tokens
 from softspec.ensemble.stacked.batches import Limits
+from softspec.ensemble.stacked.beneath import beneath
+from softspec.ensemble.stacked.prompts import Ids, PaddedPrompts
 from softspec.train.data.units import in_batches
 from softspec.train.members.head import Head
 from softspec.train.members.members import Members
 from softspec.train.members.pairs import Pairs
-
-Ids = Sequence[int]
 
 
 @dataclass
@@ -70,31 +68,15 @@ class Rows:
 @torch.no_grad()
 def read_prompts(members: Members, prompts: Sequence[Ids], block_size: int | None) -> Rows:
     """Read prompts of different lengths, none of them empty; the adapters begin behind the leading blocks."""
-    device, decoder = members.model.device, members.model.get_decoder()
-    trunks: dict[tuple[int, ...], int] = {}
-    trunk_of, tails = [], []
-    for prompt in prompts:
-        shared = shared_tokens(block_size, len(prompt))
-        trunk_of.append(trunks.setdefault(tuple(prompt[:shared]), len(trunks)))
-        tails.append(prompt[shared:])
-    trunk_ids, trunk_mask = padded(list(trunks), device, "left")
-    tail_ids, tail_mask = padded(tails, device, "left")
-    cache: Cache = DynamicCache(config=members.model.config)
-    if trunk_ids.shape[1]:
-        decoder(
-            input_ids=trunk_ids,
-            attention_mask=trunk_mask,
-            position_ids=(trunk_mask.cumsum(1) - 1).clamp_min(0),
-            past_key_values=cache,
-            use_cache=True,
-        )
-    order = torch.tensor(trunk_of, device=device)
-    cache.batch_select_indices(order)
-    mask = torch.cat([trunk_mask[order], tail_mask], 1)
-    positions = (mask.cumsum(1) - 1).clamp_min(0)[:, trunk_ids.shape[1] :]
-    states, output = _run(members, tail_ids, mask, positions, cache, False)
+    padded = PaddedPrompts.of(prompts, block_size, members.model.device)
+    if members.frozen is None:
+        cache = padded.trunk_cache(members.model)
+        states, output = _run(members, padded.tail_ids, padded.mask, padded.positions, cache, False)
+    else:
+        with beneath(members.frozen, padded) as cache:
+            states, output = _run(members, padded.tail_ids, padded.mask, padded.positions, cache, False)
     last = states[:, -1].unflatten(0, (members.num_members, -1))
-    return Rows(members, last, mask, cache, output)
+    return Rows(members, last, padded.mask, cache, output)
 
 
 def followed(
@@ -119,16 +101,6 @@ def followed(
         for part in in_batches(own, size):
             places = torch.tensor([place for place, _ in part], device=rows.mask.device)
             yield [number for _, number in part], rows.selected(places)
-
-
-def padded(parts: Sequence[Ids], device: torch.device, side: str) -> tuple[Tensor, Tensor]:
-    """Ids of different lengths as one tensor (B, longest), int64, and a mask that hides the padding."""
-    ids = [torch.tensor(part, dtype=torch.long) for part in parts]
-    masks = [torch.ones_like(each) for each in ids]
-    return (
-        pad_sequence(ids, batch_first=True, padding_side=side).to(device),
-        pad_sequence(masks, batch_first=True, padding_side=side).to(device),
-    )
 
 
 def _run(
