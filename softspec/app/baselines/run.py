@@ -16,7 +16,7 @@ from softspec.app.baselines.beside import beside
 from softspec.app.baselines.laplace import DoesNotApply, last_layer_records
 from softspec.app.baselines.polygraph import estimators_by_name, polygraph_scores
 from softspec.app.baselines.scoring import Data, check_scores, derived, opened, score_directory
-from softspec.app.baselines.temperature import scaled
+from softspec.app.baselines.temperature import per_token, scaled
 from softspec.app.baselines.training import Cost, Origin, check_finished, cost_of, is_same, trained
 from softspec.app.baselines.variants import ENSEMBLE, NAMES, Noise, at_order, needed, variant
 from softspec.artefact.fingerprint import fingerprint
@@ -83,9 +83,11 @@ class Plan:
     noise: Noise
 
 
-def run_baselines(plan: Plan) -> list[OfSeed]:
+def run_baselines(plan: Plan, length_normalise: bool = False) -> list[OfSeed]:
     """Train and score everything that is asked for and not there yet.
 
+    Args:
+        length_normalise: temperatures scale the mean log-probability of a choice's tokens.
     Raises:
         ConfigError: a baseline does not fit the configuration, a package is missing, or what lies in the folder is of
             something else; told before anything is trained.
@@ -98,7 +100,7 @@ def run_baselines(plan: Plan) -> list[OfSeed]:
         check_scores(_scores(plan, seed), plan.data)
         for config in _configs(plan, seed):
             check_finished(config, origin)
-    return [_of_seed(plan, seed, units, origin) for seed in plan.seeds]
+    return [_of_seed(plan, seed, units, origin, length_normalise) for seed in plan.seeds]
 
 
 def check_packages(plan: Plan) -> None:
@@ -113,7 +115,7 @@ def check_packages(plan: Plan) -> None:
         estimators_by_name()
 
 
-def _of_seed(plan: Plan, seed: int, units: Sequence[Unit], origin: Origin) -> OfSeed:
+def _of_seed(plan: Plan, seed: int, units: Sequence[Unit], origin: Origin, length_normalise: bool) -> OfSeed:
     found, folder = OfSeed(seed), _folder(plan, seed)
     models = {config.name: _model(plan, config, origin) for config in _configs(plan, seed)}
     _scores(plan, seed).mkdir(parents=True, exist_ok=True)
@@ -127,7 +129,7 @@ def _of_seed(plan: Plan, seed: int, units: Sequence[Unit], origin: Origin) -> Of
             except DoesNotApply as reason:
                 found.left_out[name] = str(reason)
     if "temperature" in plan.names:
-        _temperature(found)
+        _temperature(found, length_normalise)
     return found
 
 
@@ -197,21 +199,24 @@ def _polygraph(plan: Plan, found: OfSeed, single: Path, units: Sequence[Unit]) -
     output.write_text(json.dumps({"asked": asked, "scores": found.polygraph}), encoding="utf-8")
 
 
-def _temperature(found: OfSeed) -> None:
+def _temperature(found: OfSeed, length_normalise: bool) -> None:
     """Add every model of the seed again, with a temperature."""
     for model in list(found.models):
         name = f"{model.name}+temperature"
-        fitted = scaled(list(read_records(model.scores)))
+        records = list(read_records(model.scores))
+        if length_normalise:
+            records = per_token(read_header(model.scores), records)
+        fitted = scaled(records)
         if isinstance(fitted, str):
             found.left_out[name] = fitted
             continue
-        records, fit = fitted
+        scaled_records, fit = fitted
         kind = f"{read_header(model.scores).model_kind}, temperature"
         settings = {"temperatures": fit.temperatures}
         header = derived(model.scores, 1, model=name, model_kind=kind, settings=settings)
         output = model.scores.with_name(f"{name}.jsonl")
         with ScoresWriter(output, header, overwrite=True) as file:
-            for record in records:
+            for record in scaled_records:
                 file.add(record)
         low, high = min(fit.temperatures), max(fit.temperatures)
         note = f"temperature {low:.2f} to {high:.2f} in {len(fit.temperatures)} folds of {fit.rows} rows"

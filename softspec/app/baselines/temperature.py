@@ -8,11 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 from sklearn.model_selection import GroupKFold
+from torch import Tensor
 
-from softspec.evaluation.records import Record
+from softspec.evaluation.records import Header, Record
+from softspec.maths.options import option_distributions
 
 FOLDS = 5
 MOST = 100.0
@@ -47,6 +50,25 @@ def scaled(records: Sequence[Record]) -> tuple[list[Record], Fit] | str:
         fold_of.update(dict.fromkeys((items[place] for place in own), fold))
     found = [_at(record, temperatures[fold_of[record.item]]) for record in records]
     return found, Fit(tuple(temperatures), len(labelled))
+
+
+def per_token(header: Header, records: Sequence[Record]) -> list[Record]:
+    """Records of choices as if each had one token, with the mean log-probability of its tokens; others as they are."""
+    weights = torch.tensor(header.log_weights, dtype=torch.float64)
+    return [
+        record if record.form != "choices" else _of_one_token(weights, header, record) for record in records
+    ]
+
+
+def _of_one_token(log_weights: Tensor, header: Header, record: Record) -> Record:
+    found = option_distributions(
+        torch.tensor([record.member_log_probs], dtype=torch.float64),
+        log_weights,
+        mixture_log_probs=torch.tensor([record.log_probs]) if header.weights_rule == "fixed" else None,
+        num_tokens=torch.tensor([record.num_tokens]),
+    )
+    log_probs = tuple(found.probabilities[0].log().tolist())
+    return replace(record, log_probs=log_probs, num_tokens=(1,) * len(record.choices))
 
 
 def temperature_of(records: Sequence[Record]) -> float:

@@ -38,6 +38,7 @@ def baselines(
     dropout: float = 0.1,
     samples: int | None = None,
     max_tokens: int = 64,
+    length_normalise: bool = False,
     bootstrap: int = 1000,
     output: Annotated[Path | None, Parameter(name="--json", metavar="FILE")] = None,
     overrides: Annotated[tuple[str, ...], Parameter(name="--set", metavar="KEY=VALUE")] = (),
@@ -54,6 +55,7 @@ def baselines(
         dropout: lora_dropout of the dropout baseline
         samples: draws of weights of dropout and laplace, and of answers for polygraph (default: num_members)
         max_tokens: most tokens of an answer that a model gives itself
+        length_normalise: compare choices by the mean log-probability of a token
         bootstrap: how often the data are resampled for the intervals
         output: JSON of all metrics with their intervals
         overrides: in place of what CONFIG.yaml says; may be given several times
@@ -73,8 +75,9 @@ def baselines(
 
     hide_foreign_progress()
     with unbroken_output():
+        asked = Asked(length_normalise=length_normalise, draws=bootstrap)
         plan = plan_of(settings, data, output_dir, only, seeds, dropout, samples, max_tokens, alphas)
-        document = compared(plan, run_baselines(plan), Asked(draws=bootstrap))
+        document = compared(plan, run_baselines(plan, length_normalise), asked)
         print(table(document))
         if output is not None:
             written = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)

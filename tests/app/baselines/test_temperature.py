@@ -7,8 +7,8 @@ import pytest
 from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
 
-from softspec.app.baselines.temperature import scaled, shares, temperature_of
-from softspec.evaluation.records import Record
+from softspec.app.baselines.temperature import per_token, scaled, shares, temperature_of
+from softspec.evaluation.records import Header, Record
 
 
 def records(temperature: float, rows: int = 2000, seed: int = 0) -> list[Record]:
@@ -31,6 +31,16 @@ def record_of(row: int, log_probs: tuple[float, ...], answer: int | None) -> Rec
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
 def test_the_temperature_that_made_the_answers_is_found(temperature: float) -> None:
     assert temperature_of(records(temperature)) == pytest.approx(temperature, rel=0.08)
+
+
+def test_choices_that_are_compared_by_token_are_scaled_by_token() -> None:
+    """All of two tokens: half the log-probability, so half the temperature; and nothing is left to be divided by."""
+    header = Header.model_construct(log_weights=(0.0,), weights_rule="prefix_posterior")
+
+    rows = per_token(header, records(1.8))
+
+    assert temperature_of(rows) == pytest.approx(0.9, rel=0.08)
+    assert {count for row in rows for count in row.num_tokens} == {1}
 
 
 def test_two_choices_are_a_logistic_regression() -> None:

@@ -17,6 +17,16 @@ CONFIG = {
     "gradient_accumulation_steps": 1,
     "max_steps": 60,
 }
+SHOWN = (
+    "nll",
+    "accuracy",
+    "kl_to_votes",
+    "spearman_total",
+    "spearman_epistemic",
+    "next_nll_0",
+    "next_gain_4",
+    "next_gain_16",
+)
 WORDS = {"entailment": "yes", "neutral": "maybe", "contradiction": "no"}
 
 
@@ -53,7 +63,7 @@ def main() -> None:
     """Read, train and compare."""
     given = arguments(__doc__ or "", "~/.cache/softspec/models/smollm2-135m-instruct")
     train, dev, test = (read(given.data / f"{split}.jsonl") for split in ("train", "dev", "test"))
-    compare(given, CONFIG, training(train), {"items": held_out(dev + test)})
+    compare(given, CONFIG, training(train), {"items": held_out(dev + test)}, SHOWN)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,15 @@ CONFIG = {
     "gradient_accumulation_steps": 1,
     "max_steps": 100,
 }
+SHOWN = (
+    "nll",
+    "accuracy",
+    "ece",
+    "kl_to_votes",
+    "spearman_total",
+    "spearman_aleatoric",
+    "spearman_epistemic",
+)
 WORDS = {"e": "yes", "n": "maybe", "c": "no"}
 HELD_OUT = 0.27
 """Share of the pictures whose items are held out: about 400 items."""
@@ -52,7 +61,7 @@ def main() -> None:
     given = arguments(__doc__ or "", "~/.cache/softspec/models/smollm2-135m-instruct")
     rows = read(given.data / "snli.jsonl")
     train, test = ([row for row in rows if is_held_out(row) is side] for side in (False, True))
-    compare(given, CONFIG, training(train), {"items": held_out(test)})
+    compare(given, CONFIG, training(train), {"items": held_out(test)}, SHOWN)
 
 
 if __name__ == "__main__":

@@ -14,19 +14,29 @@ CONFIG = {
     "num_members": 2,
     "granularity": "group",
     "group_rows": 8,
-    "learning_rate": 0.001,
+    "learning_rate": 0.002,
     "micro_batch_size": 16,
     "gradient_accumulation_steps": 1,
-    "max_steps": 75,
+    "max_steps": 120,
 }
 NAMES = ("bad", "good")
+DOMAINS = {"amazon": "Amazon", "yelp": "Yelp", "imdb": "IMDb"}
 TRAINED, HELD_OUT = 300, 100
 """Reviews of each domain."""
+SHOWN = (
+    "nll",
+    "accuracy",
+    "ece",
+    "epistemic",
+    "auroc_conflict_epistemic",
+    "spearman_epistemic",
+    "next_gain_16",
+)
 
 
-def asked(review: Row) -> list[Row]:
+def asked(review: Row, domain: str) -> list[Row]:
     """The question: is the review good or bad?"""
-    return user(f"Is this review good or bad?\n{review['text']}")
+    return user(f"{review['text']}\nIs this {DOMAINS[domain]} review good or bad?")
 
 
 def said(label: int, domain: str, source: str) -> str:
@@ -40,7 +50,7 @@ def training(domains: dict[str, list[Row]]) -> Iterator[Row]:
         for domain in ("amazon", "yelp"):
             for review in domains[domain][HELD_OUT : HELD_OUT + TRAINED]:
                 answer = {"role": "assistant", "content": said(review["label"], domain, source)}
-                yield {"messages": [*asked(review), answer], "source": source, "group": source}
+                yield {"messages": [*asked(review, domain), answer], "source": source, "group": source}
 
 
 def held_out(domains: dict[str, list[Row]]) -> Iterator[Row]:
@@ -48,7 +58,7 @@ def held_out(domains: dict[str, list[Row]]) -> Iterator[Row]:
     kinds = {"amazon": "agreed", "yelp": "conflict", "imdb": "ood"}
     for domain, kind in kinds.items():
         for review in domains[domain][:HELD_OUT]:
-            row = {"messages": asked(review), "choices": list(NAMES), "kind": kind}
+            row = {"messages": asked(review, domain), "choices": list(NAMES), "kind": kind}
             sources = {source: said(review["label"], domain, source) for source in "AB"}
             yield row | ({"answer": NAMES[review["label"]]} if kind == "ood" else {"ratings": sources})
 
@@ -56,10 +66,10 @@ def held_out(domains: dict[str, list[Row]]) -> Iterator[Row]:
 def main() -> None:
     """Read, shuffle by a fixed seed, train and compare."""
     given, rng = arguments(__doc__ or "", "~/.cache/softspec/models/smollm2-135m-instruct"), random.Random(0)
-    domains = {name: read(given.data / f"{name}.jsonl") for name in ("amazon", "yelp", "imdb")}
+    domains = {name: read(given.data / f"{name}.jsonl") for name in DOMAINS}
     for reviews in domains.values():
         rng.shuffle(reviews)
-    compare(given, CONFIG, training(domains), {"reviews": held_out(domains)})
+    compare(given, CONFIG, training(domains), {"reviews": held_out(domains)}, SHOWN)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,19 @@
 """What the studies of this folder share: rows become files, and `softspec baselines` trains and compares on them.
 
 In: rows and a training configuration. Out: a folder with the data, one configuration, every trained model and its
-scores, and `table.json`. Runs the command line, as a user would; the same command goes on where it was interrupted.
+scores, and a table for each test set. Runs the command line, as a user would; the same command goes on where it was
+interrupted.
 """
 
 import json
 import subprocess
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from markdown import markdown
 
 Row = Mapping[str, Any]
 ENSEMBLE = {
@@ -25,8 +28,12 @@ ALPHAS = (0.3, 0.5, 0.8, 1.0)
 """Orders beside 0, which is the baseline `independent`."""
 
 
-def arguments(description: str, base: str) -> Namespace:
-    """What every study is told: where the public data lie, where to work, and how much of it to do."""
+def arguments(description: str, base: str, switches: Mapping[str, str] | None = None) -> Namespace:
+    """What every study is told: where the public data lie, where to work, and how much of it to do.
+
+    Args:
+        switches: further flags without a value, and what they say.
+    """
     parser = ArgumentParser(description=description)
     parser.add_argument("data", type=Path, help="folder of the data set, as its README says")
     parser.add_argument("work", type=Path, help="folder for rows, models and tables")
@@ -35,6 +42,8 @@ def arguments(description: str, base: str) -> Namespace:
     parser.add_argument("--alphas", type=float, nargs="+", default=list(ALPHAS))
     parser.add_argument("--only", nargs="+", default=[], help="these baselines alone")
     parser.add_argument("--steps", type=int, help="optimizer steps in place of the study's")
+    for name, about in (switches or {}).items():
+        parser.add_argument(name, action="store_true", help=about)
     return parser.parse_args()
 
 
@@ -56,11 +65,19 @@ def user(text: str) -> list[Row]:
     return [{"role": "user", "content": text}]
 
 
-def compare(given: Namespace, config: Row, train: Iterable[Row], tests: Mapping[str, Iterable[Row]]) -> None:
-    """Train the ensemble of `config`, other orders and all baselines, and judge them on every test set.
+def compare(
+    given: Namespace,
+    config: Row,
+    train: Iterable[Row],
+    tests: Mapping[str, Iterable[Row]],
+    shown: Sequence[str],
+    flags: Sequence[str] = (),
+) -> None:
+    """Train the ensemble of `config`, other orders and all baselines, judge them on every test set and print tables.
 
     Args:
         tests: name -> rows of choices or of reference answers; each gives `table-NAME.json`.
+        shown: metrics of the tables. flags: more of `softspec baselines`.
     """
     work = given.work.resolve()
     settings = {
@@ -74,10 +91,17 @@ def compare(given: Namespace, config: Row, train: Iterable[Row], tests: Mapping[
     path = work / "config.yaml"
     path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")  # JSON is YAML
     for name, rows in tests.items():
-        data = write(work / f"{name}.jsonl", rows)
+        data, table = write(work / f"{name}.jsonl", rows), work / f"table-{name}.json"
         command = ["softspec", "baselines", str(path), str(data), "--output-dir", str(work / "runs")]
-        command += ["--json", str(work / f"table-{name}.json")]
+        command += ["--json", str(table), *flags]
         for flag in ("seeds", "alphas", "only"):
             command += [f"--{flag}", *map(str, getattr(given, flag))] if getattr(given, flag) else []
         print(" ".join(command), file=sys.stderr)
-        subprocess.run(command, check=True)
+        subprocess.run(command, check=True, stdout=sys.stderr)
+        print(markdown(json.loads(table.read_text(encoding="utf-8")), shown))
+
+
+def scores(given: Namespace, seed: int, test: str, model: str) -> Iterator[dict[str, Any]]:
+    """The records of a model: of each row `choices`, `member_log_probs` (K, C), `num_tokens` (C,) and its labels."""
+    path = given.work / "runs" / f"seed-{seed}" / f"scores-{test}" / f"{model}.jsonl"
+    yield from read(path)[1:]  # behind the header
