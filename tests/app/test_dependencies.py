@@ -50,7 +50,7 @@ UNDECLARED = {
         ("langchain_anthropic", "langchain_core", "langchain_openai", "litellm"),
         "lie beside the environment, see the Makefile",
     ),
-    "study": "lies beside the scripts that import it",
+    **dict.fromkeys(("study", "study_table"), "lie beside the scripts that import them"),
     "trl": "`bench train` measures it where it is installed",
     "triton": "lies beside the environment, see the Makefile",
 }

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from markdown import markdown
+from study_table import markdown
 
 Row = Mapping[str, Any]
 ENSEMBLE = {
