@@ -38,6 +38,9 @@ def baselines(
     dropout: float = 0.1,
     samples: int | None = None,
     max_tokens: int = 64,
+    conflict: Annotated[tuple[str, ...], Parameter(metavar="KIND")] = ("conflict",),
+    agreed: Annotated[tuple[str, ...], Parameter(metavar="KIND")] = ("agreed",),
+    ood: Annotated[tuple[str, ...], Parameter(metavar="KIND")] = ("ood",),
     length_normalise: bool = False,
     bootstrap: int = 1000,
     output: Annotated[Path | None, Parameter(name="--json", metavar="FILE")] = None,
@@ -55,6 +58,9 @@ def baselines(
         dropout: lora_dropout of the dropout baseline
         samples: draws of weights of dropout and laplace, and of answers for polygraph (default: num_members)
         max_tokens: most tokens of an answer that a model gives itself
+        conflict: rows of this kind are those of which sources contradict each other
+        agreed: rows of this kind are those of which sources agree
+        ood: rows of this kind are unlike the training data
         length_normalise: compare choices by the mean log-probability of a token
         bootstrap: how often the data are resampled for the intervals
         output: JSON of all metrics with their intervals
@@ -72,10 +78,11 @@ def baselines(
     from softspec.app.baselines.run import plan_of, run_baselines
     from softspec.app.cli.progress import hide_foreign_progress
     from softspec.evaluation.judge import Asked
+    from softspec.evaluation.statistics import Kinds
 
     hide_foreign_progress()
     with unbroken_output():
-        asked = Asked(length_normalise=length_normalise, draws=bootstrap)
+        asked = Asked(Kinds(conflict, agreed, ood), length_normalise, bootstrap)
         plan = plan_of(settings, data, output_dir, only, seeds, dropout, samples, max_tokens, alphas)
         document = compared(plan, run_baselines(plan, length_normalise), asked)
         print(table(document))

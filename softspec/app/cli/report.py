@@ -33,6 +33,10 @@ def report(
     max_tokens: int = 48,
     temperature: float = 1.0,
     document: Annotated[Path | None, Parameter(name="--json", metavar="FILE")] = None,
+    conflict: Annotated[tuple[str, ...], Parameter(metavar="KIND")] = ("conflict",),
+    agreed: Annotated[tuple[str, ...], Parameter(metavar="KIND")] = ("agreed",),
+    ood: Annotated[tuple[str, ...], Parameter(metavar="KIND")] = ("ood",),
+    length_normalise: bool = False,
     bootstrap: int = 1000,
     seed: int = 0,
     backend: Literal["transformers", "vllm"] = "transformers",
@@ -55,6 +59,10 @@ def report(
         max_tokens: most tokens of such an answer
         temperature: at which these answers are drawn
         document: where all numbers go, as JSON
+        conflict: rows of this kind are those of which sources contradict each other
+        agreed: rows of this kind are those of which sources agree
+        ood: rows of this kind are unlike the training data
+        length_normalise: compare choices by the mean log-probability of a token
         bootstrap: how often the data are resampled for the intervals
         seed: of the resampling and of the drawing
         backend: what computes answers
@@ -67,6 +75,7 @@ def report(
     from softspec.app.report.run import write_report
     from softspec.app.report.samples import Drawing
     from softspec.evaluation.judge import Asked
+    from softspec.evaluation.statistics import Kinds
 
     hide_foreign_progress()
     write_report(
@@ -81,7 +90,7 @@ def report(
             prompts=red_team_prompts,
             preferences=red_team,
             refusal=refusal,
-            asked=Asked(draws=bootstrap, seed=seed),
+            asked=Asked(Kinds(conflict, agreed, ood), length_normalise, bootstrap, seed),
             drawing=Drawing(samples, max_tokens, temperature, seed, backend, base, base_unchecked),
         ),
     )

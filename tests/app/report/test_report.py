@@ -258,6 +258,24 @@ def test_scores_of_another_model_are_refused(
     assert "scores of another model" in capsys.readouterr().err
 
 
+def test_kinds_have_the_names_that_are_given(
+    tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As of `softspec evaluate`; the two are swapped here."""
+    _, scores = scored_rows(tmp_path, run)
+    command = ["report", str(run), "--scores", str(scores), "--bootstrap", "20", "--json", "it.json"]
+
+    assert main(command) == 0
+    before = json.loads(Path("it.json").read_text())["scores"][0]["metrics"]["auroc_conflict_epistemic"]
+    assert main([*command, "--conflict", "agreed", "--agreed", "conflict"]) == 0
+    after = json.loads(Path("it.json").read_text())["scores"][0]["metrics"]["auroc_conflict_epistemic"]
+    assert main([*command, "--ood", "nothing"]) == 2
+
+    assert after["value"] == pytest.approx(1 - before["value"])
+    assert after["value"] != before["value"]
+    assert "--ood is 'nothing', but the kinds of rows" in capsys.readouterr().err
+
+
 def test_data_that_were_not_scored_are_refused(
     tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
