@@ -15,13 +15,12 @@ from softspec.app.baselines.adapters import base_alone, dropout_samples
 from softspec.app.baselines.beside import beside
 from softspec.app.baselines.laplace import DoesNotApply, last_layer_records
 from softspec.app.baselines.polygraph import estimators_by_name, polygraph_scores
-from softspec.app.baselines.scoring import Data, check_scores, derived, opened, score_directory
+from softspec.app.baselines.scoring import Data, check_scores, derived, loaded, opened, score_directory
 from softspec.app.baselines.temperature import per_token, scaled
 from softspec.app.baselines.training import Cost, Origin, check_finished, cost_of, is_same, trained
 from softspec.app.baselines.variants import ENSEMBLE, NAMES, Noise, at_order, needed, variant
 from softspec.artefact.fingerprint import fingerprint
 from softspec.console import tell, unbroken_stderr
-from softspec.ensemble.load import load
 from softspec.ensemble.texts import Texts
 from softspec.errors import ConfigError
 from softspec.evaluation.records import ScoresWriter, read_header, read_records
@@ -161,7 +160,7 @@ def _laplace(plan: Plan, found: OfSeed, single: Path, units: Sequence[Unit]) -> 
     with opened(output, header) as file:
         if file.num_done < header.num_rows:
             tell(f"fitting the last layer of {single}")
-            with load(single, backend="transformers") as ensemble:
+            with loaded(single, plan.data) as ensemble:
                 records = last_layer_records(ensemble, units, plan.data.path, source, samples, found.seed)
                 for record in islice(records, file.num_done, None):
                     file.add(record)
@@ -184,7 +183,7 @@ def _polygraph(plan: Plan, found: OfSeed, single: Path, units: Sequence[Unit]) -
         found.polygraph = known["scores"]
         return
     tell(f"answering {plan.data.survey.num_rows} rows for lm-polygraph, {plan.noise.samples + 1} times each")
-    with load(single, backend="transformers") as ensemble:
+    with loaded(single, plan.data) as ensemble:
         questions = tqdm(
             read_questions(plan.data.path),
             total=plan.data.survey.num_rows,

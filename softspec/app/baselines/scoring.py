@@ -3,13 +3,15 @@
 In: ensemble directories or records, and a file of rows. Out: complete scores files; one that was begun is gone on with.
 """
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from softspec.artefact.manifest import load_manifest
 from softspec.console import tell
+from softspec.ensemble.ensemble import Ensemble
 from softspec.ensemble.load import load
 from softspec.ensemble.stacked.backend import StackedBackend
 from softspec.errors import ConfigError, DataError
@@ -44,11 +46,18 @@ def score_directory(directory: Path, name: str, kind: str, data: Data, output: P
     with opened(output, header) as file:
         if file.num_done < data.survey.num_rows:
             tell(f"scoring {data.survey.num_rows} rows under '{name}' in {directory}")
-            with load(directory, backend="transformers") as ensemble:
-                assert isinstance(ensemble.backend, StackedBackend)
-                ensemble.backend.keep_prompts(data.survey.prompt_tokens)
+            with loaded(directory, data) as ensemble:
                 score(ensemble, data.path, file, data.max_tokens)
     return output
+
+
+@contextmanager
+def loaded(directory: Path, data: Data) -> Iterator[Ensemble]:
+    """An ensemble directory, ready to be asked; what the base makes of prompts is kept for the next one."""
+    with load(directory, backend="transformers") as ensemble:
+        assert isinstance(ensemble.backend, StackedBackend)
+        ensemble.backend.keep_prompts(data.survey.prompt_tokens)
+        yield ensemble
 
 
 def opened(path: Path, header: Header) -> ScoresWriter:
