@@ -17,12 +17,15 @@ TITLES = {
     "dropout": "MC dropout",
     "laplace": "last-layer Laplace",
 }
+SCALED = ("single", "independent", "ensemble")
+"""The models that are shown with a temperature too."""
 
 
 def markdown(table: Document, shown: Sequence[str]) -> str:
-    """All models of a table; those of other temperatures follow at its end."""
+    """All models of a table; at its end those that were scaled by a temperature, as far as that is shown."""
     seeds = list(table["seeds"].values())
-    names = sorted(table["summary"], key=lambda name: ("+" in name, _order(name)))
+    shown_names = [name for name in table["summary"] if "+" not in name or name.partition("+")[0] in SCALED]
+    names = sorted(shown_names, key=lambda name: ("+" in name, _order(name)))
     head = ["", *shown, "NLL above alpha 0.8", "adapter-steps", "seconds"]
     lines = [head, ["---"] * len(head), *(_line(name, seeds, shown) for name in names)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
