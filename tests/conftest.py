@@ -34,11 +34,21 @@ atexit.register(shutil.rmtree, _own_cache, ignore_errors=True)
 MEMBER_COUNTS = (1, 2, 4)
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Side by side (`-n 2`), tests that share an engine stay in one process, and others with those of their file."""
     for item in items:
         file = item.nodeid.partition("::")[0]
         item.add_marker(pytest.mark.xdist_group("engine" if item.get_closest_marker("vllm") else file))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Tests of a file rely on their order, and two engines do not fit beside each other."""
+    grouped = getattr(session.config.option, "loadgroup", False)
+    if grouped and session.items and "@" not in session.items[0].nodeid:
+        raise pytest.UsageError(
+            "pytest-xdist has taken no groups: install the versions of requirements/cpu.txt"
+        )
 
 
 @pytest.fixture(scope="session")
