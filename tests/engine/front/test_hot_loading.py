@@ -82,17 +82,12 @@ def question(model: str | None, length: int, temperature: float = 0.0, **params:
     return Question(model, prompt(length), SamplingParams(**settings))
 
 
-def is_as_decoded(reference: ReferenceEnsemble, question: "Question", reply: "Reply") -> bool:
-    """Whether the tokens are those of the reference; the numbers of those that were drawn are in any case.
-
-    Which rows share a step depends on the clock here, and with it the last digits, so two tokens may be tied.
-    """
-    params, found = question.params, reply.choices[0].tokens
-    ids = [token.token_id for token in found]
-    assert largest_difference(found, reference.replay(question.prompt_ids, ids)) < TOLERANCE
+def assert_answers(reference: ReferenceEnsemble, question: "Question", reply: "Reply") -> None:
+    params = question.params
     spec = SamplingSpec(temperature=params.temperature, seed=params.seed or 0)
     assert params.max_tokens is not None
-    return ids == [token.token_id for token in reference.decode(question.prompt_ids, spec, params.max_tokens)]
+    expected = reference.decode(question.prompt_ids, spec, params.max_tokens)
+    assert largest_difference(reply.choices[0].tokens, expected) < TOLERANCE
 
 
 def settled_loras(engine: "EngineHarness") -> tuple[set[int], set[int]]:
@@ -163,13 +158,9 @@ def test_running_answers_stay_on_the_old_members_and_new_ones_have_the_new(
     old, new, still_running = engine.run(replace_while_answering())
 
     assert any(still_running[:-1])
-    asked = zip(questions, old[:-1], new, strict=True)
-    same = [
-        is_as_decoded(references[turn - is_old], each, reply)
-        for each, *replies in asked
-        for is_old, reply in zip((1, 0), replies, strict=True)
-    ]
-    assert sum(same) >= len(same) - 1
+    for each, old_reply, new_reply in zip(questions, old[:-1], new, strict=True):
+        assert_answers(references[turn - 1], each, old_reply)
+        assert_answers(references[turn], each, new_reply)
     assert old[-1].token_ids == [base_greedy(references[0], list(base.prompt_ids), LONG)]
     loras, served = settled_loras(engine)
     assert loras == served
@@ -213,4 +204,4 @@ def test_unreadable_member_leaves_the_engine_as_it_was(
 
     assert settled_loras(engine)[0] == before
     asked = question(NAME, 35, max_tokens=20)
-    assert is_as_decoded(references[2], asked, engine.ask(asked)[0])
+    assert_answers(references[2], asked, engine.ask(asked)[0])
