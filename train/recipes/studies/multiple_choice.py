@@ -8,6 +8,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 
 from study import Row, arguments, compare, read, scores, user
+from study_table import over_seeds
 
 CONFIG = {
     "num_members": 2,
@@ -55,10 +56,10 @@ def gains(given: Namespace) -> None:
     """Print how many members, on average, are right where the base is wrong, and still right where it is right."""
     print("| members of | right where the base is wrong | right where the base is right |\n|---|---|---|")
     for model in ("single", "independent", "ensemble"):
-        cells = []
-        for was_right in (False, True):
-            shares = [_share_right(given, seed, model, was_right) for seed in given.seeds]
-            cells.append(f"{sum(shares) / len(shares):.3f} ({min(shares):.3f} to {max(shares):.3f})")
+        cells = [
+            over_seeds([_share_right(given, seed, model, was_right) for seed in given.seeds])
+            for was_right in (False, True)
+        ]
         print(f"| {model} | {' | '.join(cells)} |")
 
 

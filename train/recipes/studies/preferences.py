@@ -9,6 +9,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 
 from study import Row, arguments, compare, read, scores, user
+from study_table import over_seeds
 
 CONFIG = {
     "objective": "dpo",
@@ -72,10 +73,7 @@ def sides(given: Namespace) -> None:
     for model in ("single", "independent", "ensemble"):
         for kind in ("agreed", "conflict"):
             found = [_rates(given, seed, model, kind) for seed in given.seeds]
-            cells = [
-                f"{sum(column) / len(column):.3f} ({min(column):.3f} to {max(column):.3f})"
-                for column in zip(*found, strict=True)
-            ]
+            cells = [over_seeds(column) for column in zip(*found, strict=True)]
             print(f"| {model} | {kind} | {' | '.join(cells)} |")
 
 

@@ -61,12 +61,13 @@ def _of(name: str, seed: Document) -> Document | None:
 
 def _spread(found: Sequence[Document | None]) -> str:
     values = [each["value"] for each in found if each is not None and each["value"] is not None]
-    if not values:
-        return "-"
-    within = (
-        f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 and min(values) < max(values) else ""
-    )
-    return f"{_mean(values):.3f}{within}"
+    return over_seeds(values) if values else "-"
+
+
+def over_seeds(values: Sequence[float]) -> str:
+    """The mean of a number over the seeds; in brackets the smallest and the largest, if they differ."""
+    low, high = min(values), max(values)
+    return f"{_mean(values):.3f}" + (f" ({low:.3f} to {high:.3f})" if low < high else "")
 
 
 def _mean(values: Sequence[float]) -> float:
