@@ -63,7 +63,7 @@ FLOORS = {
         ("plugin",),
     ),
     "app": (
-        ("child_server", "interruption", "smollm2"),
+        ("child_server", "interruption", "outputs", "smollm2"),
         ("baselines", "bench", "calibrate", "demo", "evaluate", "report", "score"),
         ("cli",),
     ),

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from softspec.app.outputs import check_output
 from softspec.app.smollm2 import base_of
 from softspec.artefact.manifest import load_manifest
 from softspec.calibration.calibrate import calibrate, plan_of, require_room, write
 from softspec.calibration.fit import Fitted, Wanted
 from softspec.calibration.judged import Asking
 from softspec.ensemble.load import load
-from softspec.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,7 @@ def calibrate_file(
     Raises:
         UserError: the ensemble, a row or a flag is wrong, or nothing can be said of these rows.
     """
-    if place.output is not None and not place.output.parent.is_dir():
-        raise ConfigError(f"there is no directory '{place.output.parent}' for --json: make it first")
+    check_output(place.output, [data])
     manifest = load_manifest(ensemble)
     plan = plan_of(data, metrics, wanted, asking)
     require_room(manifest, plan.judged, place.overwrite)

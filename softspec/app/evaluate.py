@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from softspec.app import interruption
+from softspec.app.outputs import check_output
 from softspec.app.smollm2 import base_of
 from softspec.artefact.manifest import load_manifest
 from softspec.ensemble.load import load
@@ -45,7 +46,7 @@ def evaluate_file(ensemble: Path, data: Path, wanted: Wanted, asked: Asked) -> D
     """
     if asked.draws < 2 or wanted.max_tokens < 1:
         raise ConfigError("--bootstrap and --max-tokens must be at least 2 and 1")
-    _check_output(wanted.output, data)
+    check_output(wanted.output, [data])
     baselines = named_baselines(wanted.baselines)
     manifest = load_manifest(ensemble)
     given = wanted.base or base_of([ensemble])
@@ -93,12 +94,3 @@ def _scores_file(wanted: Wanted) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory() as folder:
         yield Path(folder) / "scores.jsonl"
-
-
-def _check_output(path: Path | None, data: Path) -> None:
-    if path is None:
-        return
-    if not path.parent.is_dir():
-        raise ConfigError(f"--json is '{path}' but there is no directory '{path.parent}': make it first")
-    if path.exists() and (not path.is_file() or (data.exists() and path.samefile(data))):
-        raise ConfigError(f"--json is '{path}', which may not be replaced: name another file")

@@ -5,8 +5,8 @@ is judged by writing such a file of the same data. Knows neither models nor metr
 """
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Self
 
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from softspec.artefact.manifest import WeightsRule
 from softspec.artefact.validation import first_problem
 from softspec.errors import ConfigError, DataError
-from softspec.evaluation.rows import Form, Question
+from softspec.evaluation.rows import LabelledChoices, Question
 from softspec.maths.answer import AnswerUncertainty
 
 EXACT = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
@@ -56,30 +56,18 @@ class Generated:
     uncertainty: AnswerUncertainty
 
 
-@dataclass(frozen=True)
-class Record:
+@dataclass(frozen=True, kw_only=True)
+class Record(LabelledChoices):
     """One row, C choices, K members. Log-probabilities are of whole answers with their end, in nats.
 
-    `log_probs` (C,) under the mixture, `member_log_probs` (K, C), `num_tokens` (C,). Labels as in `Question`. Of a
-    generation row the choices are the reference answers.
+    `log_probs` (C,) under the mixture, `member_log_probs` (K, C), `num_tokens` (C,).
     """
 
     __pydantic_config__ = EXACT
 
-    row: int
-    form: Form
-    item: str
-    choices: tuple[str, ...]
     log_probs: tuple[float, ...]
     member_log_probs: tuple[tuple[float, ...], ...]
     num_tokens: tuple[int, ...]
-    answer: int | None = None
-    votes: tuple[float, ...] | None = None
-    ratings: Mapping[str, tuple[int, ...]] | None = None
-    kind: str | None = None
-    source: str | None = None
-    group: str | None = None
-    weight: float = 1.0
     generated: Generated | None = None
 
     def __post_init__(self) -> None:
@@ -101,21 +89,12 @@ def record_of(
     generated: Generated | None = None,
 ) -> Record:
     """The record of a question whose choices were scored."""
+    labels = {each.name: getattr(question, each.name) for each in fields(LabelledChoices)}
     return Record(
-        row=question.row,
-        form=question.form,
-        item=question.item,
-        choices=question.choices,
+        **labels,
         log_probs=log_probs,
         member_log_probs=member_log_probs,
         num_tokens=num_tokens,
-        answer=question.answer,
-        votes=question.votes,
-        ratings=question.ratings,
-        kind=question.kind,
-        source=question.source,
-        group=question.group,
-        weight=question.weight,
         generated=generated,
     )
 

@@ -26,21 +26,19 @@ Text = Annotated[str, Field(strict=True, min_length=1)]
 Picked = list[StrictInt | str]
 
 
-@dataclass(frozen=True)
-class Question:
-    """One row, C distinct choices.
+@dataclass(frozen=True, kw_only=True)
+class LabelledChoices:
+    """C distinct choices of one row, and what is known of them.
 
-    `row` counts from 0; `place` names it in messages; `item` is the same for rows that ask the same. `answer` is the
-    index of the right choice, `votes` (C,) are counts, `ratings` are annotator -> the indices that they picked.
-    Of a generation row `choices` are the reference answers, and there are no other labels.
+    `row` counts from 0; `item` is the same for rows that ask the same. `answer` is the index of the right choice,
+    `votes` (C,) are counts, `ratings` are annotator -> the indices that they picked. Of a generation row `choices` are
+    the reference answers, and there are no other labels.
     """
 
     row: int
-    place: str
     form: Form
-    prompt: Prompt
-    choices: tuple[str, ...]
     item: str
+    choices: tuple[str, ...]
     answer: int | None = None
     votes: tuple[float, ...] | None = None
     ratings: Mapping[str, tuple[int, ...]] | None = None
@@ -48,6 +46,14 @@ class Question:
     source: str | None = None
     group: str | None = None
     weight: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question(LabelledChoices):
+    """One row of a file; `place` names it in messages."""
+
+    place: str
+    prompt: Prompt
 
 
 @dataclass

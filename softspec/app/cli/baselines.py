@@ -6,6 +6,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
+from softspec.app.outputs import check_output
 from softspec.console import unbroken_output
 from softspec.errors import ConfigError
 
@@ -71,8 +72,7 @@ def baselines(
     settings = load_config(config, overrides)  # before the seconds in which the rest is imported
     if bootstrap < 2:
         raise ConfigError(f"--bootstrap is {bootstrap}: expected 2 or more")
-    if output is not None and not output.parent.is_dir():
-        raise ConfigError(f"--json is '{output}' but there is no directory '{output.parent}': make it first")
+    check_output(output, [config, data])
 
     from softspec.app.baselines.compare import compared, table
     from softspec.app.baselines.run import plan_of, run_baselines

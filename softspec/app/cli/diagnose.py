@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from cyclopts import App, Parameter, validators
 
+from softspec.app.outputs import check_output
 from softspec.errors import ConfigError
 
 app = App(
@@ -62,8 +63,7 @@ def diagnose(
         )
     if single is not None and not is_run:
         raise ConfigError("--single is compared with an ensemble: expected a directory as RUN_OR_CONFIG")
-    if output is not None and not output.absolute().parent.is_dir():
-        raise ConfigError(f"--json is '{output}': there is no folder '{output.parent}'; make it first")
+    check_output(output)
     settings = load_config(config or run_or_config, overrides)
 
     from softspec.app.cli.progress import hide_foreign_progress

@@ -7,6 +7,8 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
+from softspec.app.outputs import check_output
+
 app = App(
     "select",
     help_epilogue="""\
@@ -49,12 +51,10 @@ def select(
         overwrite: replace the ensemble in output_dir
         overrides: in place of what the file says; may be given several times
     """
-    from softspec.errors import ConfigError
     from softspec.train.config import dump_config, load_config
 
     settings = load_config(config, overrides)
-    if output and not output.parent.is_dir():
-        raise ConfigError(f"--json '{output}': there is no folder '{output.parent}'; make it first")
+    check_output(output)
 
     from softspec.app.cli.progress import hide_foreign_progress
     from softspec.train.selection.plan import Wanted

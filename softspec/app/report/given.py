@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from softspec.app.outputs import check_output
 from softspec.app.report.contested import require_data
 from softspec.app.report.samples import Drawing
 from softspec.artefact.manifest import Manifest
@@ -87,16 +88,12 @@ def check_outputs(wanted: Wanted) -> None:
     """What is written replaces nothing that is read, nor one another."""
     named = [Path(each.partition("=")[2]) for each in wanted.baselines]
     inputs = (*wanted.scores, *wanted.data, *named, wanted.prompts, wanted.kept)
-    taken = {path.resolve() for path in inputs if path is not None}
+    taken = [path for path in inputs if path is not None]
     for flag, path in (
         ("--output", wanted.output),
         ("--json", wanted.document),
         ("--red-team", wanted.preferences),
     ):
-        if path is None:
-            continue
-        if not path.parent.is_dir():
-            raise ConfigError(f"{flag} is '{path}' but there is no directory '{path.parent}': make it first")
-        if path.resolve() in taken or (path.exists() and not path.is_file()):
-            raise ConfigError(f"{flag} is '{path}', which may not be replaced: name another file")
-        taken.add(path.resolve())
+        check_output(path, taken, flag)
+        if path is not None:
+            taken.append(path)

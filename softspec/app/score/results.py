@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from softspec.errors import ConfigError
-
 Score = dict[str, Any]
 QUANTILES = (10, 50, 90)
 SHOWN = ("nll", "nll per token", "mutual_information", "max_epistemic", "disagreement")
@@ -27,22 +25,6 @@ class Wanted:
     output: Path | None
     detail: Literal["summary", "tokens"] = "summary"
     overwrite: bool = False
-
-
-def check_output(path: Path, data: Path, overwrite: bool) -> None:
-    """Before anything is computed.
-
-    Raises:
-        ConfigError: there is no directory for it, or something that may not be replaced.
-    """
-    if not path.parent.is_dir():
-        raise ConfigError(f"--json is '{path}' but there is no directory '{path.parent}': make it first")
-    if path.exists() and (not path.is_file() or path.samefile(data)):
-        raise ConfigError(f"--json is '{path}', which may not be replaced: name another file")
-    if path.exists() and not overwrite:
-        raise ConfigError(
-            f"--json is '{path}', which is there already: name another file, or give --overwrite"
-        )
 
 
 def partial_of(path: Path) -> Path:

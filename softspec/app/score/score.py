@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from softspec.app import interruption
-from softspec.app.score.results import Summary, Wanted, check_output, line, opened, partial_of
+from softspec.app.outputs import check_output
+from softspec.app.score.results import Summary, Wanted, line, opened, partial_of
 from softspec.app.score.rows import Survey, read_asked, survey
 from softspec.artefact.manifest import load_manifest
 from softspec.engine.trace import ChoiceTrace
@@ -37,8 +38,7 @@ def score_file(
         EngineError: the engine does not start, or fails.
         Interrupted: by Ctrl-C; the message says how many rows were scored and where they are.
     """
-    if wanted.output is not None:
-        check_output(wanted.output, data, wanted.overwrite)
+    check_output(wanted.output, [data], overwrite=wanted.overwrite)
     manifest = load_manifest(ensemble)
     # Wrong flags are told before the long reading of rows; `load` looks at them too.
     server_arguments({ensemble: manifest}, base, vllm_args, base_unchecked)

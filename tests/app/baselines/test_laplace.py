@@ -65,7 +65,16 @@ def test_moved_scores_are_those_of_a_model_with_the_drawn_head() -> None:
     before = model(prompt).logits[0, -1].double().log_softmax(-1)
     rest = torch.tensor([-0.5, -2.0, -0.25], dtype=torch.float64)
     known = tuple((before[layer.tokens] + rest).tolist())
-    record = Record(0, "choices", "x", ("a", "b", "c"), known, (known,), (2, 3, 2), answer=0)
+    record = Record(
+        row=0,
+        form="choices",
+        item="x",
+        choices=("a", "b", "c"),
+        log_probs=known,
+        member_log_probs=(known,),
+        num_tokens=(2, 3, 2),
+        answer=0,
+    )
     draws = layer.weight + 0.3 * torch.randn(2, *layer.weight.shape, dtype=torch.float64)
 
     logprobs = layer.logprobs(states, model(prompt).logits[0, -1:])[0].double()
@@ -130,7 +139,10 @@ def test_it_says_where_it_does_not_apply() -> None:
 def test_a_base_that_does_something_to_its_logits_is_refused(finished: tuple[Plan, OfSeed]) -> None:
     plan, _ = finished
     model = AutoModelForCausalLM.from_pretrained(plan.config.base_model)
-    layer, states = LastLayer(model, LABELS), torch.randn(2, model.config.hidden_size)
+    layer, states = LastLayer(model, LABELS), 100 * torch.randn(2, model.config.hidden_size)
+    with torch.no_grad():
+        logits = model.lm_head(states)
 
-    with pytest.raises(DoesNotApply, match="linear map"), torch.no_grad():
-        layer.logprobs(states, 10 * torch.tanh(model.lm_head(states) / 10))
+    layer.logprobs(states, logits)
+    with pytest.raises(DoesNotApply, match="linear map"):
+        layer.logprobs(states, 10 * torch.tanh(logits / 10))

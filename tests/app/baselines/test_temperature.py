@@ -23,9 +23,16 @@ def records(temperature: float, rows: int = 2000, seed: int = 0) -> list[Record]
 
 
 def record_of(row: int, log_probs: tuple[float, ...], answer: int | None) -> Record:
-    choices = tuple("abcd"[: len(log_probs)])
-    numbers = (log_probs, (log_probs,), (2,) * len(choices))
-    return Record(row, "choices", f"item {row}", choices, *numbers, answer=answer)
+    return Record(
+        row=row,
+        form="choices",
+        item=f"item {row}",
+        choices=tuple("abcd"[: len(log_probs)]),
+        log_probs=log_probs,
+        member_log_probs=(log_probs,),
+        num_tokens=(2,) * len(log_probs),
+        answer=answer,
+    )
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])

@@ -82,7 +82,7 @@ def test_a_finished_run_is_diagnosed_beside_one_adapter(
         (["nowhere", "--config", "my.yaml"], "no ensemble 'nowhere'"),
         (["my.yaml", "--single", "one"], "--single is compared with an ensemble"),
         (["my.yaml", "--steps", "0"], "--steps"),
-        (["my.yaml", "--json", "nowhere/d.json"], "there is no folder 'nowhere'"),
+        (["my.yaml", "--json", "nowhere/d.json"], "there is no directory 'nowhere'"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -14,7 +14,6 @@ from typing import Any
 
 from softspec.app import interruption
 from softspec.app.bench.core.spread import Summary
-from softspec.errors import ConfigError
 
 SCHEMA_VERSION = 1
 
@@ -60,16 +59,6 @@ class Results:
         temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
         temporary.write_text(json.dumps(self.document, indent=1) + "\n", encoding="utf-8")
         os.replace(temporary, self._path)
-
-
-def check_output(path: Path) -> None:
-    """Before anything is measured.
-
-    Raises:
-        ConfigError: there is no directory for the document.
-    """
-    if not path.parent.is_dir():
-        raise ConfigError(f"--json is '{path}' but there is no directory '{path.parent}': make it first")
 
 
 def interruptible(output: Path) -> AbstractContextManager[None]:

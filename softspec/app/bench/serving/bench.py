@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 
-from softspec.app.bench.core.document import check_output, interruptible
+from softspec.app.bench.core.document import interruptible
 from softspec.app.bench.serving.random_ensemble import first_members, random_adapters
 from softspec.app.bench.serving.settings import WAYS, BenchSettings
+from softspec.app.outputs import check_output
 from softspec.app.smollm2 import local_base
 from softspec.artefact.activation import DEFAULT_BLOCK_SIZE, BlockActivation
 from softspec.artefact.manifest import Manifest, load_manifest

@@ -17,11 +17,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from softspec.app.bench.core import machine
-from softspec.app.bench.core.document import Results, check_output, interruptible
+from softspec.app.bench.core.document import Results, interruptible
 from softspec.app.bench.core.spread import Summary
 from softspec.app.bench.training.material import base_with_weights
 from softspec.app.bench.training.settings import JOINT, REGIMES, WAYS, BenchSettings, Cell
 from softspec.app.bench.training.worker import Worker
+from softspec.app.outputs import check_output
 from softspec.errors import BenchError, WorkerOutOfMemory
 from softspec.train.members.base import load_skeleton
 
