@@ -13,10 +13,11 @@ from study_table import over_seeds
 CONFIG = {
     "num_members": 2,
     "layers_to_transform": [20, 21, 22, 23],
+    "activation": {"kind": "block", "block_size": 16},
     "learning_rate": 0.001,
     "micro_batch_size": 16,
     "gradient_accumulation_steps": 1,
-    "max_steps": 40,
+    "max_steps": 30,
 }
 HELD_OUT = {"openbookqa": 120, "arc_easy": 60, "arc_challenge": 60}
 """Test questions of each set."""

@@ -1,7 +1,7 @@
 """Natural language inference by four annotators with conventions of their own, routed by annotator.
 
 VariErr NLI as released for Learning With Disagreements 2025: 388 training items, each judged by the same four people,
-who may give several labels. A unit of routing is sixteen ratings of one annotator. Held out: the 100 items of dev and
+who may give several labels. A unit of routing is thirty-two ratings of one annotator. Held out: the 100 items of dev and
 test, with the ratings of each; what do some ratings of an annotator tell of the next?
 """
 
@@ -10,12 +10,14 @@ from collections.abc import Iterator
 from study import Row, arguments, compare, read, user
 
 CONFIG = {
+    "num_members": 2,
+    "activation": {"kind": "block", "block_size": 16},
     "granularity": "group",
-    "group_rows": 16,
-    "learning_rate": 0.001,
+    "group_rows": 32,
+    "learning_rate": 0.002,
     "micro_batch_size": 64,
     "gradient_accumulation_steps": 1,
-    "max_steps": 60,
+    "max_steps": 24,
 }
 SHOWN = (
     "nll",

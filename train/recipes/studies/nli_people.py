@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from study import Row, arguments, compare, read, user
 
 CONFIG = {
-    "learning_rate": 0.001,
+    "num_members": 2,
+    "activation": {"kind": "block", "block_size": 16},
+    "learning_rate": 0.002,
     "micro_batch_size": 16,
     "gradient_accumulation_steps": 1,
-    "max_steps": 100,
+    "max_steps": 60,
 }
 SHOWN = (
     "nll",
