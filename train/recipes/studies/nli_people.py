@@ -12,11 +12,12 @@ from study import Row, arguments, compare, read, user
 
 CONFIG = {
     "num_members": 2,
+    "layers_to_transform": [20, 21, 22, 23],
     "activation": {"kind": "block", "block_size": 16},
-    "learning_rate": 0.002,
+    "learning_rate": 0.001,
     "micro_batch_size": 16,
     "gradient_accumulation_steps": 1,
-    "max_steps": 60,
+    "max_steps": 40,
 }
 SHOWN = (
     "nll",
@@ -28,8 +29,10 @@ SHOWN = (
     "spearman_epistemic",
 )
 WORDS = {"e": "yes", "n": "maybe", "c": "no"}
-HELD_OUT = 0.27
-"""Share of the pictures whose items are held out: about 400 items."""
+HELD_OUT_SHARE = 0.27
+"""Of the pictures."""
+TRAINED, HELD_OUT = 480, 200
+"""Items of each side."""
 
 
 def asked(row: Row) -> list[Row]:
@@ -40,7 +43,7 @@ def asked(row: Row) -> list[Row]:
 def is_held_out(row: Row) -> bool:
     """Whether the picture of an item is on the held-out side, by a hash."""
     picture = row["id"].partition("#")[0]
-    return int(hashlib.sha256(picture.encode()).hexdigest(), 16) % 1000 < 1000 * HELD_OUT
+    return int(hashlib.sha256(picture.encode()).hexdigest(), 16) % 1000 < 1000 * HELD_OUT_SHARE
 
 
 def training(rows: list[Row]) -> Iterator[Row]:
@@ -60,10 +63,10 @@ def held_out(rows: list[Row]) -> Iterator[Row]:
 
 def main() -> None:
     """Read, split by picture, train and compare."""
-    given = arguments(__doc__ or "", "~/.cache/softspec/models/smollm2-135m-instruct")
+    given = arguments(__doc__ or "", "~/.cache/softspec/models/qwen2.5-coder-0.5b-instruct")
     rows = read(given.data / "snli.jsonl")
     train, test = ([row for row in rows if is_held_out(row) is side] for side in (False, True))
-    compare(given, CONFIG, training(train), {"items": held_out(test)}, SHOWN)
+    compare(given, CONFIG, training(train[:TRAINED]), {"items": held_out(test[:HELD_OUT])}, SHOWN)
 
 
 if __name__ == "__main__":

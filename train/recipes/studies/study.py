@@ -39,7 +39,7 @@ def arguments(description: str, base: str, switches: Mapping[str, str] | None = 
     parser.add_argument("work", type=Path, help="folder for rows, models and tables")
     parser.add_argument("--base", default=base, help=f"base model: directory or hub id (default: {base})")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--alphas", type=float, nargs="+", default=list(ALPHAS))
+    parser.add_argument("--alphas", type=float, nargs="*", default=list(ALPHAS))
     parser.add_argument("--only", nargs="+", default=[], help="these baselines alone")
     parser.add_argument("--steps", type=int, help="optimizer steps in place of the study's")
     for name, about in (switches or {}).items():
