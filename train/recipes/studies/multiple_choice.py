@@ -19,6 +19,8 @@ CONFIG = {
     "gradient_accumulation_steps": 1,
     "max_steps": 30,
 }
+TRAINED = 480
+"""Training questions."""
 HELD_OUT = {"openbookqa": 120, "arc_easy": 60, "arc_challenge": 60}
 """Test questions of each set."""
 SHOWN = (
@@ -90,7 +92,7 @@ def main() -> None:
     given = arguments(__doc__ or "", "~/.cache/softspec/models/qwen2.5-coder-0.5b-instruct")
     train = read(given.data / "openbookqa_train.jsonl")
     tests = [row for name in HELD_OUT for row in held_out(name, read(given.data / f"{name}_test.jsonl"))]
-    compare(given, CONFIG, training(train), {"questions": tests}, SHOWN, ["--length-normalise"])
+    compare(given, CONFIG, training(train[:TRAINED]), {"questions": tests}, SHOWN, ["--length-normalise"])
     gains(given)
 
 
