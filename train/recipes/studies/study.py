@@ -92,12 +92,12 @@ def compare(
     path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")  # JSON is YAML
     for name, rows in tests.items():
         data, table = write(work / f"{name}.jsonl", rows), work / f"table-{name}.json"
-        command = ["softspec", "baselines", str(path), str(data), "--output-dir", str(work / "runs")]
+        command = ["baselines", str(path), str(data), "--output-dir", str(work / "runs")]
         command += ["--json", str(table), *flags]
         for flag in ("seeds", "alphas", "only"):
             command += [f"--{flag}", *map(str, getattr(given, flag))] if getattr(given, flag) else []
-        print(" ".join(command), file=sys.stderr)
-        subprocess.run(command, check=True, stdout=sys.stderr)
+        print("softspec", *command, file=sys.stderr)
+        subprocess.run([sys.executable, "-m", "softspec.app.cli", *command], check=True, stdout=sys.stderr)
         print(markdown(json.loads(table.read_text(encoding="utf-8")), shown))
 
 
