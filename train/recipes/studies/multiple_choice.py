@@ -1,7 +1,7 @@
 """Multiple choice: trained on OpenBookQA, judged on it and, as a shift, on ARC.
 
-Answers are scored by the mean log-probability of a token. Do gains concentrate on questions that the base got wrong, as
-the paper says?
+The options stand in the prompt and the answer is a letter; questions with four options alone. Do gains concentrate on
+questions that the base got wrong, as the paper says?
 """
 
 from argparse import Namespace
@@ -14,11 +14,12 @@ CONFIG = {
     "num_members": 2,
     "layers_to_transform": [20, 21, 22, 23],
     "activation": {"kind": "block", "block_size": 16},
-    "learning_rate": 0.001,
+    "learning_rate": 0.0005,
     "micro_batch_size": 16,
     "gradient_accumulation_steps": 1,
-    "max_steps": 30,
+    "max_steps": 40,
 }
+LETTERS = "ABCD"
 TRAINED = 480
 """Training questions."""
 HELD_OUT = {"openbookqa": 120, "arc_easy": 60, "arc_challenge": 60}
@@ -35,20 +36,31 @@ SHOWN = (
 )
 
 
+def asked(row: Row) -> list[Row]:
+    """The question with its options."""
+    options = (f"{letter}. {text}" for letter, text in zip(LETTERS, row["choices"], strict=True))
+    return user("\n".join([row["question"], *options, "Answer with the letter."]))
+
+
+def usable(rows: list[Row], most: int) -> list[Row]:
+    """The first questions that have as many options as there are letters."""
+    return [row for row in rows if len(row["choices"]) == len(LETTERS)][:most]
+
+
 def training(rows: list[Row]) -> Iterator[Row]:
-    """The question and the text of its right answer."""
+    """The question and the letter of its right answer."""
     for row in rows:
-        answer = {"role": "assistant", "content": row["choices"][row["answer"]]}
-        yield {"messages": [*user(row["question"]), answer]}
+        answer = {"role": "assistant", "content": LETTERS[row["answer"]]}
+        yield {"messages": [*asked(row), answer]}
 
 
 def held_out(name: str, rows: list[Row]) -> Iterator[Row]:
     """Questions with their choices."""
-    for row in rows[: HELD_OUT[name]]:
+    for row in usable(rows, HELD_OUT[name]):
         shifted = {} if name == "openbookqa" else {"kind": "ood"}
         yield {
-            "messages": user(row["question"]),
-            "choices": row["choices"],
+            "messages": asked(row),
+            "choices": list(LETTERS),
             "answer": row["answer"],
             "source": name,
             **shifted,
@@ -80,11 +92,7 @@ def _share_right(given: Namespace, seed: int, model: str, was_right: bool) -> fl
 
 def _picked(record: Row) -> list[int]:
     """Each member's likeliest choice."""
-    by_token = [
-        [value / length for value, length in zip(member, record["num_tokens"], strict=True)]
-        for member in record["member_log_probs"]
-    ]
-    return [values.index(max(values)) for values in by_token]
+    return [values.index(max(values)) for values in record["member_log_probs"]]
 
 
 def main() -> None:
@@ -92,7 +100,7 @@ def main() -> None:
     given = arguments(__doc__ or "", "~/.cache/softspec/models/qwen2.5-coder-0.5b-instruct")
     train = read(given.data / "openbookqa_train.jsonl")
     tests = [row for name in HELD_OUT for row in held_out(name, read(given.data / f"{name}_test.jsonl"))]
-    compare(given, CONFIG, training(train[:TRAINED]), {"questions": tests}, SHOWN, ["--length-normalise"])
+    compare(given, CONFIG, training(usable(train, TRAINED)), {"questions": tests}, SHOWN)
     gains(given)
 
 
