@@ -97,6 +97,20 @@ def test_items_of_a_picture_stay_on_one_side(study: Any, tmp_path: Path) -> None
     assert (held_out[0].votes, held_out[0].kind) == ((55, 40, 5), "conflict")
 
 
+def test_multiple_choice_asks_for_the_letter_of_one_of_four_options(study: Any, tmp_path: Path) -> None:
+    module = study("multiple_choice")
+    data = rows({"question": "Which is {n}?", "choices": ["one", "{n}", "two", "ten"], "answer": 1}, 3)
+    data[1]["choices"] = data[1]["choices"][:3]
+
+    train = list(module.training(module.usable(data, 2)))
+    held_out = questions(module.held_out("arc_easy", data), tmp_path)
+
+    asked, answer = train[1]["messages"]
+    assert asked["content"].splitlines()[:3] == ["Which is 2?", "A. one", "B. 2"]
+    assert answer["content"] == "B"
+    assert [(row.choices, row.answer, row.kind) for row in held_out] == [(tuple("ABCD"), 1, "ood")] * 2
+
+
 def test_gains_are_split_by_what_the_base_gets_right(
     study: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,7 +1,7 @@
 """Natural language inference by four annotators with conventions of their own, routed by annotator.
 
 VariErr NLI as released for Learning With Disagreements 2025: 388 training items, each judged by the same four people,
-who may give several labels. A unit of routing is thirty-two ratings of one annotator. Held out: the 100 items of dev and
+who may give several labels. A unit of routing is 32 ratings of one annotator. Held out: the 100 items of dev and
 test, with the ratings of each; what do some ratings of an annotator tell of the next?
 """
 
