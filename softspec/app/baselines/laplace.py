@@ -8,7 +8,7 @@ head for these tokens, its inputs are the decoder's states at the end of the pro
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import torch
@@ -24,10 +24,13 @@ from softspec.ensemble.stacked.backend import StackedBackend
 from softspec.evaluation.records import Record, read_records
 from softspec.evaluation.rows import read_questions
 from softspec.maths.mixture import sequence_loglik, uniform_log_weights
+from softspec.train.config import TrainConfig
 from softspec.train.data.units import Example, Preference, Unit
+from softspec.train.loop.keeping import keep_frozen
 from softspec.train.members.likelihood import collate, supervised_states
 from softspec.train.members.members import Members
 from softspec.train.members.pairs import Pairs
+from softspec.train.processes import Processes
 
 AT_ONCE = 16
 """Prompts that run together."""
@@ -43,12 +46,18 @@ class DoesNotApply(Exception):
 
 
 def last_layer_records(
-    ensemble: Ensemble, units: Sequence[Unit], data: Path, scores: Path, samples: int, seed: int
+    ensemble: Ensemble,
+    config: TrainConfig,
+    units: Sequence[Unit],
+    data: Path,
+    scores: Path,
+    samples: int,
+    seed: int,
 ) -> Iterator[Record]:
     """The scores of one adapter, in `scores`, again under draws of its last layer.
 
     Args:
-        units: what it was trained on. data: the rows of the scores.
+        config, units: how and on what it was trained. data: the rows of the scores.
     Raises:
         DoesNotApply: the choices are no classes, or the training rows do not tell them apart.
     """
@@ -56,7 +65,11 @@ def last_layer_records(
     labels = _labels_of(_asked(ensemble, data))
     examples, classes = _labelled(units, labels)
     layer = LastLayer(members.model, labels)
-    prompts = (example.prompt_ids for example in examples)
+    prompts = [example.prompt_ids for example in examples]
+    asked = (row.prompt_ids for row in _asked(ensemble, data))
+    base = ensemble.manifest.base_model.fingerprint
+    assert base is not None, "it was trained by this command"
+    keep_frozen(config, members, Processes(), map(_example, chain(prompts, asked)), base)
     states = torch.cat([states for states, _ in _last_states(members, prompts, activation, layer)])
     draws = layer.posterior_draws(states, classes, samples, seed)
 
@@ -165,6 +178,11 @@ def _labelled(units: Sequence[Unit], labels: Labels) -> tuple[list[Example], Ten
     return examples, classes
 
 
+def _example(prompt: Ids) -> Example:
+    """A prompt whose next token is asked for, whatever it is."""
+    return Example(prompt, (0,))
+
+
 @torch.no_grad()
 def _last_states(
     members: Members, prompts: Iterable[Ids], activation: Activation, layer: LastLayer
@@ -172,6 +190,6 @@ def _last_states(
     """The decoder's states at the end of each prompt, (B, hidden), and what `layer` makes of them, (B, C)."""
     device, rest = members.model.device, iter(prompts)
     while part := list(islice(rest, AT_ONCE)):
-        batch = collate([Example(prompt, (0,)) for prompt in part], activation, device)
+        batch = collate(list(map(_example, part)), activation, device)
         states, head = supervised_states(members, batch, Pairs.all_pairs(1, batch.size, device))
         yield states.cpu(), layer.logprobs(states, head.logits(states)).cpu()

@@ -161,7 +161,9 @@ def _laplace(plan: Plan, found: OfSeed, single: Path, units: Sequence[Unit]) -> 
         if file.num_done < header.num_rows:
             tell(f"fitting the last layer of {single}")
             with loaded(single, plan.data) as ensemble:
-                records = last_layer_records(ensemble, units, plan.data.path, source, samples, found.seed)
+                records = last_layer_records(
+                    ensemble, plan.config, units, plan.data.path, source, samples, found.seed
+                )
                 for record in islice(records, file.num_done, None):
                     file.add(record)
     # All draws share the states of one pass.
