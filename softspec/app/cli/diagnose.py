@@ -63,7 +63,7 @@ def diagnose(
         )
     if single is not None and not is_run:
         raise ConfigError("--single is compared with an ensemble: expected a directory as RUN_OR_CONFIG")
-    check_output(output)
+    check_output(output, [config or run_or_config])
     settings = load_config(config or run_or_config, overrides)
 
     from softspec.app.cli.progress import hide_foreign_progress

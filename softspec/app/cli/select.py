@@ -54,7 +54,7 @@ def select(
     from softspec.train.config import dump_config, load_config
 
     settings = load_config(config, overrides)
-    check_output(output)
+    check_output(output, [config])
 
     from softspec.app.cli.progress import hide_foreign_progress
     from softspec.train.selection.plan import Wanted

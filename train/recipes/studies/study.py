@@ -71,13 +71,12 @@ def compare(
     train: Iterable[Row],
     tests: Mapping[str, Iterable[Row]],
     shown: Sequence[str],
-    flags: Sequence[str] = (),
 ) -> None:
     """Train the ensemble of `config`, other orders and all baselines, judge them on every test set and print tables.
 
     Args:
         tests: name -> rows of choices or of reference answers; each gives `table-NAME.json`.
-        shown: metrics of the tables. flags: more of `softspec baselines`.
+        shown: metrics of the tables.
     """
     work = given.work.resolve()
     settings = {
@@ -93,7 +92,7 @@ def compare(
     for name, rows in tests.items():
         data, table = write(work / f"{name}.jsonl", rows), work / f"table-{name}.json"
         command = ["baselines", str(path), str(data), "--output-dir", str(work / "runs")]
-        command += ["--json", str(table), *flags]
+        command += ["--json", str(table)]
         for flag in ("seeds", "alphas", "only"):
             command += [f"--{flag}", *map(str, getattr(given, flag))] if getattr(given, flag) else []
         print("softspec", *command, file=sys.stderr)
