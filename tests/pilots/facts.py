@@ -3,6 +3,7 @@
 In: a folder with a base, and a seed. Out: what the members of an ensemble trained on the sources' statements became.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,12 @@ from softspec.app.demo.facts import SOURCES, Thing, ask, draw_statements, write_
 from softspec.app.demo.measure import by_kind, first_token_information
 from softspec.maths.mixture import uniform_log_weights
 from softspec.maths.renyi import purity, responsibilities
+from softspec.train.config import TrainConfig
 from softspec.train.data.reading import Reading, read_examples
 from softspec.train.data.sources import read_rows
 from softspec.train.data.units import Example
 from softspec.train.members.base import load_base, load_tokenizer
+from softspec.train.members.likelihood import base_loglik, collate
 from softspec.train.members.load import load_members
 from softspec.train.result.scores import score_examples, summarise_scores
 from tests.pilots.base import FACTS, train_pilot
@@ -29,7 +32,9 @@ class FactsOutcome:
     """Nats: per held-out statement of four facts (`nll`), per thing (`mi`: I(colour; member), NaN without such things).
 
     `fixed_nll` is that of the mixture whose weights no prefix updates. Responsibilities behind `purity` and
-    `soft_source_mi` are those at alpha = 1.
+    `soft_source_mi` are those at alpha = 1. `least_load` is the load, in parts of a fair share, of the member that had
+    least in the last tenth of the training; `worst_gain` is how much better than the base the worst member is on what
+    it is responsible for.
     """
 
     member_nll: float
@@ -40,6 +45,8 @@ class FactsOutcome:
     mi_unseen: float
     purity: float
     soft_source_mi: float
+    least_load: float
+    worst_gain: float
 
 
 def write_statements(folder: Path, things: Sequence[Thing], seed: int) -> None:
@@ -69,6 +76,9 @@ def train_on_statements(
     information = first_token_information(members, questions, log_weights, config.activation)
     mi = by_kind(information, things)
     assert summary.soft_source_mi is not None, "every statement has a source"
+    shares = responsibilities(scores.loglik, log_weights, 1.0)
+    untrained = base_loglik(members, collate(held_out, config.activation, torch.device("cpu")))
+    gains = (shares * (scores.loglik - untrained)).sum(1) / shares.sum(1).clamp_min(1e-9)
     return FactsOutcome(
         member_nll=summary.member_nll,
         mixture_nll=summary.prefix_posterior_nll,
@@ -76,9 +86,19 @@ def train_on_statements(
         mi_agreed=mi["agreed"],
         mi_conflict=mi["conflict"],
         mi_unseen=mi["unseen"],
-        purity=purity(responsibilities(scores.loglik, log_weights, 1.0), sources).item(),
+        purity=purity(shares, sources).item(),
         soft_source_mi=summary.soft_source_mi,
+        least_load=least_load(config),
+        worst_gain=gains.min().item(),
     )
+
+
+def least_load(config: TrainConfig) -> float:
+    """The load of the member that had least in the last tenth of a run, in parts of a fair share."""
+    log = (config.output_dir / "training.jsonl").read_text(encoding="utf-8").splitlines()
+    steps = [json.loads(line) for line in log]
+    late = [step["load"] for step in steps if step["step"] > 0.9 * steps[-1]["step"]]
+    return min(sum(of_member) / len(late) for of_member in zip(*late, strict=True)) * config.num_members
 
 
 def question(thing: Thing, things: Sequence[Thing], tokenizer: PreTrainedTokenizerBase) -> Example:

@@ -4,11 +4,15 @@
 """
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from softspec.app.demo.facts import invent_things
+from tests.pilots.base import write_base
+from tests.pilots.facts import FactsOutcome, train_on_statements, write_statements
 from tests.pilots.linear import Outcome, World, linear_config, train_linear
 
 pytestmark = [pytest.mark.slow, pytest.mark.pilot, pytest.mark.timeout(3600)]
@@ -34,7 +38,7 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     **BY_HAND,
     "auto": {},
 }
-Outcomes = Mapping[str, list[Outcome]]
+Outcomes = Mapping[str, Sequence[Outcome]]
 
 
 def outcomes_of(world: World, rate: float, num_members: int = 4) -> Outcomes:
@@ -47,10 +51,32 @@ def outcomes_of(world: World, rate: float, num_members: int = 4) -> Outcomes:
     }
 
 
-def spread(outcomes: list[Outcome]) -> str:
+def spread(outcomes: Sequence[Outcome | FactsOutcome]) -> str:
     """The mean of the mixture NLLs, with the smallest and largest."""
     values = [outcome.mixture_nll for outcome in outcomes]
     return f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+
+
+@pytest.mark.parametrize("rate", [3e-4, 1e-3, 3e-3])
+def test_defaults_are_as_good_on_a_transformer(rate: float, tmp_path: Path) -> None:
+    """The contradictory facts of the acceptance test, in half of its steps."""
+    found: dict[str, list[FactsOutcome]] = {name: [] for name in ("alpha 0", "plain", "floor", "auto")}
+    for seed in SEEDS:
+        things, data = invent_things(seed, 24, 24, 24), tmp_path / str(seed)
+        base = write_base(tmp_path / f"base-{seed}", things, seed)
+        write_statements(data, things, seed)
+        for name, outcomes in found.items():
+            settings = {"renyi_alpha": 0.8, **SETTINGS[name], "learning_rate": rate, "max_steps": 600}
+            outcomes.append(train_on_statements(base, data, things, seed, **settings, logging_steps=10))
+    least = {name: min(each.least_load for each in outcomes) for name, outcomes in found.items()}
+    cells = [f"{spread(outcomes)}, {least[name]:.2f}" for name, outcomes in found.items()]
+    print(f"\n| {rate:g} | {' | '.join(cells)} |")
+
+    nll = {name: statistics.mean(each.mixture_nll for each in outcomes) for name, outcomes in found.items()}
+    noise = max(statistics.stdev(each.mixture_nll for each in found[name]) for name in ("auto", "floor"))
+    assert nll["auto"] < min(nll["plain"], nll["floor"]) + noise
+    assert min(each.worst_gain for each in found["auto"]) > 0
+    assert least["auto"] > 0.1
 
 
 @pytest.mark.parametrize("rate", RATES)

@@ -1,6 +1,7 @@
 """Last-layer Laplace: the posterior against a closed form, its scores against a model with another head."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,11 +10,20 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from softspec.app.baselines.laplace import DoesNotApply, LastLayer, _labelled, _labels_of, moved_record
+from softspec.app.baselines.laplace import (
+    DoesNotApply,
+    LastLayer,
+    _labelled,
+    _labels_of,
+    last_layer_records,
+    moved_record,
+)
 from softspec.app.baselines.run import OfSeed, Plan
+from softspec.app.baselines.scoring import loaded
 from softspec.ensemble.backend import Asked
 from softspec.evaluation.records import Record, read_records
 from softspec.train.data.units import Example, Preference
+from softspec.train.run import read_data
 from tests.support.tiny import tiny_config
 
 pytestmark = pytest.mark.slow
@@ -115,6 +125,26 @@ def test_laplace_is_about_the_adapter_and_less_sure(finished: tuple[Plan, OfSeed
         assert laplace.choices == single.choices
         assert len(laplace.member_log_probs) == 3
         assert laplace.log_probs != pytest.approx(single.log_probs, abs=1e-6)
+
+
+def test_states_that_training_kept_give_the_scores_of_states_computed_anew(
+    finished: tuple[Plan, OfSeed], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, found = finished
+    monkeypatch.setenv("SOFTSPEC_CACHE", str(tmp_path))
+    units, _ = read_data(plan.config)
+    single, scores = plan.folder / "seed-0" / "single", found.scores_of("single")
+
+    def rescored(frozen_cache_gb: float) -> list[Record]:
+        config = plan.config.model_copy(update={"frozen_cache_gb": frozen_cache_gb})
+        with loaded(single, plan.data) as ensemble:
+            return list(last_layer_records(ensemble, config, units, plan.data.path, scores, 3, seed=0))
+
+    anew, kept = rescored(0), rescored(4)
+
+    assert any((tmp_path / "frozen").glob("*/*"))
+    for one, other in zip(anew, kept, strict=True):
+        assert np.array(other.member_log_probs) == pytest.approx(np.array(one.member_log_probs), abs=1e-3)
 
 
 def test_it_says_where_it_does_not_apply() -> None:

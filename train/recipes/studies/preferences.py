@@ -72,7 +72,8 @@ def sides(given: Namespace) -> None:
     print(
         "| members of | pairs | with the annotators | spread of the members | members differ |\n|---|---|---|---|---|"
     )
-    for model in ("single", "independent", "ensemble"):
+    trained = [name for name in ("single", "independent") if name in given.only or not given.only]
+    for model in (*trained, "ensemble"):
         for kind in ("agreed", "conflict"):
             found = [_rates(given, seed, model, kind) for seed in given.seeds]
             cells = [over_seeds(column) for column in zip(*found, strict=True)]
