@@ -38,6 +38,7 @@ from softspec.engine.front.handlers import (
 )
 from softspec.engine.front.prompts import answer_ids, chat_end_id, chat_prompt_ids, text_prompt_ids
 from softspec.engine.front.scoring import score_answers, score_options
+from softspec.engine.front.sharing import share_lower_layers
 from softspec.engine.front.trial import draw_unpublished
 from softspec.engine.requirements import require_base, require_engine
 from softspec.engine.start.arguments import accepted_arguments
@@ -150,6 +151,8 @@ class SoftspecEndpoints:
         )
         client.registry.base_fingerprint = base
         await client.registry.fill()
+        if not settings.no_shared_layers:
+            await share_lower_layers(client)
         metrics.expect(client.registry.lora_requests)
         state.softspec_upstreams = Upstreams(settings.upstreams, os.environ, metrics)
         record, recorder = settings.record, None

@@ -32,6 +32,8 @@ os.environ["SOFTSPEC_CACHE"] = str(_own_cache)
 atexit.register(shutil.rmtree, _own_cache, ignore_errors=True)
 
 MEMBER_COUNTS = (1, 2, 4)
+ADAPTED = {"always-2": (2,), "always-4": (1, 2), "block-2": (1,), "block-4": (2,)}
+"""The layers of three in which ensembles have adapters, where not in all."""
 
 
 @pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
@@ -53,7 +55,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_llama(tmp_path_factory.mktemp("tiny") / "base")
+    return tiny_llama(tmp_path_factory.mktemp("tiny") / "base", layers=3)
 
 
 @pytest.fixture(scope="session")
@@ -65,7 +67,13 @@ def tiny_ensembles(tiny_base: Path) -> dict[str, Path]:
     }
     return {
         (name := f"{kind}-{count}"): random_adapters(
-            tiny_base, tiny_base.parent / name, count, seed=count, activation=activation, name=name
+            tiny_base,
+            tiny_base.parent / name,
+            count,
+            seed=count,
+            activation=activation,
+            name=name,
+            layers=ADAPTED.get(name),
         )
         for kind, activation in activations.items()
         for count in MEMBER_COUNTS

@@ -116,6 +116,33 @@ def prompts(base: Path) -> list[list[int]]:
     ]
 
 
+def test_shared_lower_layers_change_no_token_and_no_number(base: Path, engine: "EngineHarness") -> None:
+    """Members of the top third, one by one below it and together; both rules of activation, all at once."""
+    from tests.support.engine_harness import Question, SamplingParams
+
+    questions = [
+        Question(name, ids, SamplingParams(temperature=1.0, seed=number, max_tokens=24, ignore_eos=True))
+        for name in ("block-4", "always-4", "always-2")
+        for number, ids in enumerate(prompts(base))
+    ]
+    replies, counted = [], []
+    for least in (None, 1):
+        assert engine.call_workers("share_lower_layers", least) == [None]
+        assert engine.run(engine.engine.reset_prefix_cache())
+        replies.append(engine.ask(*questions))
+        counted += engine.call_workers("lower_layer_tokens")
+
+    computed, lowest = (after - before for before, after in zip(*counted, strict=True))
+    print(f"{lowest} of {computed} tokens went through the lowest layer")
+    assert lowest < 0.6 * computed
+    differences = [
+        largest_difference(together.choices[0].tokens, apart.choices[0].tokens)
+        for apart, together in zip(*replies, strict=True)
+    ]
+    print(f"largest difference {max(differences):.1e} nats")
+    assert max(differences) < TOLERANCE
+
+
 def test_engine_equals_transformers_and_peft_on_trained_adapters(
     base: Path, ensembles: dict[str, Path], engine: "EngineHarness"
 ) -> None:

@@ -32,6 +32,7 @@ POLICY = "SOFTSPEC_POLICY_"
 POLICY_PINNED = "SOFTSPEC_POLICY_PINNED"
 BASE_UNCHECKED = "SOFTSPEC_BASE_UNCHECKED"
 ALLOW_UNTESTED = "SOFTSPEC_ALLOW_UNTESTED"
+NO_SHARED_LAYERS = "SOFTSPEC_NO_SHARED_LAYERS"
 _NUMBERS: dict[str, Callable[[str], Any]] = {
     "threshold": read_threshold,
     "min_tokens": int,
@@ -59,6 +60,7 @@ class Settings:
     """What a server is told: the directories of its ensembles, its policy with what a request may change, and risks.
 
     `base_unchecked` serves ensembles on whatever base there is; `allow_untested` takes any option of vLLM's engine.
+    `no_shared_layers` computes the layers below the adapters for every member.
     """
 
     ensembles: tuple[Path, ...]
@@ -67,6 +69,7 @@ class Settings:
     record: RecordSettings | None = None
     base_unchecked: bool = False
     allow_untested: bool = False
+    no_shared_layers: bool = False
 
     @staticmethod
     def from_environment(environment: Mapping[str, str]) -> "Settings":
@@ -89,6 +92,7 @@ class Settings:
             Flags(),
             base_unchecked=_is_on(BASE_UNCHECKED, environment),
             allow_untested=_is_on(ALLOW_UNTESTED, environment),
+            no_shared_layers=_is_on(NO_SHARED_LAYERS, environment),
         )
 
     def to_environment(self) -> dict[str, str]:
@@ -107,6 +111,7 @@ def read_settings(
     *,
     base_unchecked: bool = False,
     allow_untested: bool = False,
+    no_shared_layers: bool = False,
 ) -> Settings:
     """The settings of a server over these ensembles: flags win over variables, and those over the file.
 
@@ -127,7 +132,9 @@ def read_settings(
         config.allowed_upstreams,
     )
     record = _record(config.record, flags.record)
-    return Settings(tuple(ensembles), rules, upstreams, record, base_unchecked, allow_untested)
+    return Settings(
+        tuple(ensembles), rules, upstreams, record, base_unchecked, allow_untested, no_shared_layers
+    )
 
 
 def _policy_variables(environment: Mapping[str, str]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from softspec.errors import ManifestError
 
 _LORA = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])(\.\w+)?\.weight")
+_DECODER_LAYER = re.compile(r"\.layers\.(\d+)\.")
 _PLAIN = {"F64", "F32", "F16", "BF16"}
 """Weights of other types are packed: their shape is not the layer's."""
 
@@ -48,6 +49,17 @@ def require_fit(adapter: Path, base: Path) -> None:
     )
     for complaint in complaints:
         raise ManifestError(f"'{path}' does not fit the base: {complaint}; serve the base of its training")
+
+
+def lowest_layer(adapter: Path) -> int:
+    """The lowest decoder layer, from 0, in which an adapter acts; 0 where the names of its tensors do not say.
+
+    Raises:
+        ManifestError: the file is cut off or no safetensors file.
+    """
+    names = [name for name in _tensors(adapter / "adapter_model.safetensors") if ".lm_head." not in name]
+    found = [_DECODER_LAYER.search(name) for name in names]
+    return min((int(match[1]) if match else 0 for match in found), default=0)
 
 
 def _of_known_kinds(modules: Iterable[str], others: Collection[str]) -> list[str]:

@@ -71,6 +71,7 @@ class GroupSpec:
     weights_rule: WeightsRule
     block_size: int | None
     num_top: int
+    first_layer: int = 0
     has_readers: bool = False
     is_traced: bool = True
     model: str = ""
@@ -86,6 +87,7 @@ class GroupSpec:
             "weights_rule": self.weights_rule,
             "block_size": self.block_size,
             "num_top": self.num_top,
+            "first_layer": self.first_layer,
             "has_readers": self.has_readers,
             "is_traced": self.is_traced,
             "model": self.model,
@@ -102,6 +104,7 @@ class GroupSpec:
             weights_rule=wire["weights_rule"],
             block_size=wire["block_size"],
             num_top=wire["num_top"],
+            first_layer=wire["first_layer"],
             has_readers=wire["has_readers"],
             is_traced=wire["is_traced"],
             model=wire["model"],

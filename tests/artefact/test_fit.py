@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from softspec.artefact.fit import require_fit
+from softspec.artefact.fit import lowest_layer, require_fit
 from softspec.errors import ManifestError
 from tests.support.tiny import random_adapters, tiny_llama
 
@@ -128,3 +128,33 @@ def test_base_that_shows_no_shapes_is_not_compared(
         save_file(packed, other / "model.safetensors")
 
     require_fit(adapter, other)
+
+
+@pytest.mark.parametrize(("layers", "lowest"), [(None, 0), ((1, 2), 1), ((2,), 2)])
+def test_lowest_layer_is_that_of_the_first_adapter(
+    base: Path, tmp_path: Path, layers: tuple[int, ...] | None, lowest: int
+) -> None:
+    adapter = random_adapters(base, tmp_path / "ensemble", num_members=1, layers=layers) / "member-0"
+
+    assert lowest_layer(adapter) == lowest
+
+
+def test_adapter_of_the_vocabulary_alone_lies_above_all_layers_but_names_none(
+    base: Path, tmp_path: Path
+) -> None:
+    adapter = random_adapters(base, tmp_path / "ensemble", num_members=1, layers=(2,)) / "member-0"
+    tensors = load_file(adapter / WEIGHTS)
+    head = {"base_model.model.lm_head.lora_A.weight": torch.zeros(4, 32)}
+
+    save_file({**tensors, **head}, adapter / WEIGHTS)
+    assert lowest_layer(adapter) == 2
+    save_file(head, adapter / WEIGHTS)
+    assert lowest_layer(adapter) == 0
+
+
+def test_adapter_outside_numbered_layers_may_act_anywhere(base: Path, tmp_path: Path) -> None:
+    adapter = random_adapters(base, tmp_path / "ensemble", num_members=1, layers=(2,)) / "member-0"
+    embedding = {"base_model.model.model.embed_tokens.lora_embedding_A": torch.zeros(4, 320)}
+    save_file({**load_file(adapter / WEIGHTS), **embedding}, adapter / WEIGHTS)
+
+    assert lowest_layer(adapter) == 0

@@ -33,7 +33,7 @@ pytestmark = [
 VOCAB_SIZE = 320
 EOS = 2
 TOKENIZER = tiny_tokenizer(VOCAB_SIZE)
-PROMPT = [*prompt(19), 70]
+PROMPT = [*prompt(19, seed=6), 70]
 RED = TOKENIZER.encode("red")
 
 SOFT: dict[str, dict[str, Any]] = {

@@ -51,6 +51,26 @@ def test_engine_equals_the_reference_around_block_borders(
     assert_parity(tiny_engine, references, cases, max_tokens=8)
 
 
+@pytest.mark.parametrize(
+    ("model", "rows", "shared"),
+    [("always-2", 2, 2), ("block-4", 4, 4), ("always-1", 1, 1), ("block-1", 1, 1)],
+)
+def test_layers_below_the_adapters_run_one_row_of_a_group(
+    tiny_engine: "EngineHarness", model: str, rows: int, shared: int
+) -> None:
+    """Ten tokens of a prompt and three more that are drawn, in a step of all rows each."""
+    from tests.support.engine_harness import Question, SamplingParams
+
+    (before,) = tiny_engine.call_workers("lower_layer_tokens")
+    tiny_engine.ask(Question(model, prompt(10, seed=9), SamplingParams(max_tokens=4, ignore_eos=True)))
+    (after,) = tiny_engine.call_workers("lower_layer_tokens")
+
+    computed, lowest = (now - then for now, then in zip(after, before, strict=True))
+    assert tiny_engine.shares_layers
+    assert computed == 13 * rows
+    assert lowest == computed // shared
+
+
 def test_engine_equals_the_reference_when_groups_are_preempted(
     tiny_engine: "EngineHarness", references: dict[str, ReferenceEnsemble]
 ) -> None:

@@ -42,7 +42,11 @@ def test_models_are_the_ensemble_each_member_and_the_base(server: Server) -> Non
 
 
 def test_engine_is_prepared_once_at_start(server: Server) -> None:
-    assert server.engine.prepared == ["install_ensemble_sampler"]
+    assert server.engine.prepared == [
+        ("install_ensemble_sampler",),
+        ("share_lower_layers", 1),
+        ("share_lower_layers", 4),
+    ]
 
 
 def test_server_becomes_ready_after_its_canary_and_is_healthy(server: Server) -> None:

@@ -7,6 +7,7 @@ reads how the lockstep scheduler keeps its groups.
 import gc
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,7 @@ class InProcessEngine:
                 vllm_config=config, executor_class=Executor.get_class(config), log_stats=True
             )
         self.engine.collective_rpc("install_ensemble_sampler")
+        assert self.engine.collective_rpc("share_lower_layers", args=(1,)) == [None]
         carry_telemetry(self.engine.output_processor)
         for each in loaded:
             self._add(each)
@@ -92,6 +94,16 @@ class InProcessEngine:
     @property
     def scheduler(self) -> LockstepScheduler:
         return self.engine.engine_core.engine_core.scheduler
+
+    def count_rows(self) -> Counter[str]:
+        """From now on, the tokens that pass through the model's first and last decoder layers."""
+        counted: Counter[str] = Counter()
+        layers = self.runner.model.model.layers
+        for name, layer in (("first layer", layers[0]), ("last layer", layers[-1])):
+            layer.mlp.register_forward_hook(
+                lambda _module, args, _output, name=name: counted.update({name: len(args[0])})
+            )
+        return counted
 
     @property
     def runner(self) -> Any:

@@ -36,6 +36,8 @@ ENSEMBLES: dict[str, tuple[Activation, str, tuple[float, ...]]] = {
     "swap-a": (BlockActivation(block_size=32), "prefix_posterior", (0.5, 0.5)),
     "swap-b": (AlwaysActivation(), "prefix_posterior", (0.2, 0.8)),
 }
+ADAPTED = {"block-4": (2,), "block-3": (1, 2), "block-2": (1,), "fixed-2": (2,), "swap-b": (1, 2)}
+"""The layers of three in which ensembles have adapters, where not in all."""
 SWAPS = ("swap-a", "swap-b")  # the second is not there at first
 SIZES = {name: len(weights) for name, (_, _, weights) in ENSEMBLES.items()}
 SEED = 11
@@ -68,7 +70,13 @@ def ensembles(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     paths = {}
     for seed, (name, (activation, rule, weights)) in enumerate(ENSEMBLES.items()):
         paths[name] = random_adapters(
-            tiny_base, folder / name, len(weights), seed=seed, activation=activation, name=name
+            tiny_base,
+            folder / name,
+            len(weights),
+            seed=seed,
+            activation=activation,
+            name=name,
+            layers=ADAPTED.get(name),
         )
         settings = {"weights_rule": rule, "log_weights": tuple(math.log(weight) for weight in weights)}
         save_manifest(paths[name], load_manifest(paths[name]).model_copy(update=settings))
@@ -109,10 +117,12 @@ def test_thousands_of_steps_of_mixed_traffic(
     )
     traffic = Traffic(int(os.environ.get("STRESS_SEED", SEED)), SIZES, most_live=40)
 
+    rows = engine.count_rows()
     report = StressTest(engine, traffic, oracle, swaps_of(ensembles)).run(steps=2000)
     engine.close()
 
-    print(report)
+    print(report, rows)
+    assert rows["first layer"] < 0.75 * rows["last layer"]
     if traffic.seed == SEED:  # some are rare, and other traffic may do without
         assert [what for what in MUST_HAPPEN if not report.seen[what]] == []
     assert report.checked >= 200

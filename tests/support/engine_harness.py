@@ -72,7 +72,6 @@ class EngineHarness:
         self._requests = 0
         args = AsyncEngineArgs(
             model=str(base),
-            dtype="float32",
             enforce_eager=True,
             enable_lora=True,
             max_loras=adapters,
@@ -81,11 +80,13 @@ class EngineHarness:
             block_size=32,
             scheduler_cls=SCHEDULER,
             worker_extension_cls=WORKER_EXTENSION,
-            **engine_args,
+            **{"dtype": "float32", **engine_args},
         )
         self.preemptions = _Preemptions()
         self.engine = AsyncLLM.from_engine_args(args, stat_loggers=[lambda *_: self.preemptions])
         self.adapters = self.call_workers("install_ensemble_sampler")
+        # However few tokens there are: what is shared is seldom more in so small an engine.
+        self.shares_layers = self.call_workers("share_lower_layers", 1) == [None]
         self.group_preemptions: list[str] = []
         self.client = EnsembleClient(self.engine, loaded, on_preemption=self.group_preemptions.append)
 

@@ -71,9 +71,9 @@ class FakeAsyncLLM:
     def check_admission(self, n: int = 1, request_id: str | None = None) -> None:
         return None
 
-    async def collective_rpc(self, method: str) -> list[str]:
-        self.prepared.append(method)
-        return [method]
+    async def collective_rpc(self, method: str, args: tuple[Any, ...] = ()) -> list[Any]:
+        self.prepared.append((method, *args))
+        return [None]
 
     async def add_lora(self, lora_request: Any) -> bool:
         self.loading.set()

@@ -40,6 +40,7 @@ def serve(
     server_config: Path | None = None,
     base_unchecked: Annotated[bool, Parameter(negative="", env_var="SOFTSPEC_BASE_UNCHECKED")] = False,
     allow_untested: Annotated[bool, Parameter(negative="", env_var="SOFTSPEC_ALLOW_UNTESTED")] = False,
+    no_shared_layers: Annotated[bool, Parameter(negative="", env_var="SOFTSPEC_NO_SHARED_LAYERS")] = False,
 ) -> None:
     """Serve ensembles until stopped.
 
@@ -66,6 +67,7 @@ def serve(
         server_config: YAML file with policy, limits, upstreams and record; flags win
         base_unchecked: serve on a base that is not the one of the training, such as a quantised one
         allow_untested: take options of vLLM's engine that were not tested with ensembles
+        no_shared_layers: compute the layers below the adapters for every member, not once for all
     """
     ensembles, vllm_args = split_arguments(arguments)
     if not ensembles:
@@ -99,6 +101,7 @@ def serve(
         server_config,
         base_unchecked=base_unchecked,
         allow_untested=allow_untested,
+        no_shared_layers=no_shared_layers,
     )
     from softspec.server.ops.launch import serve as run_server
 

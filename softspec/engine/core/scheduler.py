@@ -178,9 +178,12 @@ class LockstepScheduler(AsyncScheduler):
             group.released = True
         if group.trunk is not None and self._promise(group.trunk, trunk_tokens) < trunk_tokens:
             return
+        # Side by side, so that what members share below their adapters is computed once.
+        side_by_side = group.spec.first_layer and not group.released
+        most = max(self._plan.tokens // group.size, 1) if side_by_side else self._plan.tokens
         for member in group.members:
             spare = 0 if group.released else 1
-            self._promise(member, group.own_tokens(member) - spare)
+            self._promise(member, min(group.own_tokens(member) - spare, most))
 
     def _cached_tokens(self, request: Request) -> int:
         """Leading tokens of a waiting request whose KV blocks exist."""

@@ -12,16 +12,22 @@ from pathlib import Path
 
 from vllm.lora.request import LoRARequest
 
+from softspec.artefact.fit import lowest_layer
 from softspec.artefact.manifest import Manifest, load_manifest, member_dir, member_rank
 from softspec.engine.wire import Adapter, GroupSpec
+from softspec.errors import ManifestError
 
 
 @dataclass(frozen=True, eq=False)
 class Ensemble:
-    """One load of an ensemble directory; loading it again makes another one, with other adapters."""
+    """One load of an ensemble directory; loading it again makes another one, with other adapters.
+
+    first_layer: the lowest decoder layer in which an adapter acts.
+    """
 
     manifest: Manifest
     rank: int
+    first_layer: int
     adapters: tuple[Adapter, ...]
 
     @property
@@ -40,6 +46,7 @@ class Ensemble:
             weights_rule=self.manifest.weights_rule,
             block_size=self.manifest.activation.block_size,
             num_top=0,
+            first_layer=self.first_layer,
             model=self.name,
             calibration=self.manifest.calibration,
         )
@@ -58,14 +65,18 @@ def read_ensemble(directory: Path, first_id: int) -> Ensemble:
     next time.
 
     Raises:
-        ManifestError: the directory is not a complete ensemble.
+        ManifestError: the directory is not a complete ensemble, or a file of weights is cut off.
     """
     manifest = load_manifest(directory)
     adapters = tuple(
         Adapter(f"{manifest.name}/member-{k}#{int_id}", int_id, str(member_dir(directory, k).resolve()))
         for k, int_id in enumerate(range(first_id, first_id + manifest.num_members))
     )
-    return Ensemble(manifest, member_rank(directory, manifest), adapters)
+    try:
+        first_layer = min(lowest_layer(Path(adapter.path)) for adapter in adapters)
+    except ManifestError as error:
+        raise ManifestError(f"ensemble '{manifest.name}' was not loaded: {error}") from error
+    return Ensemble(manifest, member_rank(directory, manifest), first_layer, adapters)
 
 
 def load_ensembles(directories: Iterable[Path]) -> list[Ensemble]:

@@ -27,6 +27,7 @@ from softspec.engine.front.client import EnsembleClient
 from softspec.engine.front.ensemble import Ensemble
 from softspec.engine.front.handlers import token_decoder
 from softspec.engine.front.scoring import ScoredOption, score_answers, score_options
+from softspec.engine.front.sharing import LEAST_TOKENS, share_lower_layers
 from softspec.engine.requirements import require_engine
 from softspec.engine.start.arguments import USAGE, accepted_arguments, configure, engine_parser
 from softspec.engine.trace import ChoiceTrace, tracing
@@ -62,12 +63,13 @@ class LocalEngine:
         self._requests = 0
 
     async def fill(self) -> None:
-        """Read the weights of all members into the engine.
+        """Read the weights of all members into the engine, and let them share what they can.
 
         Raises:
             UserError: an adapter is cut off, or belongs to another base.
         """
         await self._client.registry.fill()
+        await share_lower_layers(self._client)
 
     def ask_ensemble(self, name: str, prompt_ids: Sequence[int], num_tokens: int) -> AsyncIterator[int]:
         """Greedy tokens of the mixture; yields how many arrived, whenever some do."""
@@ -151,6 +153,10 @@ class LocalEngine:
     async def measure_uncertainty(self, on: bool) -> None:
         """Choose whether ensembles' tokens come with their uncertainty numbers, as they do when served."""
         await self._engine.collective_rpc("measure_uncertainty", args=(on,))
+
+    async def share_lower_layers(self, on: bool) -> None:
+        """Choose whether layers below the adapters are computed once for all members, as they are when served."""
+        await self._engine.collective_rpc("share_lower_layers", args=(LEAST_TOKENS if on else None,))
 
     async def facts(self) -> EngineFacts:
         """What the engine turned out to run with."""

@@ -109,6 +109,11 @@ class CpuLora(PunicaWrapperCPU):
         self._tokens = _Rows.of(self.token_lora_indices.numpy())
         self._samples = _Rows.of(self.sampler_indices.numpy())
 
+    def narrow(self, tokens: Tensor | None) -> None:
+        """Expect only these of the step's tokens from now on; None: all of them again."""
+        slots = self.token_lora_indices.numpy()
+        self._tokens = _Rows.of(slots if tokens is None else slots[tokens.numpy()])
+
     def add_lora_linear(
         self,
         y: Tensor,

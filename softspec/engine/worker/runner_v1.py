@@ -23,6 +23,7 @@ from softspec.engine.worker.mixing import GroupMixer
 from softspec.engine.worker.rows import GroupRows, complete_groups, seat_of
 
 if TYPE_CHECKING:
+    from vllm.v1.attention.backend import CommonAttentionMetadata
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 
@@ -64,6 +65,13 @@ class EnsembleSampler(Sampler):
         sampled, processed = super().sample(logits, sampling_metadata, *args, **kwargs)
         self.mixer.hand_out(sampled)
         return sampled, processed
+
+    def seats_of_rows(self, step: "CommonAttentionMetadata") -> list[Seat | None]:
+        """The seats of a step's rows, whether they draw or not."""
+        requests = self._runner.requests
+        return [
+            seat_of(requests[request_id].sampling_params) for request_id in self._runner.input_batch.req_ids
+        ]
 
     def _drawing_members(self) -> Iterator[tuple[Seat, int, int]]:
         """Seat, row and number of drawn tokens of every member in this step that is not inside its prompt."""

@@ -31,6 +31,7 @@ from softspec.engine.worker.mixing import GroupMixer
 from softspec.engine.worker.rows import GroupRows, complete_groups, seat_of
 
 if TYPE_CHECKING:
+    from vllm.v1.attention.backend import CommonAttentionMetadata
     from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 
 
@@ -69,6 +70,10 @@ class EnsembleSampler(Sampler):
     def mix(self, logits: Tensor) -> None:
         """Put the mixture into the leaders' rows of this step."""
         self.mixer.mix(logits, self._groups)
+
+    def seats_of_rows(self, step: "CommonAttentionMetadata") -> list[Seat | None]:
+        """The seats of a step's rows, whether they draw or not."""
+        return [self._seats.get(slot) for slot in step.req_idx.tolist()]
 
     def _sample_random(
         self, processed_logits: Tensor, *args: object, **kwargs: object

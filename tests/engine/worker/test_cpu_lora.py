@@ -83,6 +83,22 @@ def test_every_row_gets_its_own_adapter_and_no_other(
     torch.testing.assert_close(y.double(), wanted, atol=1e-4, rtol=1e-5)
 
 
+def test_only_some_of_a_step_s_tokens_may_come() -> None:
+    """As in layers that are computed once for several rows; then all come again."""
+    lora = wrapper()
+    adapters = [101, BASE, 103, 102, 101]
+    down, up = stacked((16, 4, 4), 6)
+    step(lora, adapters)
+
+    for tokens in (torch.tensor([0, 2, 3]), torch.tensor([1]), None):
+        lora.narrow(tokens)
+        worn = adapters if tokens is None else [adapters[token] for token in tokens.tolist()]
+        x, y = torch.randn(len(worn), IN), torch.randn(len(worn), 24)
+        wanted = expected(y, x, down, up, worn)
+        lora.add_lora_linear(y, x, down, up, 1.0, (16, 4, 4))
+        torch.testing.assert_close(y.double(), wanted, atol=1e-4, rtol=1e-5)
+
+
 def test_half_precision_models_add_in_float32() -> None:
     lora = wrapper()
     adapters = [101, BASE, 104]

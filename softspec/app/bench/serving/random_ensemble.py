@@ -4,6 +4,7 @@ In: directories. Out: ordinary ensemble directories. Nothing is trained: adapter
 """
 
 import math
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -24,12 +25,20 @@ def random_adapters(
     seed: int = 0,
     activation: Activation | None = None,
     name: str = "tiny-ensemble",
+    layers: Collection[int] | None = None,
 ) -> Path:
     """Write an ensemble directory whose members differ clearly: A and B random, on all linear layers but the last.
 
     The layers' lora_alpha is 2 * rank. Returns `out_dir`.
+
+    Args:
+        layers: the decoder layers that get adapters, from 0; None for all.
     """
-    shapes = _linear_shapes(base_dir)
+    shapes = {
+        name: shape
+        for name, shape in _linear_shapes(base_dir).items()
+        if layers is None or int(name.split(".layers.")[1].split(".")[0]) in layers
+    }
     generator = torch.Generator().manual_seed(seed)
     for member in range(num_members):
         folder = member_dir(out_dir, member)
@@ -46,6 +55,7 @@ def random_adapters(
             lora_alpha=2 * rank,
             target_modules=sorted({module.rpartition(".")[2] for module in shapes}),
             task_type="CAUSAL_LM",
+            layers_to_transform=None if layers is None else sorted(layers),
             base_model_name_or_path=str(base_dir),
             inference_mode=True,
         ).save_pretrained(str(folder))

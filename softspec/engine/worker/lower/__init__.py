@@ -1,0 +1,1 @@
+"""Layers below all adapters: computed once for a group instead of K times."""
