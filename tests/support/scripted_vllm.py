@@ -53,7 +53,7 @@ class FakeAsyncLLM:
         self.renderer = renderer_from_config(config)
         self.input_processor = InputProcessor(config, self.renderer)
         self.tokens = [self.renderer.tokenizer.encode(" " + word)[0] for word in WORDS]
-        self.prepared: list[str] = []
+        self.prepared: list[tuple[Any, ...]] = []
         self.loras: list[str | None] = []
         self.aborted = 0
         self.broken: str | None = None
