@@ -7,6 +7,7 @@ before torch or vLLM are loaded. Knows which models are served under which names
 
 import os
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.metadata import entry_points
@@ -51,6 +52,11 @@ def serve(settings: Settings, base: str | None, vllm_args: Sequence[str]) -> Non
     if settings.record is not None:
         require_writable(settings.record.path)
     os.environ.update(server_environment(settings, os.environ))
+    print(
+        "softspec: starting vLLM, whose three processes load one after the other; usually ready within a minute or so",
+        file=sys.stderr,
+        flush=True,
+    )
     # Imported here: takes many seconds, and must see the environment.
     from softspec.engine.front.ensemble import load_ensembles
     from softspec.engine.start.serve import run
