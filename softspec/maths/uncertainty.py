@@ -109,7 +109,7 @@ def predict(member_logprobs: Tensor, log_weights: Tensor, member_probs: Tensor |
         total_entropy=total,
         aleatoric_entropy=aleatoric,
         epistemic=(total - aleatoric).clamp_min(0),
-        disagreement=_disagreement(member_logprobs, choices, mixture, log_weights),
+        disagreement=disagreement(member_logprobs, choices, mixture, log_weights),
         member_choices=choices,
     )
 
@@ -125,7 +125,7 @@ def _expected(values: Tensor, log_weights: Tensor) -> Tensor:
     return (log_weights.to(values.dtype).exp() * values).sum(-1)
 
 
-def _disagreement(member_logprobs: Tensor, choices: Tensor, mixture: Tensor, log_weights: Tensor) -> Tensor:
+def disagreement(member_logprobs: Tensor, choices: Tensor, mixture: Tensor, log_weights: Tensor) -> Tensor:
     """Weighted share of members to whom the mixture's likeliest token is not among the likeliest."""
     chosen = torch.stack([likeliest(mixture)[..., None].expand_as(choices), choices], -1)
     mixtures, own = member_logprobs.gather(-1, chosen).unbind(-1)

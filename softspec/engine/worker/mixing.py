@@ -13,6 +13,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -152,15 +153,13 @@ class GroupMixer:
         if not lineup.all_fixed:
             before = map(self._posteriors.before, groups, lineup.prior)
             log_weights = torch.stack(list(before))
-        members = logits.index_select(0, lineup.rows.flatten()).view(*lineup.rows.shape, -1)
-        logprobs, probs, log_normalisers = distributions(members)
-        if self.measures_uncertainty:
-            predictive = predict(logprobs, log_weights, probs)
-        else:
-            predictive = unmeasured(mix(logprobs, probs, log_weights)[0])
+        mix_rows = _mix_on_cpu if logits.device.type == "cpu" and len(groups[0].rows) > 1 else _mix_rows
+        logprobs, log_normalisers, predictive = mix_rows(
+            logits, lineup.rows, log_weights, self.measures_uncertainty
+        )
         scores = predictive.logprobs
         if len(groups[0].rows) == 1:
-            scores = members.squeeze(1)
+            scores = logits.index_select(0, lineup.leaders)
         elif lineup.on_logits is not None:
             restored = mixture_logits(scores, log_weights, log_normalisers)
             scores = torch.where(lineup.on_logits, restored, scores)
@@ -192,6 +191,36 @@ class GroupMixer:
             for group, weights in zip(batch.groups, updated, strict=True):
                 self._posteriors.learn(group, weights)
         _write_rows(reported, batch, token_logprobs)
+
+
+def _mix_rows(
+    logits: Tensor, rows: Tensor, log_weights: Tensor, measures_uncertainty: bool
+) -> tuple[Tensor, Tensor, Predictive]:
+    """Members' log-probabilities (G, K, V) and log-normalisers (G, K), and what the groups of these rows predict."""
+    logprobs, probs, log_normalisers = distributions(
+        logits.index_select(0, rows.flatten()).view(*rows.shape, -1)
+    )
+    if measures_uncertainty:
+        predictive = predict(logprobs, log_weights, probs)
+    else:
+        predictive = unmeasured(mix(logprobs, probs, log_weights)[0])
+    return logprobs, log_normalisers, predictive
+
+
+def _mix_on_cpu(
+    logits: Tensor, rows: Tensor, log_weights: Tensor, measures_uncertainty: bool
+) -> tuple[Tensor, Tensor, Predictive]:
+    """The same by the CPU's own loops, but for groups of which a member has no finite logit, or one too large."""
+    # Not for GPUs, where numba need not be installed.
+    *found, is_finite = import_module("softspec.engine.worker.cpu_mixing").mix_groups(
+        logits, rows, log_weights
+    )
+    for group in (~is_finite).nonzero().flatten().tolist():
+        *members, predictive = _mix_rows(logits, rows[[group]], log_weights[[group]], True)
+        for all_groups, own in zip(found, (*members, *vars(predictive).values()), strict=True):
+            all_groups[group] = own[0]
+    logprobs, log_normalisers, *numbers = found
+    return logprobs, log_normalisers, Predictive(*numbers) if measures_uncertainty else unmeasured(numbers[0])
 
 
 def _log(groups: Sequence[GroupRows]) -> None:
