@@ -9,9 +9,12 @@ decided where settings live, so no decode step waits for the device.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from softspec.maths.uncertainty import likeliest
 
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 _MULTIPLIERS = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
@@ -119,6 +122,11 @@ def gumbel_noise(seeds: Tensor, positions: Tensor, vocab_size: int) -> Tensor:
     return noise.log_().neg_().log_().neg_()
 
 
+def perturbed_argmax(scores: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
+    """A draw (G,) from scores (G, V), by noise that depends on seeds and positions, (G,) each, and nothing else."""
+    return gumbel_noise(seeds, positions, scores.shape[-1]).add_(scores).argmax(-1)
+
+
 def draw_tokens(
     logprobs: Tensor,
     temperature: Tensor,
@@ -127,20 +135,22 @@ def draw_tokens(
     min_p: Tensor,
     seeds: Tensor,
     positions: Tensor,
+    draw: Any = perturbed_argmax,
 ) -> Tensor:
     """One token id per row, (G,), int64: the argmax (lowest id on ties) at temperature 0, else a seeded draw.
 
     Args:
         logprobs: (G, V), after penalties. The others: (G,), see `filter_logprobs` and `gumbel_noise`.
+        draw: `perturbed_argmax`, or what does the same faster.
     """
     is_greedy, device = temperature == 0, logprobs.device
     if bool(is_greedy.all()):
-        return logprobs.argmax(-1)
+        return likeliest(logprobs)
     scores = filter_logprobs(logprobs, temperature, top_k, top_p, min_p)
     seeds, positions = seeds.to(device, non_blocking=True), positions.to(device, non_blocking=True)
-    drawn = gumbel_noise(seeds, positions, logprobs.shape[-1]).add_(scores).argmax(-1)
+    drawn = draw(scores, seeds, positions)
     if bool(is_greedy.any()):
-        drawn = torch.where(temperature.to(device, non_blocking=True) == 0, logprobs.argmax(-1), drawn)
+        drawn = torch.where(temperature.to(device, non_blocking=True) == 0, likeliest(logprobs), drawn)
     return drawn
 
 

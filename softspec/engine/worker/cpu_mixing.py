@@ -21,7 +21,7 @@ _BLOCK = 1024
 """So many tokens at once; sums are of blocks in float32, of their sums in float64."""
 _CLEARLY_IN_RANGE = 1e-30
 """As in `softspec/maths/mixture.py`: probabilities of the mixture that are not above this are added in logs."""
-_ROUNDING = {"reassoc", "contract", "arcp", "nsz"}
+ROUNDING = {"reassoc", "contract", "arcp", "nsz"}
 """Sums in any order, products added in one go; infinities and what is not a number keep their meaning."""
 
 f32 = np.float32
@@ -83,14 +83,14 @@ def _mix_groups(logits, rows, choices, log_weights, logprobs, log_normalisers, m
         entropies[0, group], entropies[1, group] = entropy, aleatoric
 
 
-@numba.njit(fastmath=_ROUNDING, cache=True)
+@numba.njit(fastmath=ROUNDING, cache=True)
 def _exponentials(logits, peak, shifted, exponentials):  # type: ignore[no-untyped-def]
     """Fill x = logit - peak and exp x; return the sums of exp x and of x exp x."""
     total, inner = f32(0), f32(0)
     for i in range(logits.size):
         x = logits[i] - peak
         near = max(x, f32(-87))  # whose exponential is the smallest normal float32, and adds nothing
-        value = _exp(near)
+        value = exp(near)
         shifted[i] = x
         exponentials[i] = value
         total += value
@@ -98,7 +98,7 @@ def _exponentials(logits, peak, shifted, exponentials):  # type: ignore[no-untyp
     return total, inner
 
 
-@numba.njit(fastmath=_ROUNDING, cache=True)
+@numba.njit(fastmath=ROUNDING, cache=True)
 def _add_share(mixed, probs, share, logprobs, log_sum):  # type: ignore[no-untyped-def]
     """Add a member to the mixture, and finish its log-probabilities."""
     for i in range(mixed.size):
@@ -106,12 +106,12 @@ def _add_share(mixed, probs, share, logprobs, log_sum):  # type: ignore[no-untyp
         logprobs[i] -= log_sum
 
 
-@numba.njit(fastmath=_ROUNDING, cache=True)
+@numba.njit(fastmath=ROUNDING, cache=True)
 def _logarithms(mixed, logprobs):  # type: ignore[no-untyped-def]
     """Fill log p; return the sum of p log p, and how many p are too small."""
     total, num_small = f32(0), f32(0)
     for i in range(mixed.size):
-        value = _log(mixed[i])
+        value = log(mixed[i])
         logprobs[i] = value
         total += mixed[i] * value
         num_small += f32(0) if mixed[i] > f32(_CLEARLY_IN_RANGE) else f32(1)
@@ -128,8 +128,8 @@ def _add_in_logs(mixed, logprobs, log_weights, mixture):  # type: ignore[no-unty
             mixture[i] = peak if peak == -math.inf else peak + math.log(np.exp(joint - peak).sum())
 
 
-@numba.njit(fastmath=_ROUNDING, cache=True, inline="always")
-def _exp(x):  # type: ignore[no-untyped-def]
+@numba.njit(fastmath=ROUNDING, cache=True, inline="always")
+def exp(x):  # type: ignore[no-untyped-def]
     """For x from -87 to 0."""
     power = np.floor(x * f32(1.44269504) + f32(0.5))
     rest = x - power * f32(0.693359375) + power * f32(2.12194440e-4)
@@ -143,8 +143,8 @@ def _exp(x):  # type: ignore[no-untyped-def]
     return value * i32((i32(power) + i32(127)) << i32(23)).view(np.float32)
 
 
-@numba.njit(fastmath=_ROUNDING, cache=True, inline="always")
-def _log(x):  # type: ignore[no-untyped-def]
+@numba.njit(fastmath=ROUNDING, cache=True, inline="always")
+def log(x):  # type: ignore[no-untyped-def]
     """For x in a float32's normal range."""
     bits = f32(x).view(np.int32)
     power = i32(i32(bits - i32(0x3F3504F3)) >> i32(23))

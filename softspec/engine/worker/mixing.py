@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -30,7 +31,7 @@ from softspec.engine.worker.rows import (
     watched_tokens,
 )
 from softspec.maths.mixture import distributions, mix, mixture_logits, update_log_weights
-from softspec.maths.sampling import draw_tokens
+from softspec.maths.sampling import draw_tokens, perturbed_argmax
 from softspec.maths.uncertainty import Predictive, predict, unmeasured
 
 if TYPE_CHECKING:
@@ -223,6 +224,11 @@ def _mix_on_cpu(
     return logprobs, log_normalisers, Predictive(*numbers) if measures_uncertainty else unmeasured(numbers[0])
 
 
+def _cpu(what: str) -> ModuleType:
+    """Loops for CPUs; on GPUs numba need not be installed."""
+    return import_module(f"softspec.engine.worker.cpu_{what}")
+
+
 def _log(groups: Sequence[GroupRows]) -> None:
     logger.exception("could not mix %s", ", ".join(group.seat.group_id for group in groups))
 
@@ -230,7 +236,8 @@ def _log(groups: Sequence[GroupRows]) -> None:
 def _draw(batch: _Batch, logits: Tensor) -> None:
     positions = on_host([group.position for group in batch.groups], logits.device)
     scores = logits.index_select(0, batch.lineup.leaders)
-    batch.tokens = draw_tokens(scores, **batch.lineup.settings, positions=positions)
+    draw = _cpu("drawing").draw_rows if logits.device.type == "cpu" else perturbed_argmax
+    batch.tokens = draw_tokens(scores, **batch.lineup.settings, positions=positions, draw=draw)
     forced = forced_tokens(batch.groups, logits.device)
     if forced is not None:
         batch.tokens = batch.tokens.index_copy(0, *forced)
