@@ -123,9 +123,12 @@ def _add_in_logs(mixed, logprobs, log_weights, mixture):  # type: ignore[no-unty
     """The mixture's log-probabilities again, where probabilities are too small to be added."""
     for i in range(mixture.size):
         if not mixed[i] > _CLEARLY_IN_RANGE:
-            joint = log_weights + logprobs[:, i]
-            peak = joint.max()
-            mixture[i] = peak if peak == -math.inf else peak + math.log(np.exp(joint - peak).sum())
+            peak, total = -math.inf, 0.0
+            for k in range(log_weights.size):
+                peak = max(peak, log_weights[k] + logprobs[k, i])
+            for k in range(log_weights.size if peak > -math.inf else 0):
+                total += math.exp(log_weights[k] + logprobs[k, i] - peak)
+            mixture[i] = peak + math.log(total) if total > 0 else peak
 
 
 @numba.njit(fastmath=ROUNDING, cache=True, inline="always")

@@ -212,10 +212,7 @@ def _mix_on_cpu(
     logits: Tensor, rows: Tensor, log_weights: Tensor, measures_uncertainty: bool
 ) -> tuple[Tensor, Tensor, Predictive]:
     """The same by the CPU's own loops, but for groups of which a member has no finite logit, or one too large."""
-    # Not for GPUs, where numba need not be installed.
-    *found, is_finite = import_module("softspec.engine.worker.cpu_mixing").mix_groups(
-        logits, rows, log_weights
-    )
+    *found, is_finite = _cpu("mixing").mix_groups(logits, rows, log_weights)
     for group in (~is_finite).nonzero().flatten().tolist():
         *members, predictive = _mix_rows(logits, rows[[group]], log_weights[[group]], True)
         for all_groups, own in zip(found, (*members, *vars(predictive).values()), strict=True):

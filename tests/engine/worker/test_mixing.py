@@ -218,3 +218,23 @@ def test_a_group_at_a_place_where_it_never_was_fails_alone(position: int) -> Non
     _, logprobs = step(GroupMixer(), logits_of(0), groups)
 
     assert [bool(logprobs[rows[0], 0].isnan()) for rows in ROWS.values()] == [True, False, False]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_groups_of_any_sizes_get_in_one_step_what_each_gets_alone(temperature: float) -> None:
+    """To the last digit, beside a group that is not finite and one with a forbidden token."""
+    logits, groups, first = 3 * torch.randn(34, 2000, generator=torch.Generator().manual_seed(0)), [], 0
+    for number, size in enumerate((8, 1, 4, 2, 4, 4, 8, 2, 1)):
+        place = seat(str(number), size, SamplingSpec(temperature=temperature, seed=number))
+        groups.append(GroupRows(place, tuple(range(first, first + size)), 0))
+        first += size
+    logits[groups[2].rows[1], 5], logits[list(groups[4].rows), 6] = math.nan, -math.inf
+
+    sampled, logprobs = step(GroupMixer(), logits, groups)
+
+    for number, group in enumerate(groups):
+        rows, width = list(group.rows), 1 + NUM_TOP + num_columns(len(group.rows))
+        alone = step(GroupMixer(), logits[rows], [GroupRows(group.seat, tuple(range(len(rows))), 0)])
+        assert logprobs[rows[0], 0].isnan() == (number == 2)
+        assert sampled[rows].tolist() == alone[0].tolist()
+        assert torch.equal(logprobs[rows[0], :width].nan_to_num(7.0), alone[1][0].nan_to_num(7.0))
