@@ -5,7 +5,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from softspec.app.bench.core.flags import SEVERAL_VALUES, WholeNumber
+from softspec.app.bench.core.flags import SEVERAL_VALUES, LayersText, WholeNumber
 from softspec.app.bench.serving.settings import WAYS, BenchSettings
 from softspec.app.cli.bench import listed
 from softspec.app.cli.vllm_flags import Arguments, split_arguments
@@ -33,6 +33,7 @@ def bench_serve(
     *arguments: Arguments,
     output: Annotated[Path, Parameter(name="--json", metavar="FILE")],
     random_adapters: Annotated[WholeNumber | None, Parameter(metavar="K")] = None,
+    layers: LayersText | None = None,
     members: Annotated[WholeNumber | None, Parameter(metavar="K")] = None,
     base: str | None = None,
     settings: Annotated[BenchSettings, Parameter(name="*")] = DEFAULTS,
@@ -43,6 +44,7 @@ def bench_serve(
         arguments: an ensemble directory
         output: where the results go
         random_adapters: instead of a directory: K random adapters of rank 16, which cost what trained ones do
+        layers: the decoder layers that random adapters are for, counted from 0 (default: all)
         members: use only the directory's first K members
         base: base model: directory or hub id (default: the one the ensemble names)
     """
@@ -57,4 +59,4 @@ def bench_serve(
 
     hide_foreign_progress()
     ensemble = next(iter(ensembles), None)
-    print(format_report(run(ensemble, random_adapters, members, base, output, settings, vllm_args)))
+    print(format_report(run(ensemble, random_adapters, layers, members, base, output, settings, vllm_args)))

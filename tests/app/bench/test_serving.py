@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from softspec.app.bench.core.document import Results
 from softspec.app.bench.core.spread import Spread, paired_ratios
+from softspec.app.bench.serving.facts import model as describe_model
 from softspec.app.bench.serving.measure import Way, measure_all
 from softspec.app.bench.serving.outside_client import SteppingClient, TopTokens, mix_top
 from softspec.app.bench.serving.random_ensemble import first_members
@@ -24,7 +25,9 @@ from softspec.app.bench.serving.settings import WAYS, BenchSettings, Cell
 from softspec.app.bench.serving.table import format_report
 from softspec.app.cli.main import main
 from softspec.artefact.activation import BlockActivation
-from softspec.artefact.manifest import BaseModelRef, Manifest, load_manifest
+from softspec.artefact.fit import require_fit
+from softspec.artefact.manifest import BaseModelRef, Manifest, adapter_config, load_manifest, member_dir
+from softspec.errors import ConfigError
 from softspec.maths.mixture import mixture_logprobs, update_log_weights
 from tests.support.tiny import random_adapters
 
@@ -252,6 +255,25 @@ def test_first_members_of_an_ensemble_are_an_ensemble(ensemble: Path, tmp_path: 
     assert manifest.log_weights == pytest.approx([math.log(0.5)] * 2)
 
 
+def test_random_adapters_may_be_for_some_layers_only(tiny_base: Path, tmp_path: Path) -> None:
+    folder = random_adapters(tiny_base, tmp_path / "top", num_members=2, layers=[1])
+
+    require_fit(member_dir(folder, 1), tiny_base)
+    assert adapter_config(folder, 1)["layers_to_transform"] == [1]
+    found = describe_model(str(tiny_base), folder, load_manifest(folder))
+    assert (found["adapted_layers"], found["layers"]) == ([1], 2)
+
+
+def test_random_adapters_are_for_all_layers_unless_some_are_named(tiny_base: Path, ensemble: Path) -> None:
+    assert adapter_config(ensemble, 0)["layers_to_transform"] is None
+    assert describe_model(str(tiny_base), ensemble, load_manifest(ensemble))["adapted_layers"] == [0, 1]
+
+
+def test_random_adapters_for_a_layer_that_is_not_there_are_refused(tiny_base: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"\[2\], expected numbers from 0 to 1"):
+        random_adapters(tiny_base, tmp_path / "none", num_members=1, layers=[2])
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -260,6 +282,12 @@ def test_first_members_of_an_ensemble_are_an_ensemble(ensemble: Path, tmp_path: 
         (["missing", "--random-adapters", "4"], "'missing' and --random-adapters 4: give one of them"),
         (["missing", "missing"], "found 2 ensemble directories"),
         (["--random-adapters", "4", "--members", "2"], "--members is for an ensemble directory"),
+        (["{}", "--layers", "all"], "'{}' and --layers all: its adapters say which layers they are for"),
+        (
+            ["--random-adapters", "2", "--base", "TINY", "--layers", "x"],
+            "--layers is 'x': expected all, top_third",
+        ),
+        (["--random-adapters", "2", "--base", "TINY", "--layers", "0-2"], "the base has, 0 to 1"),
         (["{}", "--members", "4"], "--members is 4 but '{}' has 3"),
         (["{}", "--ways", "member", "magic"], "--ways has 'magic'"),
         (["{}", "--concurrency", "0"], "--concurrency is 0: expected at least 1"),
@@ -272,13 +300,14 @@ def test_first_members_of_an_ensemble_are_an_ensemble(ensemble: Path, tmp_path: 
 def test_a_users_mistake_is_one_line_and_exit_code_2(
     flags: list[str],
     message: str,
+    tiny_base: Path,
     ensemble: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    filled = [flag.format(ensemble) for flag in flags]
+    filled = [flag.format(ensemble).replace("TINY", str(tiny_base)) for flag in flags]
 
     code = main(["bench", "serve", *filled, *([] if "--json" in filled else ["--json", "bench.json"])])
 

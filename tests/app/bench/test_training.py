@@ -12,6 +12,9 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
+from softspec.app.bench.core.flags import parse_layers
+from softspec.app.bench.core.layers import adapted_layers
+from softspec.app.bench.core.table import told_layers
 from softspec.app.bench.training.material import adapter_states, base_with_weights, random_examples
 from softspec.app.bench.training.named import way_named
 from softspec.app.bench.training.run import BenchError, Crew, describe_run, gradient_differences
@@ -20,14 +23,16 @@ from softspec.app.bench.training.table import format_report
 from softspec.app.bench.training.ways import in_float32
 from softspec.app.bench.training.worker import is_out_of_memory
 from softspec.app.cli.main import main
+from softspec.errors import ConfigError
+from softspec.train.members.base import load_skeleton
 from tests.app.test_cli import only_line_of_a_mistake
 from tests.support.tiny import tiny_config
 
 SMALL = BenchSettings(lengths=((40, 5),), members=(3,), batch=2, rank=4, repeats=1, steps=1, has_trl=False)
 
 
-def ready(way: str, base: Path, cell: Cell) -> Any:
-    return way_named(way)(str(base), cell, SMALL)
+def ready(way: str, base: Path, cell: Cell, settings: BenchSettings = SMALL) -> Any:
+    return way_named(way)(str(base), cell, settings)
 
 
 # The plan
@@ -69,6 +74,35 @@ def test_lengths_are_prompt_and_completion_tokens() -> None:
     assert parse_lengths(["256/32", "32/8"]) == ((256, 32), (32, 8))
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("all", (0, 1)), ("top_third", (1,)), ("0-0", (0,)), ("0-1", (0, 1)), ("01-1", (1,))],
+)
+def test_layers_are_named_as_in_a_training_configuration_or_by_both_ends(
+    text: str, expected: tuple[int, ...], tiny_base: Path
+) -> None:
+    assert adapted_layers(load_skeleton(str(tiny_base)), text) == expected
+
+
+@pytest.mark.parametrize("text", ["x", "", "3", "5-3", "-1", "1-", "0-1-2", "top-third", "0-99999", "0 - 1"])
+def test_other_words_for_layers_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=f"--layers is '{text}': expected all, top_third, or first-last"):
+        parse_layers(text)
+
+
+@pytest.mark.parametrize(
+    ("layers", "told"),
+    [
+        ([0, 1, 2, 3], "all 4 layers"),
+        ([2, 3], "layers 2-3 of 4"),
+        ([0], "layers 0-0 of 4"),
+        ([0, 3], "layers 0, 3 of 4"),
+    ],
+)
+def test_tables_say_where_adapters_are(layers: list[int], told: str) -> None:
+    assert told_layers({"adapted_layers": layers, "layers": 4}) == told
+
+
 # The ways
 
 
@@ -83,6 +117,16 @@ def test_all_joint_ways_have_the_same_gradients(cell: Cell, tiny_base: Path) -> 
     for gradient in (value for name, value in gradients[0][1].items() if "lora_B" in name):
         assert gradient.shape[0] == cell.members
         assert (gradient.flatten(1).norm(dim=1) > 0).all()
+
+
+def test_all_joint_ways_have_adapters_in_the_chosen_layers_only(tiny_base: Path) -> None:
+    settings = replace(SMALL, layers="top_third")
+
+    gradients = [(way, ready(way, tiny_base, SMALL.cells[1], settings).gradients()) for way in JOINT]
+
+    assert max(gradient_differences(gradients).values()) < 1e-5
+    for _, found in gradients:
+        assert {name.split(".layers.")[1][0] for name in found} == {"1"}
 
 
 def test_different_gradients_are_an_error() -> None:
@@ -175,7 +219,7 @@ def test_all_ways_are_measured_side_by_side(
 ) -> None:
     path = tmp_path / "bench.json"
     size = ["--lengths", "40/5", "--members", "3", "--batch", "2", "--rank", "4", "--repeats", "2"]
-    chosen = ["--ways", "softspec", "peft-mixed", "--regimes", "specialised"]
+    chosen = ["--ways", "softspec", "peft-mixed", "--regimes", "specialised", "--layers", "0-0"]
 
     code = main(["bench", "train", "--json", str(path), "--base", str(tiny_base), *size, *chosen])
 
@@ -184,6 +228,7 @@ def test_all_ways_are_measured_side_by_side(
     assert code == 0
     assert document["complete"]
     assert document["model"]["weights"] == "loaded"
+    assert document["model"]["adapted_layers"] == [0]
     assert document["dtype"] == "float32"
     assert "peft-separate: not among --ways" in document["left_out"]
     assert cell["gradient_differences"]["peft-mixed/softspec"] < 1e-5
@@ -214,6 +259,8 @@ def test_all_ways_are_measured_side_by_side(
         (["--lengths", "0/8"], "--lengths is 0: expected at least 1"),
         (["--members", "0"], "--members is 0: expected at least 1"),
         (["--repeats", "0"], "--repeats is 0: expected at least 1"),
+        (["--layers", "5-3"], "--layers is '5-3': expected all, top_third, or first-last counted from 0"),
+        (["--layers", "1-2", "--base", "{}"], "--layers is '1-2': expected layers that the base has, 0 to 1"),
         (["--alpha", "2"], "--alpha is 2: expected 0 to 1"),
         (["--base", "./nowhere"], "cannot load base_model './nowhere'"),
         (["--json", "nowhere/b.json"], "there is no directory 'nowhere'"),
@@ -223,12 +270,14 @@ def test_all_ways_are_measured_side_by_side(
 def test_a_users_mistake_is_one_line_and_exit_code_2(
     flags: list[str],
     message: str,
+    tiny_base: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
 
-    arguments = ["bench", "train", *flags, *([] if "--json" in flags else ["--json", "bench.json"])]
+    filled = [flag.format(tiny_base) for flag in flags]
+    arguments = ["bench", "train", *filled, *([] if "--json" in flags else ["--json", "bench.json"])]
 
     assert message in only_line_of_a_mistake(arguments, capsys)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from softspec.app.bench.core.document import interruptible
+from softspec.app.bench.core.layers import adapted_layers
 from softspec.app.bench.serving.random_ensemble import first_members, random_adapters
 from softspec.app.bench.serving.settings import WAYS, BenchSettings
 from softspec.app.outputs import check_output
@@ -26,6 +27,7 @@ from softspec.artefact.manifest import Manifest, load_manifest
 from softspec.errors import ConfigError
 from softspec.server.ops.launch import server_arguments, server_environment
 from softspec.server.ops.settings import Settings
+from softspec.train.members.base import load_skeleton
 
 _RANDOM_RANK = 16
 
@@ -33,6 +35,7 @@ _RANDOM_RANK = 16
 def bench_serve(
     ensemble: Path | None,
     random_members: int | None,
+    layers: str | None,
     members: int | None,
     base: str | None,
     output: Path,
@@ -43,6 +46,7 @@ def bench_serve(
 
     Args:
         ensemble: a directory; None for `random_members` random adapters on `base` (default: SmolLM2-135M-Instruct).
+        layers: those of the random adapters, as the flag has them; None is all.
         members: measure only the first so many of the directory's members.
         vllm_args: vLLM's own flags; they go to both engines.
     Raises:
@@ -60,6 +64,11 @@ def bench_serve(
         raise ConfigError(
             "--members is for an ensemble directory: give --random-adapters as many as you want"
         )
+    if ensemble is not None and layers is not None:
+        raise ConfigError(
+            f"found the ensemble directory '{ensemble}' and --layers {layers}: its adapters say which layers they are "
+            "for; leave --layers out"
+        )
     check_output(output)
     if torch.cuda.is_available():
         settings = replace(settings, ways=tuple(way for way in settings.ways if way != "reference"))
@@ -67,7 +76,7 @@ def bench_serve(
         directory = ensemble
         if directory is None:
             assert random_members is not None
-            directory, base = _random_ensemble(random_members, base, Path(scratch) / "random")
+            directory, base = _random_ensemble(random_members, layers, base, Path(scratch) / "random")
         elif members is not None:
             directory = first_members(directory, members, Path(scratch) / "first")
         manifest = load_manifest(directory)
@@ -98,7 +107,9 @@ def _prepare_environment(directory: Path) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in ours}
 
 
-def _random_ensemble(num_members: int, base: str | None, directory: Path) -> tuple[Path, str]:
+def _random_ensemble(
+    num_members: int, layers: str | None, base: str | None, directory: Path
+) -> tuple[Path, str]:
     if num_members < 1:
         raise ConfigError(f"--random-adapters is {num_members}: expected at least 1")
     base = base or str(local_base())
@@ -109,6 +120,7 @@ def _random_ensemble(num_members: int, base: str | None, directory: Path) -> tup
         _RANDOM_RANK,
         activation=BlockActivation(block_size=DEFAULT_BLOCK_SIZE),
         name="random-adapters",
+        layers=adapted_layers(load_skeleton(base), layers) if layers else None,
     )
     return directory, base
 

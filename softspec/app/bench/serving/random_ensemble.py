@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from softspec.artefact.activation import Activation, AlwaysActivation
 from softspec.artefact.manifest import BaseModelRef, Manifest, load_manifest, member_dir, save_manifest
 from softspec.errors import ConfigError
+from softspec.train.members.spec import resolve_spec
 
 
 def random_adapters(
@@ -27,18 +28,16 @@ def random_adapters(
     name: str = "tiny-ensemble",
     layers: Collection[int] | None = None,
 ) -> Path:
-    """Write an ensemble directory whose members differ clearly: A and B random, on all linear layers but the last.
+    """Write an ensemble directory whose members differ clearly: A and B random, on all linear layers of the decoder.
 
     The layers' lora_alpha is 2 * rank. Returns `out_dir`.
 
     Args:
-        layers: the decoder layers that get adapters, from 0; None for all.
+        layers: the decoder layers that get adapters; None is all.
+    Raises:
+        ConfigError: the base does not have one of them.
     """
-    shapes = {
-        name: shape
-        for name, shape in _linear_shapes(base_dir).items()
-        if layers is None or int(name.split(".layers.")[1].split(".")[0]) in layers
-    }
+    shapes = _linear_shapes(base_dir, layers)
     generator = torch.Generator().manual_seed(seed)
     for member in range(num_members):
         folder = member_dir(out_dir, member)
@@ -54,8 +53,8 @@ def random_adapters(
             r=rank,
             lora_alpha=2 * rank,
             target_modules=sorted({module.rpartition(".")[2] for module in shapes}),
-            task_type="CAUSAL_LM",
             layers_to_transform=None if layers is None else sorted(layers),
+            task_type="CAUSAL_LM",
             base_model_name_or_path=str(base_dir),
             inference_mode=True,
         ).save_pretrained(str(folder))
@@ -91,12 +90,9 @@ def first_members(ensemble_dir: Path, num_members: int, out_dir: Path) -> Path:
     return out_dir
 
 
-def _linear_shapes(base_dir: Path) -> dict[str, tuple[int, int]]:
-    """Module path -> (out, in) of every linear layer but the output's, without loading weights."""
+def _linear_shapes(base_dir: Path, layers: Collection[int] | None) -> dict[str, tuple[int, int]]:
+    """Module path -> (out, in) of every linear layer of these decoder layers, without loading weights."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base_dir))
-    return {
-        name: (module.out_features, module.in_features)
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not model.get_output_embeddings()
-    }
+    spec = resolve_spec(model, 1, 1, "all-linear", "all" if layers is None else tuple(layers))
+    return {name: (module.out_features, module.in_features) for name, module in spec.targets(model)}

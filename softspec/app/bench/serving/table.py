@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from softspec.app.bench.core.spread import shown
-from softspec.app.bench.core.table import closing_lines, machine_line
+from softspec.app.bench.core.table import closing_lines, machine_line, told_layers
 from softspec.app.bench.serving.settings import Cell
 
 
@@ -15,8 +15,8 @@ def format_report(document: Mapping[str, Any]) -> str:
     """Medians with minimum and maximum over the repeats; ratios are taken within each repeat."""
     model, engine = document["model"], document["engine"]
     lines = [
-        f"{model['base']}, {model['members']} members of rank {model['rank']}; vLLM {engine['vllm']}, "
-        f"{engine['dtype']}, compilation {engine['compilation']}, {engine['threads']} threads",
+        f"{model['base']}, {model['members']} members of rank {model['rank']} in {told_layers(model)}; "
+        f"vLLM {engine['vllm']}, {engine['dtype']}, compilation {engine['compilation']}, {engine['threads']} threads",
         machine_line(document),
     ]
     for cell in document["cells"]:

@@ -7,14 +7,15 @@ import random
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from softspec.app.bench.core.flags import parse_layers
 from softspec.app.bench.training.settings import BenchSettings, Cell
 from softspec.app.smollm2 import local_base
 from softspec.train.data.units import Example
 from softspec.train.members.base import load_skeleton
-from softspec.train.members.spec import decoder_layers
+from softspec.train.members.spec import resolve_spec
 
 SPECIALISED_B_STD = 0.5
 """By which members of SmolLM2-135M differ by tens of nats, for completions of 8 random tokens too."""
@@ -39,22 +40,20 @@ def base_with_weights(base: str | None, scratch: Path, seed: int) -> str:
 
 
 def adapter_states(base: str, cell: Cell, settings: BenchSettings) -> list[dict[str, Tensor]]:
-    """Adapter weights of each member for all linear layers of the decoder: A as PEFT draws it, B as the regime says."""
+    """Each member's weights for the linear layers of the chosen decoder layers: A as PEFT draws it, B by the regime."""
     generator = torch.Generator().manual_seed(settings.seed)
     scale = SPECIALISED_B_STD if cell.regime == "specialised" else 0.0
-    shapes = {
-        f"model.layers.{index}.{name}": (module.out_features, module.in_features)
-        for index, layer in enumerate(decoder_layers(load_skeleton(base)))
-        for name, module in layer.named_modules()
-        if isinstance(module, nn.Linear)
-    }
+    skeleton = load_skeleton(base)
+    spec = resolve_spec(
+        skeleton, settings.rank, 2 * settings.rank, "all-linear", parse_layers(settings.layers)
+    )
     states = []
     for _ in range(cell.members):
         state = {}
-        for name, (outputs, inputs) in shapes.items():
-            down = torch.rand(settings.rank, inputs, generator=generator)
-            up = torch.randn(outputs, settings.rank, generator=generator)
-            state[f"base_model.model.{name}.lora_A.weight"] = (2 * down - 1) / inputs**0.5
+        for name, module in spec.targets(skeleton):
+            down = torch.rand(settings.rank, module.in_features, generator=generator)
+            up = torch.randn(module.out_features, settings.rank, generator=generator)
+            state[f"base_model.model.{name}.lora_A.weight"] = (2 * down - 1) / module.in_features**0.5
             state[f"base_model.model.{name}.lora_B.weight"] = scale * up
         states.append(state)
     return states

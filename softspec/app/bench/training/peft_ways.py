@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
+from softspec.app.bench.core.layers import adapted_layers
 from softspec.app.bench.training.material import adapter_states, random_examples
 from softspec.app.bench.training.settings import BenchSettings, Cell
 from softspec.app.bench.training.ways import CHECKED_EXAMPLES, LEARNING_RATE, MAX_GRAD_NORM, SteppingWay
@@ -146,9 +147,12 @@ def peft_model(
     model: PreTrainedModel, names: Sequence[str], states: Sequence[dict[str, Tensor]], settings: BenchSettings
 ) -> Any:
     """A PEFT model with these adapters, float32 on whatever base."""
-    modules = sorted({name.rsplit(".", 3)[1] for name in states[0]})
     lora = LoraConfig(
-        r=settings.rank, lora_alpha=2 * settings.rank, target_modules=modules, task_type="CAUSAL_LM"
+        r=settings.rank,
+        lora_alpha=2 * settings.rank,
+        target_modules=sorted({name.rsplit(".", 3)[1] for name in states[0]}),
+        layers_to_transform=list(adapted_layers(model, settings.layers)),
+        task_type="CAUSAL_LM",
     )
     peft = get_peft_model(model, lora, adapter_name=names[0])
     for name in names[1:]:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from softspec.app.bench.core import machine
 from softspec.app.bench.core.document import Results, interruptible
+from softspec.app.bench.core.layers import adapted_layers
 from softspec.app.bench.core.spread import Summary
 from softspec.app.bench.training.material import base_with_weights
 from softspec.app.bench.training.settings import JOINT, REGIMES, WAYS, BenchSettings, Cell
@@ -68,12 +69,14 @@ def bench_train(base: str | None, output: Path, settings: BenchSettings) -> dict
     check_output(output)
     with tempfile.TemporaryDirectory(prefix="softspec-bench-") as scratch, interruptible(output):
         checkpoint = base_with_weights(base, Path(scratch), settings.seed)
-        load_skeleton(checkpoint)  # says in one line what is wrong with it
+        # Says in one line what is wrong with the base, or with --layers for it.
+        layers = adapted_layers(load_skeleton(checkpoint), settings.layers)
         print_plan(settings)
         facts = describe_run(checkpoint, settings)
         facts["model"] |= {
             "base": Path(base or checkpoint).name,
             "weights": "random" if checkpoint == scratch else "loaded",
+            "adapted_layers": layers,
         }
         results = Results(output, facts, SUMMARY)
         costs = {

@@ -11,7 +11,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from softspec.app.bench.core.flags import WholeNumber
+from softspec.app.bench.core.flags import LayersText, WholeNumber, parse_layers
 from softspec.errors import ConfigError
 
 WAYS = {
@@ -83,6 +83,8 @@ class BenchSettings:
     """examples of a micro-batch, two of which are a step"""
     rank: WholeNumber = 16
     """rank of every adapter"""
+    layers: LayersText = "all"
+    """decoder layers that have adapters, counted from 0"""
     renyi_alpha: Annotated[float, Parameter(name="--alpha")] = 0.8
     """order of the objective, 0 to 1"""
     repeats: WholeNumber = 5
@@ -100,6 +102,7 @@ class BenchSettings:
             unknown = [name for name in names if name not in known]
             if unknown:
                 raise ConfigError(f"{flag} has '{unknown[0]}': expected some of {', '.join(known)}")
+        parse_layers(self.layers)
         least = {
             "--lengths": (min(min(pair) for pair in self.lengths), 1),
             "--members": (min(self.members), 1),

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from softspec.app.bench.core.flags import parse_layers
 from softspec.app.bench.training.material import adapter_states, random_examples
 from softspec.app.bench.training.settings import MICRO_BATCHES, BenchSettings, Cell
 from softspec.app.bench.training.ways import (
@@ -41,6 +42,7 @@ class Softspec(SteppingWay):
             "activation": self.activation,
             "lora_r": settings.rank,
             "lora_alpha": 2 * settings.rank,
+            "layers_to_transform": parse_layers(settings.layers),
             "micro_batch_size": settings.batch,
             "gradient_accumulation_steps": MICRO_BATCHES,
             "learning_rate": LEARNING_RATE,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from softspec.app.bench.core.spread import shown
-from softspec.app.bench.core.table import closing_lines, machine_line
+from softspec.app.bench.core.table import closing_lines, machine_line, told_layers
 from softspec.app.bench.training.settings import Cell
 
 
@@ -15,8 +15,9 @@ def format_report(document: Mapping[str, Any]) -> str:
     """The table: medians with minimum and maximum over the repeats; ratios are taken within each repeat."""
     model, settings = document["model"], document["settings"]
     lines = [
-        f"{model['base']} ({model['weights']} weights, {document['dtype']}), rank {settings['rank']}, "
-        f"{settings['batch']} examples a micro-batch, alpha {settings['renyi_alpha']:g}; {document['threads']} threads",
+        f"{model['base']} ({model['weights']} weights, {document['dtype']}), rank {settings['rank']} in "
+        f"{told_layers(model)}, {settings['batch']} examples a micro-batch, alpha {settings['renyi_alpha']:g}; "
+        f"{document['threads']} threads",
         machine_line(document),
     ]
     for cell in document["cells"]:
