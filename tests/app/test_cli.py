@@ -379,7 +379,7 @@ def test_help_has_two_examples_that_are_understood(
         ("serve", "above this: a share from 0 to 1 for the disagreements, nats for the others"),
         ("serve", "judge an answer from this many tokens on (default 1)"),
         ("demo", "--output DIR where the ensemble and demo.json go [default: runs/demo]"),
-        ("bench train", "tokens of an example [default: 256/32 32/8]"),
+        ("bench train", "tokens of a prompt and of its completion [default: 256/32 75/3 32/8]"),
         ("bench train", "--alpha FLOAT order of the objective, 0 to 1 [default: 0.8]"),
         ("bench serve", "--prompt-tokens INT... tokens of a prompt [default: 32 1008]"),
         ("bench serve", "--json FILE where the results go [required]"),

@@ -3,9 +3,11 @@
 import json
 import os
 import signal
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -23,12 +25,27 @@ from softspec.app.bench.training.table import format_report
 from softspec.app.bench.training.ways import in_float32
 from softspec.app.bench.training.worker import is_out_of_memory
 from softspec.app.cli.main import main
-from softspec.errors import ConfigError
+from softspec.artefact.cache import cache_folder
+from softspec.errors import ConfigError, StorageError
 from softspec.train.members.base import load_skeleton
+from softspec.train.members.frozen import Frozen
 from tests.app.test_cli import only_line_of_a_mistake
 from tests.support.tiny import tiny_config
 
 SMALL = BenchSettings(lengths=((40, 5),), members=(3,), batch=2, rank=4, repeats=1, steps=1, has_trl=False)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOFTSPEC_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def left(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where temporary files go."""
+    folder = tmp_path_factory.mktemp("left")
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
 
 
 def ready(way: str, base: Path, cell: Cell, settings: BenchSettings = SMALL) -> Any:
@@ -53,8 +70,8 @@ def test_both_regimes_are_measured_for_every_length_and_number_of_members() -> N
         for cell in BenchSettings().cells
     }
 
-    assert len(BenchSettings().cells) == 8
-    assert {(256, 32, 8, "start"), (32, 8, 4, "specialised")} <= found
+    assert len(BenchSettings().cells) == 12
+    assert {(256, 32, 8, "start"), (75, 3, 4, "start"), (32, 8, 4, "specialised")} <= found
 
 
 def test_a_way_that_is_not_installed_is_left_out_and_said() -> None:
@@ -63,11 +80,11 @@ def test_a_way_that_is_not_installed_is_left_out_and_said() -> None:
 
 
 def test_examples_have_exactly_the_lengths_of_the_cell(tiny_base: Path) -> None:
-    examples = random_examples(str(tiny_base), SMALL.cells[0], SMALL)
+    examples = random_examples(str(tiny_base), SMALL.cells[0], SMALL, 4)
 
     lengths = {(len(example.prompt_ids), len(example.completion_ids)) for example in examples}
     assert lengths == {(40, 5)}
-    assert len(set(examples)) == SMALL.examples_per_step == 4
+    assert len(set(examples)) == 4
 
 
 def test_lengths_are_prompt_and_completion_tokens() -> None:
@@ -127,6 +144,63 @@ def test_all_joint_ways_have_adapters_in_the_chosen_layers_only(tiny_base: Path)
     assert max(gradient_differences(gradients).values()) < 1e-5
     for _, found in gradients:
         assert {name.split(".layers.")[1][0] for name in found} == {"1"}
+
+
+def kept(settings: BenchSettings, base: Path, way: str) -> int:
+    """How many files two steps of a way write, after its gradients were compared."""
+    measured = ready(way, base, settings.cells[0], settings)
+    measured.gradients()
+    before = files()
+    measured.run(2)
+    return files() - before
+
+
+def files() -> int:
+    """How many files the cache has."""
+    return len([*cache_folder("frozen").glob("*/*")])
+
+
+@pytest.mark.parametrize(
+    ("lengths", "layers", "of_an_example"),
+    [
+        ((40, 5), "all", 1),
+        ((40, 5), "top_third", 2),
+        ((9, 3), "top_third", 1),  # alike in the steps and, with adapters on everywhere, in the comparison
+        ((9, 3), "all", 0),
+    ],
+    ids=str,
+)
+def test_every_step_of_a_first_epoch_has_new_examples_and_keeps_what_is_frozen_of_them(
+    lengths: tuple[int, int], layers: str, of_an_example: int, tiny_base: Path
+) -> None:
+    """The trunk of the prompt, and what the layers below the adapters make of the rest."""
+    settings = replace(SMALL, lengths=(lengths,), layers=layers)
+
+    assert kept(settings, tiny_base, "softspec") == of_an_example * 2 * settings.examples_per_step
+
+
+def test_steps_of_a_later_epoch_find_everything(tiny_base: Path) -> None:
+    settings = replace(SMALL, layers="top_third")
+    later = ready("softspec-later", tiny_base, settings.cells[0], settings)
+
+    with patch.object(Frozen, "compute", autospec=True) as compute:
+        later.run(2)
+
+    assert not compute.called
+    assert files() == 2 * 2 * settings.examples_per_step
+
+
+def test_steps_that_keep_nothing_write_nothing(tiny_base: Path) -> None:
+    assert kept(replace(SMALL, layers="top_third"), tiny_base, "softspec-unkept") == 0
+    assert not cache_folder("frozen").exists()
+
+
+def test_a_disk_without_room_for_what_is_frozen_is_told(tiny_base: Path) -> None:
+    with (
+        patch("softspec.train.loop.keeping._free", return_value=1000),
+        pytest.raises(StorageError, match="GB that are free"),
+    ):
+        ready("softspec", tiny_base, SMALL.cells[0])
 
 
 def test_different_gradients_are_an_error() -> None:
@@ -199,23 +273,25 @@ def test_torch_without_memory_is_recognised() -> None:
 # The command
 
 
-def test_a_way_whose_process_is_killed_is_left_out(tiny_base: Path) -> None:
+def test_a_way_whose_process_is_killed_is_left_out(tiny_base: Path, left: Path) -> None:
     document = describe_run(str(tiny_base), SMALL)
     settings = replace(SMALL, ways=("softspec",))
     with Crew(str(tiny_base), SMALL.cells[0], settings, document, tqdm(disable=True)) as crew:
         pid = crew.workers["softspec"].pid
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
+        assert [*left.iterdir()]
 
         assert crew.ask("softspec", lambda worker: worker.wait_until_loaded()) is None
 
     assert crew.workers == {}
+    assert not [*left.iterdir()]
     assert "40/5 tokens, K = 3, start: softspec: killed" in document["left_out"][-1]
 
 
 @pytest.mark.slow
 def test_all_ways_are_measured_side_by_side(
-    tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_base: Path, tmp_path: Path, left: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "bench.json"
     size = ["--lengths", "40/5", "--members", "3", "--batch", "2", "--rank", "4", "--repeats", "2"]
@@ -248,6 +324,8 @@ def test_all_ways_are_measured_side_by_side(
         found = cell["ratios"]["peft-mixed/softspec"][measure]
         assert (found["min"], found["max"]) == (pytest.approx(min(ratios)), pytest.approx(max(ratios)))
     assert capsys.readouterr().out.strip() == format_report(document).strip()
+    assert not [*left.iterdir()]
+    assert not cache_folder("frozen").exists()
 
 
 @pytest.mark.parametrize(

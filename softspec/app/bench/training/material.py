@@ -59,15 +59,12 @@ def adapter_states(base: str, cell: Cell, settings: BenchSettings) -> list[dict[
     return states
 
 
-def random_examples(base: str, cell: Cell, settings: BenchSettings) -> list[Example]:
-    """The examples of every step of a cell, random token ids: the same ones for all ways, again and again."""
+def random_examples(base: str, cell: Cell, settings: BenchSettings, count: int) -> list[Example]:
+    """So many examples of a cell, random token ids; all ways begin with the same ones."""
     draw = random.Random(f"{settings.seed} tokens {cell.prompt_tokens} {cell.completion_tokens}")
     vocabulary = range(AutoConfig.from_pretrained(base).vocab_size)
 
     def tokens(count: int) -> tuple[int, ...]:
         return tuple(draw.choices(vocabulary, k=count))
 
-    return [
-        Example(tokens(cell.prompt_tokens), tokens(cell.completion_tokens))
-        for _ in range(settings.examples_per_step)
-    ]
+    return [Example(tokens(cell.prompt_tokens), tokens(cell.completion_tokens)) for _ in range(count)]

@@ -12,9 +12,14 @@ from softspec.app.bench.training.ways import Way
 def way_named(name: str) -> Callable[[str, Cell, BenchSettings], Way]:
     """What makes the way of this name from base, cell and settings."""
     if name.startswith("softspec"):
-        from softspec.app.bench.training.softspec_way import Softspec, SoftspecAlways
+        from softspec.app.bench.training import softspec_way
 
-        return Softspec if name == "softspec" else SoftspecAlways
+        return {
+            "softspec": softspec_way.Softspec,
+            "softspec-later": softspec_way.SoftspecLater,
+            "softspec-unkept": softspec_way.SoftspecUnkept,
+            "softspec-always": softspec_way.SoftspecAlways,
+        }[name]
     if name == "trl":
         from softspec.app.bench.training.trl_way import Trl
 

@@ -42,7 +42,7 @@ class PeftWay(SteppingWay):
         self.members = cell.members
         self.renyi_alpha = settings.renyi_alpha
         self.micro_batch_size = settings.batch
-        self.examples = random_examples(base, cell, settings)
+        self.examples = random_examples(base, cell, settings, settings.examples_per_step)
 
     def optimizer_step(self) -> None:
         self.optimizer.zero_grad()

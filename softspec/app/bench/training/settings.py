@@ -15,14 +15,17 @@ from softspec.app.bench.core.flags import LayersText, WholeNumber, parse_layers
 from softspec.errors import ConfigError
 
 WAYS = {
-    "softspec": "`softspec train`: K members in one step, adapters off for the whole blocks of the prompt",
-    "softspec-always": "the same with adapters on everywhere, which is what the other ways compute",
+    "softspec": "`softspec train`, first epoch: K members in one step, adapters off for the whole blocks of the "
+    "prompt; what is frozen of each new example is computed and kept",
+    "softspec-later": "the same steps in a later epoch, where all that is frozen is found",
+    "softspec-unkept": "the same steps with frozen_cache_gb 0: nothing is kept",
+    "softspec-always": "`softspec` with adapters on everywhere, which is what the other ways compute",
     "peft-switching": "one PEFT model: K forward passes whose graphs are kept, the same loss, one backward pass",
     "peft-mixed": "one PEFT model: K x B rows in one pass with adapter_names, the same loss",
     "peft-separate": "K independent PEFT runs, one after another, each with its own mean NLL",
     "trl": "the same K runs in TRL's SFTTrainer",
 }
-JOINT = ("softspec", "softspec-always", "peft-switching", "peft-mixed")
+JOINT = tuple(way for way in WAYS if way not in ("peft-separate", "trl"))
 """The ways with one loss over all members: their gradients must agree."""
 REGIMES = {
     "start": "B = 0: all members equal",
@@ -71,10 +74,10 @@ class BenchSettings:
         Parameter(
             n_tokens=1,
             converter=lambda _, tokens: parse_lengths([token.value for token in tokens]),
-            metavar="PROMPT/COMPLETION...",
+            metavar="P/C...",
         ),
-    ] = ((256, 32), (32, 8))
-    """tokens of an example"""
+    ] = ((256, 32), (75, 3), (32, 8))
+    """tokens of a prompt and of its completion"""
     members: tuple[WholeNumber, ...] = (4, 8)
     """members of the ensemble"""
     regimes: tuple[str, ...] = tuple(REGIMES)
@@ -143,6 +146,11 @@ class BenchSettings:
     def examples_per_step(self) -> int:
         """How many examples one optimizer step sees."""
         return MICRO_BATCHES * self.batch
+
+    @property
+    def steps_per_cell(self) -> int:
+        """How many optimizer steps each way takes in a cell: one to warm up, then those of its turns."""
+        return 1 + self.repeats * self.steps
 
     def order(self, cell: Cell, repeat: int) -> list[str]:
         """The ways in their order within a repeat, shuffled anew for each."""

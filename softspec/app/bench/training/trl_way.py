@@ -51,7 +51,7 @@ class Trl(Way):
                 "input_ids": [*example.prompt_ids, *example.completion_ids],
                 "completion_mask": [0] * len(example.prompt_ids) + [1] * len(example.completion_ids),
             }
-            for example in random_examples(base, cell, settings)
+            for example in random_examples(base, cell, settings, settings.examples_per_step)
         ]
         disable_progress_bars()
         self._stopwatch = Stopwatch()

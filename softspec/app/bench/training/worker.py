@@ -6,9 +6,11 @@ time.
 
 import ctypes
 import multiprocessing
+import os
 import resource
 import signal
 import sys
+import tempfile
 import traceback
 from contextlib import suppress
 from dataclasses import asdict
@@ -28,13 +30,17 @@ from softspec.errors import WorkerError, WorkerOutOfMemory
 
 
 class Worker:
-    """One way for one cell, in a process of its own; `weight_bytes` is the size of the base's weights."""
+    """One way for one cell, in a process of its own; `weight_bytes` is the size of the base's weights.
+
+    The process has a cache folder of its own, which goes with it however it ends.
+    """
 
     def __init__(self, way: str, base: str, weight_bytes: int, cell: Cell, settings: BenchSettings) -> None:
         self._way = way
         spawning = multiprocessing.get_context("spawn")
         self._connection, theirs = spawning.Pipe()
-        arguments = (theirs, way, base, weight_bytes, cell, settings)
+        self._cache = tempfile.TemporaryDirectory(prefix="softspec-bench-")
+        arguments = (theirs, self._cache.name, way, base, weight_bytes, cell, settings)
         self._process = spawning.Process(target=_work, args=arguments, daemon=True)
         self._process.start()
         theirs.close()
@@ -61,11 +67,12 @@ class Worker:
         return self._ask("take", steps)
 
     def close(self) -> None:
-        """End the process, whatever it does: by itself if it is waiting."""
+        """End the process, whatever it does: by itself if it is waiting; then delete its cache."""
         self._connection.close()
         self._process.join(timeout=5)
         self._process.terminate()
         self._process.join()
+        self._cache.cleanup()
 
     def _ask(self, *question: Any) -> Any:
         with suppress(BrokenPipeError):  # the answer tells what became of it
@@ -106,15 +113,15 @@ class _Measured:
         return {**timing, "peak_bytes": peak, "added_bytes": peak - self._floor_bytes}
 
 
-def _work(
-    connection: Connection, way: str, base: str, weight_bytes: int, cell: Cell, settings: BenchSettings
-) -> None:
+def _work(connection: Connection, cache: str, *wanted: Any) -> None:
+    """Make a `_Measured` of what is wanted and let it answer; `cache` is its folder for what softspec keeps."""
+    os.environ["SOFTSPEC_CACHE"] = cache
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller ends this process
     sys.stdout = sys.stderr  # the other one is for the results
     logging.disable_progress_bar()
     try:
         _limit_memory()
-        measured = _Measured(way, base, weight_bytes, cell, settings)
+        measured = _Measured(*wanted)
         connection.send((None, None))
         while True:
             method, *arguments = connection.recv()
