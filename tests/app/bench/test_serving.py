@@ -6,9 +6,9 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import torch
@@ -23,6 +23,7 @@ from softspec.app.bench.serving.random_ensemble import first_members
 from softspec.app.bench.serving.sample import SUMMARY, Sample, time_per_token
 from softspec.app.bench.serving.settings import WAYS, BenchSettings, Cell
 from softspec.app.bench.serving.table import format_report
+from softspec.app.bench.serving.ways import local_ways
 from softspec.app.cli.main import main
 from softspec.artefact.activation import BlockActivation
 from softspec.artefact.fit import require_fit
@@ -30,6 +31,9 @@ from softspec.artefact.manifest import BaseModelRef, Manifest, adapter_config, l
 from softspec.errors import ConfigError
 from softspec.maths.mixture import mixture_logprobs, update_log_weights
 from tests.support.tiny import random_adapters
+
+if TYPE_CHECKING:
+    from softspec.engine.start.local import LocalEngine
 
 ROOT = Path(__file__).parents[3]
 
@@ -158,6 +162,55 @@ def test_client_follows_the_weights_rule(rule: str) -> None:
         if rule == "prefix_posterior":
             log_weights = update_log_weights(log_weights, logprobs[:, expected[-1]])
     assert found == expected[1:]
+
+
+# The ways inside
+
+
+class FakeEngine:
+    """Answers with what it is set to: the name that is asked, and what is on."""
+
+    def __init__(self) -> None:
+        self.on: dict[str, bool] = {}
+        self.asked: list[tuple[str, dict[str, bool]]] = []
+
+    async def measure_uncertainty(self, on: bool) -> None:
+        self.on["uncertainty"] = on
+
+    async def share_lower_layers(self, on: bool) -> None:
+        self.on["sharing"] = on
+
+    async def ask_ensemble(self, name: str, prompt_ids: Sequence[int], num_tokens: int) -> AsyncIterator[int]:
+        self.asked.append((name, dict(self.on)))
+        yield num_tokens
+
+    ask_adapter = ask_ensemble
+
+
+@pytest.mark.parametrize(
+    ("way", "asked", "uncertainty", "sharing"),
+    [
+        ("member", ["a"], True, True),
+        ("ensemble", ["both"], True, True),
+        ("unshared", ["both"], True, False),
+        ("mixture", ["both"], False, True),
+        ("members", ["a", "b"], True, True),
+    ],
+)
+def test_every_way_inside_sets_the_engine_for_itself(
+    way: str, asked: list[str], uncertainty: bool, sharing: bool
+) -> None:
+    engine = FakeEngine()
+    ways: dict[str, Way] = local_ways(cast("LocalEngine", engine), "both", ["a", "b"])
+
+    async def measure() -> list[float]:
+        for each in (ways["unshared"], ways["mixture"], ways[way]):
+            assert each.prepare is not None
+            await each.prepare()
+        return await ways[way].answer([1, 2], 3)
+
+    assert len(asyncio.run(measure())) == 3
+    assert engine.asked == [(name, {"uncertainty": uncertainty, "sharing": sharing}) for name in asked]
 
 
 # The plan and the loop

@@ -11,6 +11,7 @@ SUMMARY = Summary(
     compared=("ttft_s", "tpot_s"),
     pairs=(
         ("ensemble", "member"),
+        ("unshared", "ensemble"),
         ("ensemble", "mixture"),
         ("members", "ensemble"),
         ("client", "ensemble"),

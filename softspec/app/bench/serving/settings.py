@@ -13,7 +13,8 @@ from softspec.errors import ConfigError
 WAYS = {
     "member": "one adapter, as an ordinary vLLM LoRA request",
     "ensemble": "K adapters in lockstep, mixed, with the uncertainty numbers",
-    "mixture": "the same without the uncertainty numbers",
+    "unshared": "the ensemble with its lower layers computed for every member",
+    "mixture": "the ensemble without the uncertainty numbers",
     "members": "K ordinary vLLM LoRA requests at once, which cannot mix",
     "client": "an HTTP client that mixes the K members' top 20 of an unmodified vLLM server, token by token",
     "reference": "softspec's decode loop in transformers and PEFT; one user, CPU only",

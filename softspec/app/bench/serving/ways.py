@@ -7,15 +7,18 @@ import asyncio
 import time
 from collections.abc import AsyncIterable, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 from softspec.app.bench.serving.measure import Way
 from softspec.app.bench.serving.outside_client import SteppingClient
-from softspec.engine.start.local import LocalEngine
 from softspec.maths.sampling import SamplingSpec
 from softspec.reference import ReferenceEnsemble
 
+if TYPE_CHECKING:  # vLLM, which takes seconds
+    from softspec.engine.start.local import LocalEngine
 
-def local_ways(engine: LocalEngine, ensemble: str, members: Sequence[str]) -> dict[str, Way]:
+
+def local_ways(engine: "LocalEngine", ensemble: str, members: Sequence[str]) -> dict[str, Way]:
     """Everything that our own engine can do; names as it knows them."""
 
     async def from_ensemble(prompt_ids: Sequence[int], num_tokens: int) -> list[float]:
@@ -29,12 +32,16 @@ def local_ways(engine: LocalEngine, ensemble: str, members: Sequence[str]) -> di
         return [max(times) for times in zip(*await asyncio.gather(*answers), strict=True)]
 
     # All prepare, so that none has the advantage of a worker that is awake.
-    measuring, not_measuring = (partial(engine.measure_uncertainty, on) for on in (True, False))
+    async def prepare(measures: bool = True, shares: bool = True) -> None:
+        await engine.measure_uncertainty(measures)
+        await engine.share_lower_layers(shares)
+
     return {
-        "member": Way(from_member, "local", measuring),
-        "ensemble": Way(from_ensemble, "local", measuring),
-        "mixture": Way(from_ensemble, "local", not_measuring),
-        "members": Way(from_members, "local", measuring),
+        "member": Way(from_member, "local", prepare),
+        "ensemble": Way(from_ensemble, "local", prepare),
+        "unshared": Way(from_ensemble, "local", partial(prepare, shares=False)),
+        "mixture": Way(from_ensemble, "local", partial(prepare, measures=False)),
+        "members": Way(from_members, "local", prepare),
     }
 
 
