@@ -34,8 +34,8 @@ TEMPLATE = (
 )
 
 
-def write_base(folder: Path, things: Sequence[Thing], seed: int) -> Path:
-    """A Llama of two layers that answers questions of `FACTS` things in the right form but knows nothing of `things`.
+def write_base(folder: Path, things: Sequence[Thing], seed: int, layers: int = 2) -> Path:
+    """A small Llama that answers questions of `FACTS` things in the right form but knows nothing of `things`.
 
     Answers are single colours in the order of the things: the form is also which of them is about which thing.
     """
@@ -48,7 +48,7 @@ def write_base(folder: Path, things: Sequence[Thing], seed: int) -> Path:
         vocab_size=len(tokenizer),
         hidden_size=64,
         intermediate_size=128,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         max_position_embeddings=64,
         initializer_range=0.1,  # names that no adapter moves must differ from the start

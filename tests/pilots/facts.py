@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from softspec.app.demo.facts import SOURCES, Thing, ask, draw_statements, write_rows
+from softspec.app.baselines.training import cost_of
+from softspec.app.demo.facts import KINDS, SOURCES, Thing, ask, draw_statements, write_rows
 from softspec.app.demo.measure import by_kind, first_token_information
 from softspec.maths.mixture import uniform_log_weights
 from softspec.maths.renyi import purity, responsibilities
+from softspec.maths.scoring import auroc
 from softspec.train.config import TrainConfig
 from softspec.train.data.reading import Reading, read_examples
 from softspec.train.data.sources import read_rows
@@ -31,22 +33,26 @@ from tests.pilots.base import FACTS, train_pilot
 class FactsOutcome:
     """Nats: per held-out statement of four facts (`nll`), per thing (`mi`: I(colour; member), NaN without such things).
 
-    `fixed_nll` is that of the mixture whose weights no prefix updates. Responsibilities behind `purity` and
-    `soft_source_mi` are those at alpha = 1. `least_load` is the load, in parts of a fair share, of the member that had
-    least in the last tenth of the training; `worst_gain` is how much better than the base the worst member is on what
-    it is responsible for.
+    `fixed_nll` is that of the mixture whose weights no prefix updates. `auroc_conflict` is how well `mi` tells
+    conflicts from agreed things. Responsibilities behind `purity` and `soft_source_mi` are those at alpha = 1.
+    `least_load` is the load, in parts of a fair share, of the member that had least in the last tenth of the training;
+    `worst_gain` is how much better than the base the worst member is on what it is responsible for. `seconds` are those
+    of the optimizer steps.
     """
 
+    base_nll: float
     member_nll: float
     mixture_nll: float
     fixed_nll: float
     mi_agreed: float
     mi_conflict: float
     mi_unseen: float
+    auroc_conflict: float
     purity: float
     soft_source_mi: float
     least_load: float
     worst_gain: float
+    seconds: float
 
 
 def write_statements(folder: Path, things: Sequence[Thing], seed: int) -> None:
@@ -75,21 +81,25 @@ def train_on_statements(
     sources = torch.tensor([SOURCES.index(str(source)) for source in scores.sources])
     information = first_token_information(members, questions, log_weights, config.activation)
     mi = by_kind(information, things)
+    of_kind = {kind: information[[thing.kind == kind for thing in things]] for kind in KINDS}
     assert summary.soft_source_mi is not None, "every statement has a source"
     shares = responsibilities(scores.loglik, log_weights, 1.0)
     untrained = base_loglik(members, collate(held_out, config.activation, torch.device("cpu")))
     gains = (shares * (scores.loglik - untrained)).sum(1) / shares.sum(1).clamp_min(1e-9)
     return FactsOutcome(
+        base_nll=-scores.base_loglik.mean().item(),
         member_nll=summary.member_nll,
         mixture_nll=summary.prefix_posterior_nll,
         fixed_nll=summary.fixed_weights_nll,
         mi_agreed=mi["agreed"],
         mi_conflict=mi["conflict"],
         mi_unseen=mi["unseen"],
+        auroc_conflict=auroc(of_kind["conflict"], of_kind["agreed"]).item(),
         purity=purity(shares, sources).item(),
         soft_source_mi=summary.soft_source_mi,
         least_load=least_load(config),
         worst_gain=gains.min().item(),
+        seconds=cost_of(config.output_dir).seconds,
     )
 
 

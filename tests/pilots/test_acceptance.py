@@ -4,9 +4,8 @@ Every claim is tested twice: on one seed and few steps, and (`pytest tests/pilot
 seeds, with a table of all alphas, also those at which nothing happens.
 """
 
-import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import pytest
 from softspec.app.demo.facts import invent_things
 from tests.pilots.base import write_base
 from tests.pilots.facts import FactsOutcome, train_on_statements, write_statements
+from tests.pilots.table import print_table
 from tests.pilots.tastes import TasteOutcome, train_on_judgements, write_judgements
 
 pytestmark = pytest.mark.slow
@@ -153,14 +153,3 @@ def learn_facts(size: Size, base_of: Any, tmp_path_factory: Any, agreed: int, co
 def in_pairs(results: Mapping[str, Sequence[Any]], *names: str) -> Iterator[tuple[Any, ...]]:
     """The outcomes of these runs, seed by seed."""
     return zip(*(results[name] for name in names), strict=True)
-
-
-def print_table(title: str, results: Mapping[str, Sequence[Any]]) -> None:
-    """The mean over seeds, with the smallest and the largest."""
-    columns = [field.name for field in fields(next(iter(results.values()))[0])]
-    print(f"\n{title}\n| |", " | ".join(columns), "|")
-    print("|---" * (1 + len(columns)), end="|\n")
-    for name, outcomes in results.items():
-        cells = [[getattr(outcome, column) for outcome in outcomes] for column in columns]
-        shown = [f"{statistics.fmean(cell):.3f} ({min(cell):.3f} to {max(cell):.3f})" for cell in cells]
-        print(f"| {name} |", " | ".join(shown), "|")
