@@ -72,8 +72,7 @@ class EnsembleWorker:
         if self._lower_layers is None:
             if (reason := layers.why_not(runner)) is not None:
                 return reason
-            (lora,) = set(runner.lora_manager._adapter_manager.punica_wrapper_mapping.values())
-            self._lower_layers = layers.LowerLayers(runner, lora, runner.sampler.seats_of_rows)
+            self._lower_layers = layers.LowerLayers(runner, runner.sampler.seats_of_rows)
         self._lower_layers.share(least)
         return None
 

@@ -20,7 +20,9 @@ def model(base: str, ensemble: Path, manifest: Manifest) -> dict[str, Any]:
         **describe_base(base),
         "members": manifest.num_members,
         "rank": member_rank(ensemble, manifest),
-        "adapted_layers": sorted({int(found[1]) for name in names if (found := re.search(r"\.(\d+)\.", name))}),
+        "adapted_layers": sorted(
+            {int(found[1]) for name in names if (found := re.search(r"\.(\d+)\.", name))}
+        ),
         "parameters_per_adapter": sum(sizes),
         "weights_rule": manifest.weights_rule,
         "activation": manifest.activation.model_dump(),

@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from vllm.v1.worker.gpu.model_runner import GPUModelRunner as RunnerV2
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner as RunnerV1
 
-    from softspec.engine.worker.cpu_lora import CpuLora
-
 _ARGUMENTS = ["positions", "hidden_states", "residual"]
 
 
@@ -73,20 +71,17 @@ class LowerLayers:
     """
 
     def __init__(
-        self,
-        runner: "RunnerV1 | RunnerV2",
-        lora: "CpuLora",
-        seats: Callable[[CommonAttentionMetadata], list[Seat | None]],
+        self, runner: "RunnerV1 | RunnerV2", seats: Callable[[CommonAttentionMetadata], list[Seat | None]]
     ) -> None:
         """Hook into the runner's model, once.
 
         Args:
-            lora: what adds the adapters of a step's rows.
             seats: tells the seats of a step's rows, in the order of its metadata.
         """
         self.tokens = [0, 0]
         self._least: int | None = None
-        self._lora, self._seats = lora, seats
+        self._seats = seats
+        (self._lora,) = _wrappers(runner)
         self._layers = _layers_of(runner)
         self._bare = 0
         self._shared: _Shared | None = None
@@ -200,6 +195,8 @@ def why_not(runner: "RunnerV1 | RunnerV2") -> str | None:
         return "the model is compiled"
     if len(runner.attn_groups) != 1 or len(runner.attn_groups[0]) != 1:
         return "its layers attend in several ways"
+    if len(_wrappers(runner)) != 1:
+        return "its adapters are added by several wrappers"
     layers = _decoder_layers(runner.model)
     if layers is None:
         return f"{type(runner.model).__name__} has no list of decoder layers where it was looked for"
@@ -211,6 +208,11 @@ def why_not(runner: "RunnerV1 | RunnerV2") -> str | None:
         if len(attentions) != 1 or not hasattr(attentions[0].impl, "do_kv_cache_update"):
             return f"{name} does not write to the KV cache once"
     return None
+
+
+def _wrappers(runner: "RunnerV1 | RunnerV2") -> set[Any]:
+    """What adds adapters to a step's rows: one for a language model, more beside towers for images."""
+    return set(runner.lora_manager._adapter_manager.punica_wrapper_mapping.values())
 
 
 def _arguments_of(layer: nn.Module) -> list[str]:

@@ -18,7 +18,9 @@ class LayerWithoutResidual(nn.Module):
     def forward(self, positions: Any, hidden_states: Any) -> Any: ...
 
 
-def runner(layers: list[nn.Module] | None, device: str = "cpu", mode: str = "NONE", kinds: int = 1) -> Any:
+def runner(
+    layers: list[nn.Module] | None, device: str = "cpu", mode: str = "NONE", kinds: int = 1, wrappers: int = 1
+) -> Any:
     from vllm.config.compilation import CompilationMode
 
     model = nn.Module()
@@ -29,6 +31,9 @@ def runner(layers: list[nn.Module] | None, device: str = "cpu", mode: str = "NON
         device=torch.device(device),
         vllm_config=SimpleNamespace(compilation_config=SimpleNamespace(mode=CompilationMode[mode])),
         attn_groups=[[object()] * kinds],
+        lora_manager=SimpleNamespace(
+            _adapter_manager=SimpleNamespace(punica_wrapper_mapping=dict(enumerate(range(wrappers))))
+        ),
         model=model,
     )
 
@@ -39,6 +44,7 @@ def runner(layers: list[nn.Module] | None, device: str = "cpu", mode: str = "NON
         ([Layer()], {"device": "cuda"}, "not tried on 'cuda'"),
         ([Layer()], {"mode": "VLLM_COMPILE"}, "the model is compiled"),
         ([Layer()], {"kinds": 2}, "its layers attend in several ways"),
+        ([Layer()], {"wrappers": 2}, "its adapters are added by several wrappers"),
         (None, {}, "Module has no list of decoder layers"),
         (
             [LayerWithoutResidual()],
@@ -47,7 +53,7 @@ def runner(layers: list[nn.Module] | None, device: str = "cpu", mode: str = "NON
         ),
         ([Layer()], {}, "Layer does not write to the KV cache once"),
     ],
-    ids=["device", "compiled", "kinds of attention", "no layers", "arguments", "no attention"],
+    ids=["device", "compiled", "kinds of attention", "wrappers", "no layers", "arguments", "no attention"],
 )
 def test_model_that_cannot_share_is_told_why(
     layers: list[nn.Module] | None, settings: dict[str, Any], told: str
