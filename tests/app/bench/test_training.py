@@ -27,7 +27,6 @@ from softspec.app.bench.training.worker import is_out_of_memory
 from softspec.app.cli.main import main
 from softspec.artefact.cache import cache_folder
 from softspec.errors import ConfigError, StorageError
-from softspec.train.members.base import load_skeleton
 from softspec.train.members.frozen import Frozen
 from tests.app.test_cli import only_line_of_a_mistake
 from tests.support.tiny import tiny_config
@@ -93,12 +92,21 @@ def test_lengths_are_prompt_and_completion_tokens() -> None:
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("all", (0, 1)), ("top_third", (1,)), ("0-0", (0,)), ("0-1", (0, 1)), ("01-1", (1,))],
+    [("all", (0, 1, 2, 3)), ("top_third", (2, 3)), ("0-0", (0,)), ("1-3", (1, 2, 3)), ("03-3", (3,))],
 )
 def test_layers_are_named_as_in_a_training_configuration_or_by_both_ends(
-    text: str, expected: tuple[int, ...], tiny_base: Path
+    text: str, expected: tuple[int, ...]
 ) -> None:
-    assert adapted_layers(load_skeleton(str(tiny_base)), text) == expected
+    skeleton = AutoModelForCausalLM.from_config(tiny_config(layers=4))
+
+    assert adapted_layers(skeleton, text) == expected
+
+
+def test_layers_that_the_base_does_not_have_are_refused() -> None:
+    skeleton = AutoModelForCausalLM.from_config(tiny_config(layers=4))
+
+    with pytest.raises(ConfigError, match="--layers is '2-4': expected layers that the base has, 0 to 3"):
+        adapted_layers(skeleton, "2-4")
 
 
 @pytest.mark.parametrize("text", ["x", "", "3", "5-3", "-1", "1-", "0-1-2", "top-third", "0-99999", "0 - 1"])
@@ -137,7 +145,7 @@ def test_all_joint_ways_have_the_same_gradients(cell: Cell, tiny_base: Path) -> 
 
 
 def test_all_joint_ways_have_adapters_in_the_chosen_layers_only(tiny_base: Path) -> None:
-    settings = replace(SMALL, layers="top_third")
+    settings = replace(SMALL, layers="1-1")
 
     gradients = [(way, ready(way, tiny_base, SMALL.cells[1], settings).gradients()) for way in JOINT]
 
@@ -307,7 +315,7 @@ def test_all_ways_are_measured_side_by_side(
     assert document["model"]["adapted_layers"] == [0]
     assert document["dtype"] == "float32"
     assert "peft-separate: not among --ways" in document["left_out"]
-    assert cell["gradient_differences"]["peft-mixed/softspec"] < 1e-5
+    assert cell["gradient_differences"]["peft-mixed/softspec"] < 1e-4  # what softspec skips
     assert cell["samples"]["softspec"][0]["routing"]["routing_perplexity"] < 2.5
     assert cell["samples"]["peft-mixed"][0]["routing"] is None
     for samples in cell["samples"].values():
@@ -338,7 +346,7 @@ def test_all_ways_are_measured_side_by_side(
         (["--members", "0"], "--members is 0: expected at least 1"),
         (["--repeats", "0"], "--repeats is 0: expected at least 1"),
         (["--layers", "5-3"], "--layers is '5-3': expected all, top_third, or first-last counted from 0"),
-        (["--layers", "1-2", "--base", "{}"], "--layers is '1-2': expected layers that the base has, 0 to 1"),
+        (["--layers", "0-99", "--base", "{}"], "--layers is '0-99': expected layers that the base has, 0 to"),
         (["--alpha", "2"], "--alpha is 2: expected 0 to 1"),
         (["--base", "./nowhere"], "cannot load base_model './nowhere'"),
         (["--json", "nowhere/b.json"], "there is no directory 'nowhere'"),
