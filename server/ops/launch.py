@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 
 from softspec.artefact.manifest import BaseModelRef, Manifest, load_manifest, member_rank
@@ -52,11 +53,9 @@ def serve(settings: Settings, base: str | None, vllm_args: Sequence[str]) -> Non
     if settings.record is not None:
         require_writable(settings.record.path)
     os.environ.update(server_environment(settings, os.environ))
-    print(
-        "softspec: starting vLLM, whose three processes load one after the other; usually ready within a minute or so",
-        file=sys.stderr,
-        flush=True,
-    )
+    if find_spec("vllm") is not None:
+        told = "softspec: starting vLLM, whose three processes load one after the other; this takes about a minute"
+        print(told, file=sys.stderr, flush=True)
     # Imported here: takes many seconds, and must see the environment.
     from softspec.engine.front.ensemble import load_ensembles
     from softspec.engine.start.serve import run
