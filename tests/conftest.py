@@ -32,7 +32,7 @@ os.environ["SOFTSPEC_CACHE"] = str(_own_cache)
 atexit.register(shutil.rmtree, _own_cache, ignore_errors=True)
 
 MEMBER_COUNTS = (1, 2, 4)
-ADAPTED = {"always-2": (2,), "always-4": (1, 2), "block-2": (1,), "block-4": (2,)}
+ADAPTED = {"always-2": (2,), "always-4": (1, 2), "block-4": (2,)}
 """The layers of three in which ensembles have adapters, where not in all."""
 
 

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from softspec.engine.wire import Adapter, GroupSpec, Seat
@@ -32,6 +32,9 @@ DEPTHS = {"a": 1, "b": 3, "c": 0}
 """The members of c have adapters in all layers."""
 
 
+@settings(
+    deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)  # the first draw loads Hypothesis' tables
 @given(rows=ROWS, least=st.integers(0, 8))
 def test_every_row_is_computed_once_by_a_row_of_its_own_group_that_has_its_tokens(
     rows: list[_Row], least: int
