@@ -18,7 +18,7 @@ from softspec.engine.worker.lower.spans import Span
 
 @dataclass(frozen=True)
 class Kept:
-    """R rows and T tokens of a step's N tokens, on the model's device.
+    """R rows and T tokens of a step's N tokens, on a CPU: elsewhere nothing is shared.
 
     rows: (R,), of the step's rows. tokens: (T,), of the step's tokens. spread: (N,), the kept token that computes for
     each of the step's. starts: (R + 1,), int32, where each row's tokens begin among the kept ones. longest: the most
@@ -32,7 +32,7 @@ class Kept:
     longest: int
 
     @staticmethod
-    def of(spans: Sequence[Span], chosen: Sequence[int], device: torch.device) -> "Kept":
+    def of(spans: Sequence[Span], chosen: Sequence[int]) -> "Kept":
         """The rows that are their own source."""
         rows = [row for row, source in enumerate(chosen) if source == row]
         counts = [span.tokens for span in spans]
@@ -47,10 +47,10 @@ class Kept:
             for token in range(first, first + span.tokens)
         ]
         return Kept(
-            rows=torch.tensor(rows, device=device),
-            tokens=torch.tensor(tokens, device=device),
-            spread=torch.tensor(spread, device=device),
-            starts=torch.tensor(starts, dtype=torch.int32, device=device),
+            rows=torch.tensor(rows),
+            tokens=torch.tensor(tokens),
+            spread=torch.tensor(spread),
+            starts=torch.tensor(starts, dtype=torch.int32),
             longest=max(counts[row] for row in rows),
         )
 
@@ -59,7 +59,7 @@ class Kept:
         return replace(
             step,
             query_start_loc=self.starts,
-            query_start_loc_cpu=self.starts.cpu(),
+            query_start_loc_cpu=self.starts,
             seq_lens=step.seq_lens[self.rows],
             seq_lens_cpu_upper_bound=_at(step.seq_lens_cpu_upper_bound, self.rows),
             num_reqs=len(self.rows),
@@ -70,7 +70,7 @@ class Kept:
             positions=_at(step.positions, self.tokens),
             is_prefilling=_at(step.is_prefilling, self.rows),
             rswa_prefix_lens=_at(step.rswa_prefix_lens, self.rows),
-            req_idx=None if step.req_idx is None else step.req_idx[self.rows.cpu().numpy()],
+            req_idx=None if step.req_idx is None else step.req_idx[self.rows.numpy()],
             _num_computed_tokens_cache=None,
             _token_to_req_indices_cache=None,
         )
@@ -84,4 +84,4 @@ def _begins(counts: Iterable[int]) -> list[int]:
 
 
 def _at(values: Tensor | None, places: Tensor) -> Tensor | None:
-    return None if values is None else values[places.to(values.device)]
+    return None if values is None else values[places]

@@ -21,7 +21,6 @@ from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 from vllm.config.compilation import CompilationMode
 from vllm.forward_context import get_forward_context
@@ -111,9 +110,7 @@ class LowerLayers:
         ]
         self._shared = None
         if not self._goes_on(seats, counts, firsts):
-            self._plan_step(
-                [Span(*span) for span in zip(seats, firsts, counts, strict=True)], step.seq_lens.device
-            )
+            self._plan_step([Span(*span) for span in zip(seats, firsts, counts, strict=True)])
         self._known = seats, counts, firsts
         if self._plan is not None:
             kept, depth = self._plan
@@ -129,14 +126,14 @@ class LowerLayers:
             and firsts == [first + count for first, count in zip(known_firsts, known_counts, strict=True)]
         )
 
-    def _plan_step(self, spans: Sequence[Span], device: torch.device) -> None:
+    def _plan_step(self, spans: Sequence[Span]) -> None:
         self._plan = None
         is_on = self._least is not None
         self._run_bare(min(bare_depth(spans), len(self._layers)) if is_on else 0)
         chosen = sources(spans, self._least or 0) if is_on else range(len(spans))
         # What is shared must be one row per token again when the last layer runs.
         if depth := min(shared_depth(spans, chosen), len(self._layers) - 1):
-            self._plan = Kept.of(spans, chosen, device), depth
+            self._plan = Kept.of(spans, chosen), depth
 
     def _run_bare(self, depth: int) -> None:
         """Run the layers below `depth` without LoRA wrappers, all others with them."""
