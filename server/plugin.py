@@ -53,6 +53,7 @@ from softspec.server.decisions.routes import add_decision_routes
 from softspec.server.decisions.service import PATH as DECISIONS
 from softspec.server.dialects.routes import add_dialect_routes
 from softspec.server.ensembles.routes import add_ensemble_routes
+from softspec.server.observe.middleware import Observer, observe_with
 from softspec.server.ops.canary import canary_of
 from softspec.server.ops.closing import close_with
 from softspec.server.ops.errors import respond_to_error
@@ -103,6 +104,9 @@ class SoftspecEndpoints:
     name = "softspec"
     required_tasks = ("generate",)
 
+    def __init__(self) -> None:
+        self._observers: list[Observer] = []
+
     def attach_router(self, app: FastAPI) -> None:
         """Add our routes; those of vLLM with the same path make way."""
         is_json = [Depends(validate_json_request)]
@@ -119,6 +123,7 @@ class SoftspecEndpoints:
         app.add_middleware(RefuseLoops)
         app.add_middleware(RefuseWhileStopping)
         close_with(app)
+        observe_with(app, self._observers)
 
     async def init_state(self, engine_client: EngineClient, state: State, args: Namespace) -> None:
         """Load the ensembles, prepare the engine for them and put our client into vLLM's handlers.

@@ -40,7 +40,12 @@ HOUSE = {
 """The rooms of the house, each with those it may import."""
 
 FLOORS = {
-    "engine": (("wire", "trace"), ("requirements", "options"), ("worker", "core", "front"), ("start",)),
+    "engine": (
+        ("wire", "trace", "meter"),
+        ("requirements", "options"),
+        ("worker", "core", "front"),
+        ("start",),
+    ),
     "train": (
         ("places", "foreign_keys"),
         ("kinds",),
@@ -56,7 +61,7 @@ FLOORS = {
         ("selection",),
     ),
     "server": (
-        ("policy", "fields", "upstream", "record"),
+        ("policy", "fields", "upstream", "record", "observe"),
         ("ops",),
         ("chat",),
         ("ensembles", "scores", "decisions", "dialects"),

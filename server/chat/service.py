@@ -34,6 +34,7 @@ from softspec.server.chat.unsupported import (
 )
 from softspec.server.chat.usage import StreamUsage
 from softspec.server.chat.wire import EXTENSION, DecodeToken, Json, Terms, read_terms
+from softspec.server.observe.account import note_decision, note_model
 from softspec.server.ops.metrics import Metrics
 from softspec.server.policy.rules import PolicyRules
 from softspec.server.policy.running import judge_of
@@ -62,7 +63,7 @@ class Service:
     calibration: Callable[[str], Calibration | None] = lambda _: None
 
     def model_named(self, model: str | None) -> str:
-        """The model that a request asks: the one that it names or, if it names none, the only ensemble.
+        """The model that a request asks: the one that it names or, if it names none, the only ensemble. It is noted.
 
         vLLM would let the base answer, without a number and past every policy.
 
@@ -71,7 +72,7 @@ class Service:
             UnknownModelError: it names one that is not served.
         """
         if not model and len(self.ensembles) == 1:
-            return next(iter(self.ensembles))
+            model = next(iter(self.ensembles))
         served = ", ".join(self.models())
         if not model:
             raise FieldError(
@@ -79,6 +80,7 @@ class Service:
             )
         if model not in self.models():
             raise UnknownModelError(f"The model `{model}` does not exist: expected one of {served}.")
+        note_model(model)
         return model
 
 
@@ -111,7 +113,6 @@ async def complete(request: OpenAIRequest, raw_request: Request, route: Route, s
         work = _annotate_json(response, trace, terms, asked, service)
         gone = Response(status_code=CLIENT_WENT_AWAY)
         response = await (unless_gone(raw_request, work, gone) if terms.policy.action == "route" else work)
-    response.headers.setdefault("x-request-id", raw_request.headers.get("x-request-id", request.request_id))
     return response
 
 
@@ -141,6 +142,7 @@ async def _asked(request: OpenAIRequest, raw_request: Request, service: Service)
         trace = outcome.trace
         summary = summarise(outcome.tokens, trace.log_weights, trace.weights_rule)
         observe(outcome.decision, summary, trace.calibration)
+        note_decision(outcome.decision.action, summary.mutual_information)
         if service.recorder is not None and outcome.decision.reason is not None:
             model = str(request.model)
             service.recorder.keep(model, partial(recorded, outcome, model, forwarding, time.time()))

@@ -6,7 +6,6 @@ In: `app.state.softspec_chat` for models and policy, `app.state.softspec_decisio
 
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
-from uuid import uuid4
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -30,12 +29,12 @@ async def decisions(request: DecisionRequest, raw_request: Request) -> Response:
     """The exact distribution over given options, in OpenAI's shape; with the `uncertainty` field."""
     require_honoured(request)
     state = raw_request.app.state
-    name = raw_request.headers.get("x-request-id") or uuid4().hex
+    name = raw_request.headers["x-request-id"]
     work = decide(request, f"decisions-{name}", state.softspec_decisions, state.softspec_chat)
     body = await unless_gone(raw_request, work, gone=None)
     if body is None:
         return Response(status_code=CLIENT_WENT_AWAY)
-    return JSONResponse(body, headers={"x-request-id": name})
+    return JSONResponse(body)
 
 
 class _InOneLine(APIRoute):

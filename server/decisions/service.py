@@ -21,6 +21,7 @@ from softspec.server.decisions.engine import DecisionEngine, Mixture, Scored
 from softspec.server.decisions.events import beginnings, ended, tokens_of
 from softspec.server.decisions.prompt import messages_of, options_of
 from softspec.server.decisions.request import DecisionRequest
+from softspec.server.observe.account import note_decision
 from softspec.server.policy.policy import Policy
 
 PATH = "/v1/decisions"
@@ -67,6 +68,7 @@ async def decide(request: DecisionRequest, request_id: str, engine: DecisionEngi
         confidence = None if calibration is None else calibration.confidence(vars(weighed))
         decision = judged(terms.policy, weighed, confidence)
         service.metrics.decided(model, decision, calibration, confidence)
+        note_decision(decision.action, weighed.epistemic)
         answers.append(answer_of(question, weighed, decision, terms.detail, confidence))
     return {"answers": answers, "model": model, "usage": _usage(asked)}
 

@@ -30,6 +30,7 @@ from softspec.server.chat.unsupported import (
 from softspec.server.chat.wire import EXTENSION, Terms, read_terms
 from softspec.server.dialects.dialect import Dialect
 from softspec.server.dialects.judged import JudgedStream, only_choice, report_on
+from softspec.server.observe.account import note_decision
 from softspec.server.ops.metrics import Metrics
 from softspec.server.policy.running import judge_of
 from softspec.server.record.rows import Row
@@ -74,7 +75,6 @@ async def answer(
         settled(outcome)
         report = report_on(outcome, terms, service.decode)
         send(response, dialect.annotated(json.loads(bytes(response.body)), outcome.decision, report), report)
-    _name(response, request, raw_request)
     return response
 
 
@@ -112,6 +112,7 @@ async def _settling(
         trace = outcome.trace
         summary = summarise(outcome.tokens, trace.log_weights, trace.weights_rule)
         observe(outcome.decision, summary, trace.calibration)
+        note_decision(outcome.decision.action, summary.mutual_information)
         if service.recorder is not None and outcome.decision.reason is not None:
             service.recorder.keep(model, partial(row, outcome, time.time()))
 
@@ -120,10 +121,3 @@ async def _settling(
 
 def _first_token(metrics: Metrics, model: str, started: float) -> None:
     metrics.first_token(model, time.monotonic() - started)
-
-
-def _name(response: Response, request: EnsembleRequest, raw_request: Request) -> None:
-    """Say by which name the request is in the log: the caller's, or vLLM's if the request has one."""
-    name = raw_request.headers.get("x-request-id") or getattr(request, "request_id", None)
-    if name:
-        response.headers.setdefault("x-request-id", name)

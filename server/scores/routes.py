@@ -5,7 +5,6 @@ In: `app.state.softspec_chat` and `app.state.softspec_scoring`. Out: `POST /v1/u
 
 from collections.abc import Sequence
 from typing import Annotated, Any
-from uuid import uuid4
 
 from fastapi import Body, FastAPI, Request, Response
 from fastapi.params import Depends
@@ -30,9 +29,9 @@ async def uncertainty(content: Annotated[Any, Body()], raw_request: Request) -> 
     """The uncertainty of answers that exist already, as if the ensemble had written them."""
     state = raw_request.app.state
     scoring: Scoring = state.softspec_scoring
-    name = raw_request.headers.get("x-request-id") or uuid4().hex
+    name = raw_request.headers["x-request-id"]
     work = score(read_request(content), f"score-{name}", state.softspec_chat, scoring)
     body = await unless_gone(raw_request, work, gone=None)
     if body is None:
         return Response(status_code=CLIENT_WENT_AWAY)
-    return JSONResponse(body, headers={"x-request-id": name})
+    return JSONResponse(body)

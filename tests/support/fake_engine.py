@@ -25,6 +25,7 @@ from softspec.errors import SoftspecError
 from softspec.maths.answer import TokenUncertainty
 from softspec.server.chat.routes import UpstreamRoute, add_chat_routes
 from softspec.server.chat.service import Service
+from softspec.server.observe.middleware import Observer, observe_with
 from softspec.server.ops.errors import respond_to_error
 from softspec.server.ops.metrics import Metrics
 from softspec.server.policy.policy import Policy
@@ -222,6 +223,7 @@ def make_app(
     rules: PolicyRules | None = None,
     upstreams: Mapping[str, UpstreamSettings] = {},
     recorder: Recorder | None = None,
+    observers: Sequence[Observer] = (),
 ) -> FastAPI:
     """The routes as the server's plugin adds them, around the scripted engine."""
     metrics = Metrics(registry or CollectorRegistry())
@@ -249,6 +251,7 @@ def make_app(
         "/v1/completions": UpstreamRoute(TextFields, engine.route),
     }
     add_chat_routes(app, routes, checks=())
+    observe_with(app, observers)
     return app
 
 

@@ -18,6 +18,7 @@ from vllm.lora.request import LoRARequest
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
+from softspec.engine.front.counting import count_tokens
 from softspec.engine.front.ensemble import Ensemble, lora_request_of
 from softspec.engine.front.gate import Gate
 from softspec.engine.front.grammar import Grammars
@@ -67,6 +68,7 @@ class EnsembleClient:
         if processor is not None:
             carry_telemetry(processor)
             end_judged(processor)
+            count_tokens(processor)
             if on_preemption is not None:
                 watch_preemptions(processor, on_preemption)
 
