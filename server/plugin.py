@@ -13,6 +13,7 @@ import vllm
 from fastapi import Depends, FastAPI
 from pydantic import ConfigDict, field_validator
 from starlette.datastructures import State
+from starlette.exceptions import HTTPException
 from vllm import envs
 from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.anthropic.api_router import create_messages
@@ -56,7 +57,7 @@ from softspec.server.ensembles.routes import add_ensemble_routes
 from softspec.server.observe.middleware import Observer, observe_with
 from softspec.server.ops.canary import canary_of
 from softspec.server.ops.closing import close_with
-from softspec.server.ops.errors import respond_to_error
+from softspec.server.ops.errors import respond_to_error, respond_to_http_error
 from softspec.server.ops.loops import RefuseLoops
 from softspec.server.ops.metrics import Metrics
 from softspec.server.ops.readiness import Readiness, obstacle
@@ -119,6 +120,7 @@ class SoftspecEndpoints:
         if envs.VLLM_ALLOW_RUNTIME_LORA_UPDATING:
             add_ensemble_routes(app, is_json)
         app.add_exception_handler(SoftspecError, respond_to_error)
+        app.add_exception_handler(HTTPException, respond_to_http_error)
         app.add_middleware(Door, followers=frozenset((*_COMPLETIONS, *_DIALECTS, SCORES, DECISIONS)))
         app.add_middleware(RefuseLoops)
         app.add_middleware(RefuseWhileStopping)

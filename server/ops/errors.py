@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import Request
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
 
 from softspec.errors import (
     EngineError,
@@ -57,6 +58,21 @@ def error_status(error: SoftspecError) -> int:
 def error_response(error: SoftspecError) -> JSONResponse:
     """The HTTP answer that one of our errors becomes."""
     return JSONResponse(error_body(error), status_code=error_status(error))
+
+
+async def respond_to_http_error(request: Request, error: Exception) -> JSONResponse:
+    """The exception handler for what the router itself refuses: no such path, or not with this method."""
+    assert isinstance(error, HTTPException)
+    asked = f"{request.method} {request.url.path}"
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        allowed = (error.headers or {}).get("Allow", "another method")
+        message, kind = f"{asked} is not served: expected {allowed}", "MethodNotAllowedError"
+    elif error.status_code == HTTPStatus.NOT_FOUND:
+        message, kind = f"{asked} is not served: check the path", "NotFoundError"
+    else:
+        message, kind = str(error.detail), "HTTPError"
+    body = {"message": message, "type": kind, "param": None, "code": error.status_code}
+    return JSONResponse({"error": body}, error.status_code, error.headers)
 
 
 async def respond_to_error(_request: Request, error: Exception) -> JSONResponse:

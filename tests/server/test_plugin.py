@@ -56,6 +56,22 @@ def test_server_becomes_ready_after_its_canary_and_is_healthy(server: Server) ->
     assert server.get("/health").status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("path", "status", "message"),
+    [
+        ("/v1/nothing", 404, "GET /v1/nothing is not served: check the path"),
+        ("/v1/completions", 405, "GET /v1/completions is not served: expected POST"),
+    ],
+)
+def test_path_or_method_that_is_not_served_is_an_error_in_openais_envelope(
+    server: Server, path: str, status: int, message: str
+) -> None:
+    answer = server.get(path)
+
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["message"]) == (status, status, message)
+
+
 def test_server_takes_no_more_requests_from_the_moment_that_its_engine_is_told_to_stop(
     server: Server,
 ) -> None:

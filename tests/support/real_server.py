@@ -19,7 +19,8 @@ from softspec.app.child_server import free_port
 
 BASE = "base"
 """The name under which the base is served."""
-_SOFTSPEC = ("-P", "-m", "softspec.app.cli", "serve")
+SOFTSPEC = ("-P", "-m", "softspec.app.cli")
+"""What follows `python` on a command line to be `softspec`."""
 _STOCK = ("-c", "import sys; from softspec.engine.start.stock import run_stock; run_stock(sys.argv[1:])")
 
 
@@ -75,9 +76,11 @@ def descendants(pid: int) -> list[psutil.Process]:
 
 
 @contextmanager
-def softspec_server(ensemble: Path, log: Path, *flags: str, **environment: str) -> Iterator[RealServer]:
+def softspec_server(
+    ensemble: Path, log: Path, *flags: str, softspec: Sequence[str] = SOFTSPEC, **environment: str
+) -> Iterator[RealServer]:
     """`softspec serve` of this ensemble; it may not be ready yet."""
-    arguments = [*_SOFTSPEC, str(ensemble), "--served-model-name", BASE, *flags]
+    arguments = [*softspec, "serve", str(ensemble), "--served-model-name", BASE, *flags]
     with _running(arguments, log, environment) as server:
         yield server
 
