@@ -64,7 +64,7 @@ from softspec.server.ops.readiness import Readiness, obstacle
 from softspec.server.ops.routes import add_ops_routes
 from softspec.server.ops.served_base import served_fingerprint
 from softspec.server.ops.settings import Settings
-from softspec.server.ops.stopping import RefuseWhileStopping, limit_farewell
+from softspec.server.ops.stopping import RefuseWhileStopping, Unanswered, limit_farewell
 from softspec.server.ops.welcome import welcome
 from softspec.server.record.recorder import Recorder
 from softspec.server.scores.routes import PATH as SCORES
@@ -107,6 +107,7 @@ class SoftspecEndpoints:
 
     def __init__(self) -> None:
         self._observers: list[Observer] = []
+        self._unanswered = Unanswered()
 
     def attach_router(self, app: FastAPI) -> None:
         """Add our routes; those of vLLM with the same path make way."""
@@ -123,7 +124,7 @@ class SoftspecEndpoints:
         app.add_exception_handler(HTTPException, respond_to_http_error)
         app.add_middleware(Door, followers=frozenset((*_COMPLETIONS, *_DIALECTS, SCORES, DECISIONS)))
         app.add_middleware(RefuseLoops)
-        app.add_middleware(RefuseWhileStopping)
+        app.add_middleware(RefuseWhileStopping, unanswered=self._unanswered)
         close_with(app)
         observe_with(app, self._observers)
 
@@ -147,6 +148,7 @@ class SoftspecEndpoints:
         await engine_client.collective_rpc("install_ensemble_sampler")
         metrics = Metrics()
         state.softspec_ending = ending_of(engine_client)
+        state.softspec_ending.until_idle = self._unanswered.wait
         state.softspec_ending.on_begin.append(partial(limit_farewell, state))
         client = EnsembleClient(
             engine_client,

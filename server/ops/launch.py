@@ -33,23 +33,19 @@ _PLUGIN_GROUPS = (
 """What vLLM 0.32 loads as long as VLLM_PLUGINS is not set; endpoint plugins, which add routes, must always be named."""
 
 
-def serve(settings: Settings, base: str | None, vllm_args: Sequence[str]) -> None:
+def serve(settings: Settings, base: str | None, vllm_args: Sequence[str], drain_timeout_s: int) -> None:
     """Run vLLM's server over the ensembles until it is stopped.
 
     Args:
         settings: the ensembles, the policy for requests that name none, and the risks that are taken.
         base: the base model's directory or hub id; by default the one that the ensembles name.
         vllm_args: vLLM's own flags; they win over the ones chosen here.
+        drain_timeout_s: how long accepted requests may go on when the server is told to stop.
     Raises:
         UserError: an ensemble, the base model or a flag is wrong.
         EngineError: an option was not tested, or the engine did not start, or died.
     """
-    manifests = {path: load_manifest(path) for path in settings.ensembles}
-    settings.rules.require_followed({each.name: each.calibration for each in manifests.values()})
-    arguments = server_arguments(manifests, base, vllm_args, settings.base_unchecked)
-    served = Path(arguments[0])
-    if served.is_dir():  # the files of others may not be here yet; the plugin checks all
-        require_base_of(manifests, served, settings.base_unchecked)
+    arguments = checked_arguments(settings, base, vllm_args, drain_timeout_s)
     if settings.record is not None:
         require_writable(settings.record.path)
     os.environ.update(server_environment(settings, os.environ))
@@ -62,6 +58,25 @@ def serve(settings: Settings, base: str | None, vllm_args: Sequence[str]) -> Non
 
     may_listen = partial(require_elsewhere, settings.upstreams)
     run(arguments, load_ensembles(settings.ensembles), settings.allow_untested, may_listen)
+
+
+def checked_arguments(
+    settings: Settings, base: str | None, vllm_args: Sequence[str], drain_timeout_s: int
+) -> list[str]:
+    """The arguments after `vllm serve`, once all is checked that can be before torch or vLLM are loaded.
+
+    Raises:
+        UserError: an ensemble, the base model or a flag is wrong.
+    """
+    if drain_timeout_s < 0:
+        raise ConfigError(f"--drain-timeout is {drain_timeout_s}: expected 0 or more seconds")
+    manifests = {path: load_manifest(path) for path in settings.ensembles}
+    settings.rules.require_followed({each.name: each.calibration for each in manifests.values()})
+    arguments = server_arguments(manifests, base, vllm_args, settings.base_unchecked)
+    served = Path(arguments[0])
+    if served.is_dir():  # the files of others may not be here yet; the plugin checks all
+        require_base_of(manifests, served, settings.base_unchecked)
+    return [*arguments, "--shutdown-timeout", str(drain_timeout_s)]
 
 
 def server_environment(settings: Settings, environment: Mapping[str, str]) -> dict[str, str]:

@@ -165,6 +165,8 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(
         ),
         (["--server-config", "nowhere.yaml"], "cannot read 'nowhere.yaml': No such file or directory"),
         (["--grpc"], "'--grpc' cannot be given to 'softspec serve'"),
+        (["--shutdown-timeout", "9"], "its name here is --drain-timeout"),
+        (["--drain-timeout=-1"], "--drain-timeout is -1: expected 0 or more seconds"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

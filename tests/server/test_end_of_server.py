@@ -86,32 +86,52 @@ def states_until_gone(server: RealServer) -> list[tuple[int, int]]:
     return seen
 
 
-@pytest.mark.parametrize("drain_s", [0, 60])
+def wait_until_stopping(server: RealServer) -> None:
+    """Until `/ready` says that the signal has arrived, which it does at once."""
+    deadline = time.monotonic() + 1
+    while server.get("/ready") != 503:
+        assert time.monotonic() < deadline
+
+
+def require_errors(answers: list[tuple[int, str, float]]) -> None:
+    """Raise unless every whole answer is an error in OpenAI's shape, and every stream ends with one."""
+    for index, (status, text, _) in enumerate(answers):
+        if index < len(MODELS):
+            *_, last, done = text.strip().split("\n\n")
+            assert (status, done) == (200, "data: [DONE]")
+            text = last.removeprefix("data: ")
+        else:
+            assert status == 500
+        error = json.loads(text)["error"]
+        assert (error["code"], error["type"]) == (500, "InternalServerError")
+        assert error["message"]
+
+
+@pytest.mark.parametrize(("drain_s", "length"), [(60, 900), (2, ENDLESS)], ids=["in time", "too long"])
 def test_server_that_is_told_to_stop_ends_every_request_and_itself(
-    ensemble: Path, tmp_path: Path, drain_s: int
+    ensemble: Path, tmp_path: Path, drain_s: int, length: int
 ) -> None:
-    flags = ("--shutdown-timeout", str(drain_s)) if drain_s else ()
-    with softspec_server(ensemble, tmp_path / "log", *flags) as server:
+    with softspec_server(ensemble, tmp_path / "log", "--drain-timeout", str(drain_s)) as server:
         server.wait_for(f"softspec is ready: serves '{NAME}' (2 members")
         assert server.get("/ready") == 200
         processes = descendants(server.process.pid)
-        with six_requests(server, 900 if drain_s else ENDLESS) as asked:
+        with six_requests(server, length) as asked:
             server.process.send_signal(signal.SIGTERM)
             told = time.monotonic()
-            if drain_s:
-                time.sleep(0.3)
-                assert (server.get("/ready"), server.get("/health")) == (503, 200)
-                assert ask(server, NAME, stream=False, length=1)[0] == 503
+            wait_until_stopping(server)
+            assert server.get("/health") == 200
+            refused = server.chat(NAME, max_tokens=1)
             answers = [future.result() for future in asked]
         code = server.process.wait(30)
 
-        assert max(end for *_, end in answers) - told < (drain_s or 10)
-        assert time.monotonic() - told < (drain_s or 10) + 15
-        for index, (status, text, _) in enumerate(answers):
-            is_stream = index < len(MODELS)
-            assert status == (200 if is_stream or drain_s else 500), text
-            assert ("error" in text) is not bool(drain_s)
-            assert not is_stream or text.rstrip().endswith("data: [DONE]")
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        assert max(end for *_, end in answers) - told < drain_s + 5
+        assert time.monotonic() - told < drain_s + 15
+        if length == ENDLESS:
+            require_errors(answers)
+        else:
+            assert not [text for status, text, _ in answers if status != 200 or "error" in text]
+            assert all(text.endswith("data: [DONE]\n\n") for _, text, _ in answers[: len(MODELS)])
         assert code == 0
         assert not left_of(processes)
 

@@ -104,9 +104,39 @@ def test_server_takes_no_more_requests_from_the_moment_that_its_engine_is_told_t
     assert (ready, why["reason"], health) == (503, "the server is shutting down", 200)
     assert [code for code, _ in refused] == [503] * 3
     assert refused[0][1]["error"]["type"] == "ServiceUnavailableError"
-    assert server.engine.stopped_after == 20
     # Whoever still waits hears of the end.
     assert [type(error).__name__ for error in server.engine.told] == ["EngineDeadError"]
+
+
+@pytest.mark.parametrize(("patience", "may_take"), [(60, 5), (0.01, 0)], ids=["in time", "too late"])
+def test_engine_is_told_to_stop_once_all_is_answered_or_the_time_is_over(
+    server: Server, patience: float, may_take: int
+) -> None:
+    """A request may need the engine again, or an upstream for longer than the engine has anything to do."""
+    asked = server.http.post("/v1/chat/completions", json={"model": NAME, "messages": HELLO})
+
+    async def stop() -> tuple[int, float | None]:
+        server.engine.stopped_after = None
+        server.engine.began.clear()
+        server.engine.may_answer.clear()
+        answer = asyncio.create_task(asked)
+        await server.engine.began.wait()
+        stopped = asyncio.create_task(asyncio.to_thread(server.engine.shutdown, timeout=patience))
+        if may_take == 0:
+            await stopped
+        while not server.app.state.softspec_ending.begun:
+            await asyncio.sleep(0)
+        told_before = server.engine.stopped_after
+        server.engine.may_answer.set()
+        status = (await answer).status_code
+        await stopped
+        return status, told_before
+
+    status, told_before = server.run(stop())
+    server.app.state.softspec_ending.begun = False
+
+    assert (status, told_before) == (200, None if may_take else 0)
+    assert server.engine.stopped_after == may_take
 
 
 def test_weights_of_every_member_are_read_at_start(server: Server) -> None:

@@ -38,6 +38,7 @@ def serve(
     upstream: tuple[str, ...] = (),
     record: Path | None = None,
     server_config: Path | None = None,
+    drain_timeout: int = 30,
     base_unchecked: Annotated[bool, Parameter(negative="", env_var="SOFTSPEC_BASE_UNCHECKED")] = False,
     allow_untested: Annotated[bool, Parameter(negative="", env_var="SOFTSPEC_ALLOW_UNTESTED")] = False,
     no_shared_layers: Annotated[bool, Parameter(negative="", env_var="SOFTSPEC_NO_SHARED_LAYERS")] = False,
@@ -65,6 +66,7 @@ def serve(
             timeout_s=SECONDS, max_retries=COUNT and others; repeat it for several
         record: append abstained and routed requests to this JSONL file
         server_config: YAML file with policy, limits, upstreams and record; flags win
+        drain_timeout: seconds that accepted requests may go on when the server is told to stop
         base_unchecked: serve on a base that is not the one of the training, such as a quantised one
         allow_untested: take options of vLLM's engine that were not tested with ensembles
         no_shared_layers: compute the layers below the adapters for every member, not once for all
@@ -105,7 +107,7 @@ def serve(
     )
     from softspec.server.ops.launch import serve as run_server
 
-    run_server(settings, base, vllm_args)
+    run_server(settings, base, vllm_args, drain_timeout)
 
 
 def _threshold(text: float | str | None) -> object:

@@ -25,6 +25,7 @@ _RESERVED_FLAGS = {
     "--api-server-count": "one HTTP server answers for one engine; add replicas instead",
     "--no-enable-lora": "the members are LoRA adapters",
     "--lora-modules": "its adapters would take the members' numbers in the engine",
+    "--shutdown-timeout": "its name here is --drain-timeout",
 }
 # What vLLM's processes find on a CPU unless the user chose otherwise.
 _CPU_ENVIRONMENT = {

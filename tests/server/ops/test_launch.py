@@ -155,7 +155,7 @@ def test_another_base_is_refused_before_vllm_is_loaded(ensemble: Path, tmp_path:
     base = renamed(ensemble).base_model.path
 
     with pytest.raises(ConfigError, match=r"trained on a base .* bbbbbbbbbbbb .*--base-unchecked"):
-        serve(Settings((copied,)), base, [])
+        serve(Settings((copied,)), base, [], 30)
 
 
 def test_cut_off_adapter_is_told_before_vllm_is_loaded(ensemble: Path, tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_cut_off_adapter_is_told_before_vllm_is_loaded(ensemble: Path, tmp_path:
     weights.write_bytes(weights.read_bytes()[:-1])
 
     with pytest.raises(ManifestError, match=r"member-2/adapter_model.safetensors' cannot be read .* cut off"):
-        serve(Settings((copied,)), None, [])
+        serve(Settings((copied,)), None, [], 30)
 
 
 def test_record_that_others_may_read_is_refused_before_vllm_is_loaded(ensemble: Path, tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_record_that_others_may_read_is_refused_before_vllm_is_loaded(ensemble: 
     path.chmod(0o644)
 
     with pytest.raises(ConfigError, match="may be read by others"):
-        serve(Settings((ensemble,), record=RecordSettings(path=tmp_path / "rows.jsonl")), None, [])
+        serve(Settings((ensemble,), record=RecordSettings(path=tmp_path / "rows.jsonl")), None, [], 30)
 
 
 def test_base_that_is_no_checkpoint_can_only_be_served_unchecked(
@@ -208,7 +208,7 @@ def test_base_gives_way_when_an_ensemble_has_its_name(base: Path, ensemble: Path
 
 def test_directory_without_manifest_is_refused_before_anything_starts(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match=r"no ensemble\.json"):
-        serve(Settings((tmp_path,)), None, [])
+        serve(Settings((tmp_path,)), None, [], 30)
 
 
 @pytest.mark.slow
@@ -221,7 +221,7 @@ def test_wrong_arguments_are_refused_before_torch_or_vllm_are_loaded() -> None:
         "from softspec.server.ops.launch import serve\n"
         "from softspec.server.ops.settings import Settings\n"
         "try:\n"
-        "    serve(Settings((Path('nowhere'),)), None, [])\n"
+        "    serve(Settings((Path('nowhere'),)), None, [], 30)\n"
         "except ManifestError:\n"
         "    sys.exit(1 if {'torch', 'vllm'} & set(sys.modules) else 0)\n"
         "sys.exit(2)\n"

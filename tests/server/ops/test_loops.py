@@ -129,7 +129,7 @@ def test_a_start_with_oneself_as_upstream_is_refused_before_the_engine(
         patch.dict(os.environ),
         pytest.raises(ConfigError, match=f"upstream 'big' points back at this server, .* port {port}"),
     ):
-        serve(Settings((tiny_ensembles["always-2"],), upstreams=back), None, [*host, "--port", str(port)])
+        serve(Settings((tiny_ensembles["always-2"],), upstreams=back), None, [*host, "--port", str(port)], 30)
 
 
 def test_a_server_without_upstreams_takes_everything() -> None:
