@@ -62,6 +62,7 @@ from softspec.server.ops.loops import RefuseLoops
 from softspec.server.ops.metrics import Metrics
 from softspec.server.ops.readiness import Readiness, obstacle
 from softspec.server.ops.routes import add_ops_routes
+from softspec.server.ops.second_signal import end_at_second_signal
 from softspec.server.ops.served_base import served_fingerprint
 from softspec.server.ops.settings import Settings
 from softspec.server.ops.stopping import RefuseWhileStopping, Unanswered, limit_farewell
@@ -149,7 +150,10 @@ class SoftspecEndpoints:
         metrics = Metrics()
         state.softspec_ending = ending_of(engine_client)
         state.softspec_ending.until_idle = self._unanswered.wait
-        state.softspec_ending.on_begin.append(partial(limit_farewell, state))
+        state.softspec_ending.on_begin += [
+            partial(limit_farewell, state),
+            partial(end_at_second_signal, state, self._unanswered),
+        ]
         client = EnsembleClient(
             engine_client,
             ensembles,

@@ -31,6 +31,7 @@ class Unanswered:
 
     def __init__(self) -> None:
         self._count = 0
+        self._given_up = False
         self._none = threading.Event()
         self._none.set()
 
@@ -48,7 +49,12 @@ class Unanswered:
 
     def wait(self, seconds: float) -> bool:
         """Wait until there are none, at most so long; says whether all were answered."""
-        return self._none.wait(seconds)
+        return not self._given_up and self._none.wait(seconds) and not self._given_up
+
+    def give_up(self) -> None:
+        """Let nobody wait any longer."""
+        self._given_up = True
+        self._none.set()
 
 
 class RefuseWhileStopping:

@@ -136,6 +136,26 @@ def test_server_that_is_told_to_stop_ends_every_request_and_itself(
         assert not left_of(processes)
 
 
+def test_server_that_is_told_a_second_time_ends_at_once(ensemble: Path, tmp_path: Path) -> None:
+    with softspec_server(ensemble, tmp_path / "log") as server:
+        server.wait_for("softspec is ready")
+        processes = descendants(server.process.pid)
+        with six_requests(server, ENDLESS) as asked:
+            server.process.send_signal(signal.SIGTERM)
+            wait_until_stopping(server)
+            assert not any(future.done() for future in asked)
+            server.process.send_signal(signal.SIGTERM)
+            told = time.monotonic()
+            answers = [future.result() for future in asked]
+        code = server.process.wait(30)
+
+        assert time.monotonic() - told < 4
+        require_errors(answers)
+        assert code == 0
+        assert "SIGTERM came a second time" in server.log.read_text()
+        assert not left_of(processes)
+
+
 def test_server_whose_engine_dies_says_so_everywhere_and_ends_with_an_error(
     ensemble: Path, tmp_path: Path
 ) -> None:

@@ -1,7 +1,7 @@
 """How a start ends early: a signal becomes an error, and whatever does not end by itself is ended.
 
 In: SIGINT or SIGTERM. Out: `Interrupted` within seconds, with no process left behind. Once the server runs, vLLM's own
-handlers take over.
+handlers take over, and those of `softspec.server.ops.second_signal` after the first signal.
 """
 
 import os
@@ -35,7 +35,7 @@ def interruptible_start() -> Iterator[None]:
         received = number
         for each in _SIGNALS:
             signal.signal(each, signal.SIG_IGN)
-        last_resort = Timer(PATIENCE_S, _end_everything, (told(number),))
+        last_resort = Timer(PATIENCE_S, end_everything, (str(told(number)), told(number).exit_code))
         last_resort.daemon = True
         last_resort.start()
         raise KeyboardInterrupt
@@ -58,11 +58,12 @@ def told(number: int) -> Interrupted:
     return Interrupted(f"stopped by {signal.Signals(number).name} while the server started", number)
 
 
-def _end_everything(reason: Interrupted) -> None:
+def end_everything(reason: str, exit_code: int) -> None:
+    """Kill every process below this one, say why, and end this one; nothing else is done any more."""
     children = psutil.Process().children(recursive=True)
     for child in children:
         with suppress(psutil.NoSuchProcess):
             child.kill()
     psutil.wait_procs(children, timeout=_LAST_WAIT_S)
     print(f"softspec: {reason}, and what did not end by itself was killed", file=sys.stderr, flush=True)
-    os._exit(reason.exit_code)
+    os._exit(exit_code)
