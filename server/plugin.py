@@ -4,6 +4,7 @@ In: vLLM's app, engine client and state. Out: the same server, with ensembles am
 `server/` that imports vllm; it puts the parts together and decides nothing.
 """
 
+import asyncio
 import logging
 import os
 from argparse import Namespace
@@ -57,6 +58,7 @@ from softspec.server.ensembles.routes import add_ensemble_routes
 from softspec.server.observe.middleware import Observer, observe_with
 from softspec.server.ops.canary import canary_of
 from softspec.server.ops.closing import close_with
+from softspec.server.ops.death import end_when_dead
 from softspec.server.ops.errors import respond_to_error, respond_to_http_error
 from softspec.server.ops.loops import RefuseLoops
 from softspec.server.ops.metrics import Metrics
@@ -154,6 +156,9 @@ class SoftspecEndpoints:
             partial(limit_farewell, state),
             partial(end_at_second_signal, state, self._unanswered),
         ]
+        if not envs.VLLM_KEEP_ALIVE_ON_ENGINE_DEATH:
+            watch = end_when_dead(engine_client, state.softspec_ending, state)
+            state.softspec_watch = asyncio.create_task(watch)
         client = EnsembleClient(
             engine_client,
             ensembles,

@@ -5,7 +5,7 @@ import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import httpx2
@@ -156,27 +156,30 @@ def test_server_that_is_told_a_second_time_ends_at_once(ensemble: Path, tmp_path
         assert not left_of(processes)
 
 
+@pytest.mark.parametrize(("process", "is_asked"), [("EngineCore", True), ("Worker", False)])
 def test_server_whose_engine_dies_says_so_everywhere_and_ends_with_an_error(
-    ensemble: Path, tmp_path: Path
+    ensemble: Path, tmp_path: Path, process: str, is_asked: bool
 ) -> None:
     with softspec_server(ensemble, tmp_path / "log") as server:
         server.wait_for("softspec is ready")
-        engine = next(p for p in descendants(server.process.pid) if "EngineCore" in " ".join(p.cmdline()))
-        with six_requests(server, ENDLESS) as asked:
-            engine.kill()
+        processes = descendants(server.process.pid)
+        victim = next(p for p in processes if process in " ".join(p.cmdline()))
+        with six_requests(server, ENDLESS) if is_asked else nullcontext([]) as asked:
+            victim.kill()
+            died = time.monotonic()
             seen = states_until_gone(server)
             answers = [future.result() for future in asked]
         code = server.process.wait(30)
 
         assert set(seen) <= {(200, 200), (200, 503), (503, 503)}
-        assert all("error" in text for _, text, _ in answers)
+        assert is_asked or seen[-1] == (503, 503)
+        assert max((end for *_, end in answers), default=died) - died < 2
+        require_errors(answers)
+        assert time.monotonic() - died < 5
         assert code == 1
-        assert (
-            server.log.read_text()
-            .rstrip()
-            .splitlines()[-1]
-            .startswith("softspec: the engine died while serving")
-        )
+        assert not left_of(processes)
+        said = [line for line in server.log.read_text().splitlines() if line.startswith("softspec: ")]
+        assert said[-1].startswith("softspec: the engine died while serving")
 
 
 @pytest.mark.parametrize("sign", ["Starting to load model", "init engine"])

@@ -20,7 +20,6 @@ from vllm.v1.engine import EngineCoreOutput, FinishReason
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.output_processor import OutputProcessor, OutputProcessorOutput
 
-
 LEAVE_S = 5
 """How long an engine that nobody needs any more may take to end by itself."""
 
