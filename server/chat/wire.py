@@ -128,6 +128,7 @@ def token_reports(tokens: Sequence[TokenUncertainty], decode: DecodeToken) -> li
             "aleatoric_entropy": token.aleatoric_entropy,
             "epistemic": token.epistemic,
             "disagreement": token.disagreement,
+            "member_log_probs": [_finite(log_prob) for log_prob in token.member_log_probs],
         }
         for token, (text, utf8) in zip(tokens, texts, strict=True)
     ]

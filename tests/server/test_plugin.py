@@ -41,6 +41,15 @@ def test_models_are_the_ensemble_each_member_and_the_base(server: Server) -> Non
     assert [model["parent"] for model in models] == ["tiny-base"] * 3 + [None]
 
 
+def test_an_ensembles_entry_tells_how_its_members_are_weighed(server: Server) -> None:
+    """With the members' log-probabilities of every token a caller can follow the weights through an answer."""
+    ensemble, *others = server.get("/v1/models").json()["data"]
+
+    assert ensemble["softspec"]["weights_rule"] == "prefix_posterior"
+    assert ensemble["softspec"]["log_weights"] == pytest.approx([math.log(0.5)] * 2)
+    assert not any("softspec" in other for other in others)
+
+
 def test_engine_is_prepared_once_at_start(server: Server) -> None:
     assert server.engine.prepared == [
         ("install_ensemble_sampler",),

@@ -65,6 +65,7 @@ TOKEN_FIELDS = {
     "log_prob": ("log-probability of the token under the mixture", "<= 0"),
     "total_entropy": ("uncertainty about this token before it was drawn", ">= 0"),
     "disagreement": ("weighted share of members whose likeliest token is not the mixture's", "0 to 1"),
+    "member_log_probs": ("log-probability of the token under each member", "<= 0"),
 }
 LEAF_FIELDS = {
     "path": ("JSON pointer (RFC 6901) to the value; `/tool_calls/0/arguments/...` in a tool call", ""),

@@ -155,6 +155,9 @@ def _about(manifest: Manifest) -> dict[str, Any]:
         "num_members": manifest.num_members,
         "base_model": manifest.base_model.path,
         "renyi_alpha": manifest.renyi_alpha,
+        "weights_rule": manifest.weights_rule,
+        # JSON has no minus infinity, the weight of a member that is switched off.
+        "log_weights": [max(weight, -9999.0) for weight in manifest.log_weights],
         "calibrated": manifest.calibration is not None,
     }
 

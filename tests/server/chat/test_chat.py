@@ -1,6 +1,7 @@
 """Chat and text completions through the real routes, asked by the official OpenAI client."""
 
 import json
+import math
 import re
 from typing import Any
 
@@ -13,7 +14,7 @@ from softspec.errors import LockstepError
 from softspec.maths.answer import summarise
 from softspec.server.policy.policy import Policy
 from softspec.server.policy.rules import PolicyRules
-from tests.support.fake_engine import AGREED, ENSEMBLE, TORN, UNIFORM, FakeEngine, client_of, make_app
+from tests.support.fake_engine import AGREED, ENSEMBLE, TORN, UNIFORM, FakeEngine, client_of, make_app, token
 
 QUESTION: Any = [{"role": "user", "content": "Is it allowed?"}]
 STRICT = {"action": "abstain", "metric": "max_epistemic", "threshold": 0.5}
@@ -65,8 +66,15 @@ def test_tokens_detail_lists_every_token_with_its_text() -> None:
         "aleatoric_entropy",
         "epistemic",
         "disagreement",
+        "member_log_probs",
     }
-    assert tokens[2]["epistemic"] == 0.6
+    assert (tokens[2]["epistemic"], tokens[2]["member_log_probs"]) == (0.6, [-0.5, -9.0])
+
+
+def test_a_token_that_a_member_cannot_say_has_a_number_in_json() -> None:
+    answer = ask(FakeEngine([[token(0, members=(-0.5, -math.inf))]]), {"detail": "tokens"})
+
+    assert answer.choices[0].uncertainty["tokens"][0]["member_log_probs"] == [-0.5, -9999.0]
 
 
 def test_no_detail_leaves_decision_and_reason() -> None:
