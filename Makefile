@@ -50,9 +50,9 @@ $(TRITON)/.installed $(CLIENTS)/.installed $(BASELINES)/.installed: $(VENV)/%/.i
 baselines: $(BASELINES)/.installed
 
 test: setup lint $(TRITON)/.installed $(CLIENTS)/.installed $(BASELINES)/.installed
-	@# A test looks at a report in a browser, where there is one or can be one.
+	@# Tests look at a report and at the server's page in a browser, where there is one or can be one.
 	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && apt-get -qq update && apt-get -qq install -y chromium; } \
-	  >/dev/null 2>&1 || echo "There is no chromium (apt-get install chromium): a test of reports is skipped."
+	  >/dev/null 2>&1 || echo "There is no chromium (apt-get install chromium): tests of reports and of the page are skipped."
 	$(PYTEST) --durations=40
 
 test-fast: setup

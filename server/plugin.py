@@ -69,6 +69,7 @@ from softspec.server.ops.served_base import served_fingerprint
 from softspec.server.ops.settings import Settings
 from softspec.server.ops.stopping import RefuseWhileStopping, Unanswered, limit_farewell
 from softspec.server.ops.welcome import welcome
+from softspec.server.page.routes import add_page_routes
 from softspec.server.record.recorder import Recorder
 from softspec.server.scores.routes import PATH as SCORES
 from softspec.server.scores.routes import add_score_routes
@@ -120,6 +121,7 @@ class SoftspecEndpoints:
         add_score_routes(app, is_json)
         add_dialect_routes(app, _DIALECTS, is_json)
         add_ops_routes(app)
+        add_page_routes(app)
         # vLLM itself refuses this switch with several API servers, which would disagree on what is loaded.
         if envs.VLLM_ALLOW_RUNTIME_LORA_UPDATING:
             add_ensemble_routes(app, is_json)

@@ -64,7 +64,7 @@ FLOORS = {
         ("policy", "fields", "upstream", "record", "observe"),
         ("ops",),
         ("chat",),
-        ("ensembles", "scores", "decisions", "dialects"),
+        ("ensembles", "scores", "decisions", "dialects", "page"),
         ("plugin",),
     ),
     "app": (
@@ -79,7 +79,8 @@ FLOORS = {
 OUTSIDE = {
     "vllm": ("engine", "server.plugin"),
     "fastapi": tuple(
-        f"server.{room}" for room in ("ops", "chat", "ensembles", "scores", "decisions", "dialects", "plugin")
+        f"server.{room}"
+        for room in ("ops", "chat", "ensembles", "scores", "decisions", "dialects", "page", "plugin")
     ),
     "httpx2": ("server.upstream",),
     "peft": ("train.result", "train.members", "reference", "app.bench"),

@@ -51,6 +51,7 @@ class FakeScorer:
     """
 
     table: dict[str, tuple[float, ...]]
+    log_weights: tuple[float, ...] = UNIFORM
     weights_rule: WeightsRule = "prefix_posterior"
     calibration: Calibration | None = None
     asked: list[dict[str, Any]] = field(default_factory=list)
@@ -60,7 +61,7 @@ class FakeScorer:
     def mixture_of(self, model: str) -> Mixed | None:
         if model == "base":
             return None
-        return Mixed(UNIFORM if model == ENSEMBLE else (0.0,), self.weights_rule, self.calibration)
+        return Mixed(self._weights_of(model), self.weights_rule, self.calibration)
 
     async def chat_prompt_ids(self, messages: Any, *, model: str, chat_template_kwargs: Any) -> list[int]:
         self.chats.append(messages)
@@ -90,9 +91,13 @@ class FakeScorer:
 
     def _measured(self, model: str, ids: Sequence[int]) -> Measured:
         text = "".join(chr(number) for number in ids if number != END)
-        probabilities = self.table[text][: 2 if model == ENSEMBLE else 1]
-        mean = sum(probabilities) / len(probabilities)
+        weights = self._weights_of(model)
+        probabilities = self.table[text][: len(weights)]
+        mean = sum(math.exp(weight) * p for weight, p in zip(weights, probabilities, strict=True))
         return Measured(logs([mean])[0], logs(probabilities), len(ids))
+
+    def _weights_of(self, model: str) -> tuple[float, ...]:
+        return self.log_weights if model == ENSEMBLE else (0.0,)
 
 
 def decisions_app(
@@ -103,6 +108,12 @@ def decisions_app(
 ) -> FastAPI:
     """The server's own routes, with decisions among them."""
     app = make_app(FakeEngine([], calibration=scorer.calibration), policy, **settings)
+    add_decisions(app, scorer, max_model_len)
+    return app
+
+
+def add_decisions(app: FastAPI, scorer: FakeScorer, max_model_len: int = 100_000) -> None:
+    """Add the route of decisions around a scripted engine."""
     app.state.softspec_decisions = DecisionEngine(
         mixture_of=scorer.mixture_of,
         chat_prompt_ids=scorer.chat_prompt_ids,
@@ -112,4 +123,3 @@ def decisions_app(
         max_model_len=max_model_len,
     )
     add_decision_routes(app, checks=())
-    return app

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict
 from starlette.testclient import TestClient
 
 from softspec.artefact.calibration import Calibration
+from softspec.artefact.manifest import WeightsRule
 from softspec.engine.trace import ChoiceTrace, current_trace
 from softspec.errors import SoftspecError
 from softspec.maths.answer import TokenUncertainty
@@ -119,6 +120,8 @@ class FakeEngine:
     scripts: Sequence[Sequence[TokenUncertainty]]
     failure: Exception | None = None
     measures: bool = True
+    log_weights: tuple[float, ...] = UNIFORM
+    weights_rule: WeightsRule = "prefix_posterior"
     calibration: Calibration | None = None
     sent: int = 0
     aborted: bool = False
@@ -133,7 +136,7 @@ class FakeEngine:
         choices = trace.choices if trace is not None and self.measures else {}
         for index in range(len(self.scripts)):
             choices[index] = ChoiceTrace(
-                UNIFORM, "prefix_posterior", seed=100 + index, calibration=self.calibration
+                self.log_weights, self.weights_rule, seed=100 + index, calibration=self.calibration
             )
         if request.stream:
             return StreamingResponse(self._events(request, choices), media_type="text/event-stream")
@@ -227,6 +230,7 @@ def make_app(
 ) -> FastAPI:
     """The routes as the server's plugin adds them, around the scripted engine."""
     metrics = Metrics(registry or CollectorRegistry())
+    members = [f"{ENSEMBLE}/member-{member}" for member in range(len(engine.log_weights))]
     asked = Upstreams(upstreams, {}, metrics)
 
     @asynccontextmanager
@@ -238,7 +242,7 @@ def make_app(
     app.add_exception_handler(SoftspecError, respond_to_error)
     app.state.softspec_chat = Service(
         ensembles=ensembles,
-        models=lambda: [*ensembles, f"{ENSEMBLE}/member-0", f"{ENSEMBLE}/member-1", "base"],
+        models=lambda: [*ensembles, *members, "base"],
         rules=rules or PolicyRules(policy or Policy(), tuple(upstreams), pinned=pinned),
         decode=spell,
         metrics=metrics,
