@@ -46,6 +46,9 @@ from softspec.engine.requirements import require_base, require_engine
 from softspec.engine.start.arguments import accepted_arguments
 from softspec.engine.start.log import share_log
 from softspec.errors import SoftspecError
+from softspec.server.access.access import Access
+from softspec.server.access.callers import may_ask
+from softspec.server.access.gate import Gate
 from softspec.server.chat.door import Door
 from softspec.server.chat.guard import policy_guard
 from softspec.server.chat.routes import UpstreamRoute, add_chat_routes
@@ -53,7 +56,7 @@ from softspec.server.chat.service import Service
 from softspec.server.decisions.engine import DecisionEngine
 from softspec.server.decisions.routes import add_decision_routes
 from softspec.server.decisions.service import PATH as DECISIONS
-from softspec.server.dialects.routes import add_dialect_routes
+from softspec.server.dialects.routes import add_dialect_routes, error_at
 from softspec.server.ensembles.routes import add_ensemble_routes
 from softspec.server.observe.middleware import Observer, observe_with
 from softspec.server.ops.canary import canary_of
@@ -130,6 +133,7 @@ class SoftspecEndpoints:
         app.add_middleware(Door, followers=frozenset((*_COMPLETIONS, *_DIALECTS, SCORES, DECISIONS)))
         app.add_middleware(RefuseLoops)
         app.add_middleware(RefuseWhileStopping, unanswered=self._unanswered)
+        app.add_middleware(Gate, respond=error_at)
         close_with(app)
         observe_with(app, self._observers)
 
@@ -140,6 +144,9 @@ class SoftspecEndpoints:
             UserError: a setting, an ensemble or an engine option is wrong; the server does not start.
         """
         settings = Settings.from_environment(os.environ)
+        settings.access.require_only_door(any(args.api_key or [envs.VLLM_API_KEY]))
+        state.softspec_access = Access(settings.access, os.environ)
+        await state.softspec_access.require_ready()
         ensembles = load_ensembles(settings.ensembles)
         settings.rules.require_followed({each.name: each.manifest.calibration for each in ensembles})
         share_log()
@@ -180,7 +187,7 @@ class SoftspecEndpoints:
             recorder = Recorder(record.path, record.max_bytes, record.keep, metrics.record_failed)
         state.softspec_recorder = recorder
         put_into_handlers(client, engine_client, state)
-        list_ensembles_first(client, state)
+        list_ensembles_first(client, state, may_ask)
         served = client.registry.ensembles
         state.softspec_registry = client.registry
         state.softspec_chat = Service(

@@ -8,6 +8,13 @@
     |   |-- DataError                a training or evaluation file
     |   |-- ManifestError            an ensemble directory
     |   |-- StorageError             a file of softspec's own cannot be written
+    |   |-- RefusedError             a request is refused for who sends it, or for how much it asks
+    |       |-- AuthenticationError  no API key, or none that is known: HTTP 401
+    |       |-- ForbiddenError       the key may not do this: HTTP 403
+    |       |-- AbsentError          nothing is served there: HTTP 404
+    |       |-- TooLargeError        the body is too large: HTTP 413
+    |       |-- RateLimitError       the key asked too often, or too much, in this minute: HTTP 429
+    |       |-- OverloadedError      too many wait already: HTTP 503
     |-- ShapeError                   two tensors do not fit together
     |-- TrainingError                a training run cannot go on
     |   |-- DivergedError            ... because its numbers are no longer finite: nothing of it is worth keeping
@@ -23,6 +30,8 @@
 
 A message says what was found, what was expected and what to do about it, in one line.
 """
+
+from collections.abc import Mapping
 
 
 class SoftspecError(Exception):
@@ -63,6 +72,53 @@ class ManifestError(UserError):
 
 class StorageError(UserError):
     """A file of softspec's own cannot be written: no room, no permission, a disk that fails."""
+
+
+class RefusedError(UserError):
+    """A request is refused for who sends it, or for how much it asks.
+
+    `code` is OpenAI's word for the reason, if it has one; `headers` go with the HTTP answer.
+    """
+
+    code: str | None = None
+
+    def __init__(self, message: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.headers = dict(headers or {})
+
+
+class AuthenticationError(RefusedError):
+    """A request has no API key, or one that is not known."""
+
+    code = "invalid_api_key"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, {"WWW-Authenticate": "Bearer"})
+
+
+class ForbiddenError(RefusedError):
+    """The API key of a request may not do this."""
+
+
+class AbsentError(RefusedError):
+    """Nothing is served there."""
+
+
+class TooLargeError(RefusedError):
+    """The body of a request is larger than this server reads; the connection is of no more use."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, {"Connection": "close"})
+
+
+class RateLimitError(RefusedError):
+    """An API key asked too often, or too much, in this minute, or has too many requests at once."""
+
+    code = "rate_limit_exceeded"
+
+
+class OverloadedError(RefusedError):
+    """Too many requests wait already; `Retry-After` among the headers says for how long."""
 
 
 class ShapeError(SoftspecError, ValueError):

@@ -30,6 +30,7 @@ from softspec.train.data.preferences import read_preferences
 from softspec.train.data.reading import Reading, read_examples
 from softspec.train.run import train_ensemble
 from tests.support.documents import ROOT, Block, blocks
+from tests.support.key_files import key_file
 from tests.support.tiny import random_adapters, tiny_llama, tiny_tokenizer
 from tests.support.tiny_training import chat_rows, write_rows
 from tests.support.training_runs import signal_in_step
@@ -54,6 +55,7 @@ RUN = {
     "curl localhost:8000/v1/decisions": "ask",
     "curl localhost:8000/v1/load_ensemble": "ask",
     "curl localhost:8000/v1/uncertainty": "ask",
+    "softspec key new": "python",
     "softspec serve runs/my": "serve",
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 softspec serve runs/my --max-loras 8": "serve",
 }
@@ -119,7 +121,7 @@ def substituted(text: str, substitutions: dict[str, str]) -> str:
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Path:
-    """What a reader has before the first command: data, and README's `my.yaml`."""
+    """What a reader has before the first command: data, README's `my.yaml`, and a key."""
     tiny_llama(tmp_path / BASE)
     rows = [
         json.loads(block.text)
@@ -128,6 +130,7 @@ def workspace(tmp_path: Path) -> Path:
     ]
     write_rows(tmp_path / "train.jsonl", rows + chat_rows())
     write_rows(tmp_path / "held_out.jsonl", chat_rows(4))
+    key_file(tmp_path, first={})
     (tmp_path / "my.yaml").write_text(substituted(MY_YAML.text, SUBSTITUTIONS), encoding="utf-8")
     return tmp_path
 
@@ -184,7 +187,7 @@ def test_resuming_commands_go_on_from_a_checkpoint(block: Block, workspace: Path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("block", to_run("python"))
-def test_python_runs_beside_the_configuration_and_an_ensemble(block: Block, workspace: Path) -> None:
+def test_programs_run_beside_the_configuration_and_an_ensemble(block: Block, workspace: Path) -> None:
     random_adapters(workspace / BASE, workspace / "runs" / "my", num_members=2, name="my")
 
     run(block, workspace)

@@ -62,6 +62,7 @@ FLOORS = {
     ),
     "server": (
         ("policy", "fields", "upstream", "record", "observe"),
+        ("access",),
         ("ops",),
         ("chat",),
         ("ensembles", "scores", "decisions", "dialects", "page"),

@@ -12,9 +12,10 @@ from typing import Any, get_args
 from fastapi.routing import APIRoute
 from starlette.datastructures import MutableHeaders
 from starlette.routing import Match
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from softspec.errors import FieldError, SoftspecError
+from softspec.server.access.body import read_body, replay
 from softspec.server.chat.guard import refuse_unfollowed
 from softspec.server.chat.service import Service
 from softspec.server.chat.wire import EXTENSION, Json
@@ -39,7 +40,7 @@ class Door:
         if route is None or route.path in self._followers:
             await self._app(scope, receive, send)
             return
-        body = await _read(receive)
+        body = await read_body(receive)
         if body is None:  # the client went away
             return
         try:
@@ -47,7 +48,7 @@ class Door:
         except SoftspecError as error:
             await error_response(error)(scope, receive, send)
             return
-        await self._app(scope, _replay(body, receive), send)
+        await self._app(scope, replay(body, receive), send)
 
 
 def _route_of(scope: Scope) -> APIRoute | None:
@@ -57,27 +58,6 @@ def _route_of(scope: Scope) -> APIRoute | None:
     routes = (route for route in scope["app"].router.routes if route.matches(scope)[0] == Match.FULL)
     found = next(routes, None)
     return found if isinstance(found, APIRoute) else None
-
-
-async def _read(receive: Receive) -> bytes | None:
-    parts = []
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        parts.append(message.get("body", b""))
-        if not message.get("more_body", False):
-            return b"".join(parts)
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """The body that was read, in one piece, and then whatever comes."""
-    first: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def replay() -> Message:
-        return first.pop() if first else await receive()
-
-    return replay
 
 
 def _checked(scope: Scope, route: APIRoute, body: bytes) -> bytes:

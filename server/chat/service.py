@@ -19,6 +19,7 @@ from softspec.artefact.calibration import Calibration, calibration_of
 from softspec.engine.trace import RequestTrace, tracing
 from softspec.errors import FieldError, UnknownModelError
 from softspec.maths.answer import summarise
+from softspec.server.access.callers import may_ask, require_model, require_policy
 from softspec.server.chat.forwarding import Forwarding
 from softspec.server.chat.leaving import CLIENT_WENT_AWAY, unless_gone
 from softspec.server.chat.recording import recorded
@@ -70,18 +71,31 @@ class Service:
         Raises:
             FieldError: it names none, and there is more than one or no ensemble.
             UnknownModelError: it names one that is not served.
+            ForbiddenError: whoever asks may not ask it.
         """
         if not model and len(self.ensembles) == 1:
             model = next(iter(self.ensembles))
-        served = ", ".join(self.models())
+        served = ", ".join(filter(may_ask, self.models()))
         if not model:
             raise FieldError(
                 "model", f"'model' is missing and there is not one ensemble: expected one of {served}"
             )
         if model not in self.models():
             raise UnknownModelError(f"The model `{model}` does not exist: expected one of {served}.")
+        require_model((model,))
         note_model(model)
         return model
+
+    def terms_of(self, extension: object, calibration: Calibration | None) -> Terms:
+        """What a request's `uncertainty` field wants, of an ensemble with this calibration.
+
+        Raises:
+            FieldError: see `read_terms`.
+            ForbiddenError: whoever asks may not have this policy.
+        """
+        terms = read_terms(extension, self.rules, calibration)
+        require_policy(terms.policy)
+        return terms
 
 
 async def complete(request: OpenAIRequest, raw_request: Request, route: Route, service: Service) -> Response:
@@ -101,7 +115,7 @@ async def complete(request: OpenAIRequest, raw_request: Request, route: Route, s
     refuse_unsupported(request)
     extension = (request.model_extra or {}).pop(EXTENSION, None)
     calibration = calibration_of(service.calibration(request.model), "answers")
-    terms = read_terms(extension, service.rules, calibration)
+    terms = service.terms_of(extension, calibration)
     terms = replace(terms, fields=wants_fields(request, terms.detail))
     asked = await _asked(request, raw_request, service)
     hide_usage = _ask_for_continuous_usage(request, terms)

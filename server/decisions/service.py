@@ -15,7 +15,7 @@ from softspec.artefact.calibration import Calibration, calibration_of
 from softspec.errors import ConfigError, EngineError, FieldError
 from softspec.maths.options import OptionsUncertainty, weigh_options
 from softspec.server.chat.service import Service
-from softspec.server.chat.wire import EXTENSION, Json, Terms, read_terms
+from softspec.server.chat.wire import EXTENSION, Json, Terms
 from softspec.server.decisions.answers import answer_of, judged
 from softspec.server.decisions.engine import DecisionEngine, Mixture, Scored
 from softspec.server.decisions.events import beginnings, ended, tokens_of
@@ -87,7 +87,7 @@ def _terms_of(request: DecisionRequest, model: str, service: Service) -> Terms:
             )
         return Terms("summary", Policy())
     calibration = _calibration_for(request, service.calibration(model))
-    terms = read_terms(request.uncertainty, service.rules, calibration)
+    terms = service.terms_of(request.uncertainty, calibration)
     if terms.detail not in ("summary", "none"):
         path = f"{EXTENSION}.detail"
         raise FieldError(

@@ -9,10 +9,18 @@ from collections.abc import Sequence
 from softspec.errors import SoftspecError
 from softspec.server.chat.replies import refusal_of
 from softspec.server.chat.wire import EXTENSION, Json
-from softspec.server.ops.errors import error_body
+from softspec.server.ops.errors import error_body, error_status
 from softspec.server.policy.policy import Decision
 
-_ERROR_TYPES = {400: "invalid_request_error", 404: "not_found_error"}
+_ERROR_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
 
 
 class MessageEvents:
@@ -68,6 +76,5 @@ def refused(sentence: str) -> Json:
 
 def error_envelope(error: SoftspecError) -> Json:
     """One of our errors as Anthropic's clients know them."""
-    told = error_body(error)["error"]
-    kind = _ERROR_TYPES.get(told["code"], "api_error")
-    return {"type": "error", "error": {"type": kind, "message": told["message"]}}
+    kind = _ERROR_TYPES.get(error_status(error), "api_error")
+    return {"type": "error", "error": {"type": kind, "message": error_body(error)["error"]["message"]}}

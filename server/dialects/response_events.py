@@ -11,7 +11,7 @@ from softspec.errors import SoftspecError
 from softspec.server.chat.replies import refusal_of
 from softspec.server.chat.wire import Json
 from softspec.server.dialects.response_body import refusal_item, with_report, withheld
-from softspec.server.ops.errors import error_body
+from softspec.server.ops.errors import error_body, error_status
 from softspec.server.policy.policy import Decision
 
 _BEGINNINGS = ("response.created", "response.in_progress")
@@ -77,7 +77,7 @@ class ResponseEvents:
     def failure(self, error: SoftspecError) -> Json:
         """The error event of this API."""
         told = error_body(error)["error"]
-        code = "invalid_request_error" if told["code"] < 500 else "server_error"
+        code = "invalid_request_error" if error_status(error) < 500 else "server_error"
         return self.passed(
             {"type": "error", "code": code, "message": told["message"], "param": told["param"]}
         )

@@ -19,7 +19,7 @@ from softspec.server.dialects.dialect import Dialect
 from softspec.server.dialects.messages import Messages
 from softspec.server.dialects.responses import Responses
 from softspec.server.dialects.service import answer
-from softspec.server.ops.errors import error_status
+from softspec.server.ops.errors import error_body, error_headers, error_status
 
 DIALECTS: Mapping[str, Dialect] = {dialect.path: dialect for dialect in (Responses(), Messages())}
 
@@ -30,6 +30,14 @@ def add_dialect_routes(
     """Add a route for every dialect, around vLLM's of its path; `checks` are made of every body."""
     for path, dialect in DIALECTS.items():
         app.add_api_route(path, _endpoint(upstream[path], dialect), methods=["POST"], dependencies=checks)
+
+
+def error_at(path: str, error: SoftspecError) -> JSONResponse:
+    """The answer that one of our errors becomes at a path, in the envelope of the API that is there."""
+    spoken = (each for each in DIALECTS.values() if f"{path}/".startswith(f"{each.path}/"))
+    dialect = next(spoken, None)
+    body = error_body(error) if dialect is None else dialect.error_body(error)
+    return JSONResponse(body, error_status(error), error_headers(error))
 
 
 def _endpoint(
@@ -43,7 +51,7 @@ def _endpoint(
                 cast(EnsembleRequest, request), raw_request, upstream.answer, service, dialect
             )
         except SoftspecError as error:
-            return JSONResponse(dialect.error_body(error), status_code=error_status(error))
+            return error_at(dialect.path, error)
 
     # FastAPI takes the body's fields from the annotation, and vLLM's class is known only here.
     dialects.__annotations__["request"] = upstream.body

@@ -27,7 +27,7 @@ from softspec.server.chat.unsupported import (
     refuse_reserved,
     refuse_unsupported,
 )
-from softspec.server.chat.wire import EXTENSION, Terms, read_terms
+from softspec.server.chat.wire import EXTENSION, Terms
 from softspec.server.dialects.dialect import Dialect
 from softspec.server.dialects.judged import JudgedStream, only_choice, report_on
 from softspec.server.observe.account import note_decision
@@ -81,7 +81,7 @@ async def answer(
 def _terms(request: EnsembleRequest, service: Service, dialect: Dialect) -> Terms:
     extension = (request.model_extra or {}).pop(EXTENSION, None)
     calibration = calibration_of(service.calibration(str(request.model)), "answers")
-    terms = read_terms(extension, service.rules, calibration)
+    terms = service.terms_of(extension, calibration)
     if terms.policy.action not in ("answer", "abstain"):
         raise FieldError(
             f"{EXTENSION}.policy.action",

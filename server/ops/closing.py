@@ -1,6 +1,7 @@
-"""What a server gives back when it ends: the connections to its upstreams, and the rows that it still has to record.
+"""What a server gives back when it ends: its connections, and the rows that it still has to record.
 
-In: an app whose state gets `softspec_upstreams` and `softspec_recorder` later, if there are any. Out: the same app.
+In: an app whose state gets `softspec_upstreams`, `softspec_access` and `softspec_recorder` later, where there are any.
+Out: the same app.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.datastructures import State
 
+from softspec.server.access.access import Access
 from softspec.server.record.recorder import Recorder
 from softspec.server.upstream.upstreams import Upstreams
 
@@ -34,6 +36,9 @@ async def _close(state: State) -> None:
     upstreams: Upstreams | None = getattr(state, "softspec_upstreams", None)
     if upstreams is not None:
         await upstreams.aclose()
+    access: Access | None = getattr(state, "softspec_access", None)
+    if access is not None:
+        await access.aclose()
     recorder: Recorder | None = getattr(state, "softspec_recorder", None)
     if recorder is not None:
         await asyncio.to_thread(recorder.close)

@@ -11,9 +11,16 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from softspec.errors import (
+    AbsentError,
+    AuthenticationError,
     EngineError,
     FieldError,
+    ForbiddenError,
+    OverloadedError,
+    RateLimitError,
+    RefusedError,
     SoftspecError,
+    TooLargeError,
     UnknownModelError,
     UnsupportedEngineError,
     UpstreamError,
@@ -23,6 +30,12 @@ from softspec.errors import (
 # The first class that matches wins: the most special comes first.
 _STATUS_AND_TYPE: tuple[tuple[type[SoftspecError], HTTPStatus, str], ...] = (
     (UnknownModelError, HTTPStatus.NOT_FOUND, "NotFoundError"),
+    (AuthenticationError, HTTPStatus.UNAUTHORIZED, "invalid_request_error"),
+    (ForbiddenError, HTTPStatus.FORBIDDEN, "PermissionDeniedError"),
+    (AbsentError, HTTPStatus.NOT_FOUND, "NotFoundError"),
+    (TooLargeError, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "RequestTooLargeError"),
+    (RateLimitError, HTTPStatus.TOO_MANY_REQUESTS, "RateLimitError"),
+    (OverloadedError, HTTPStatus.SERVICE_UNAVAILABLE, "ServiceUnavailableError"),
     (UserError, HTTPStatus.BAD_REQUEST, "BadRequestError"),
     (UnsupportedEngineError, HTTPStatus.NOT_IMPLEMENTED, "NotImplementedError"),
     (UpstreamError, HTTPStatus.BAD_GATEWAY, "UpstreamError"),
@@ -33,15 +46,20 @@ _STATUS_AND_TYPE: tuple[tuple[type[SoftspecError], HTTPStatus, str], ...] = (
 
 def error_body(error: SoftspecError) -> dict[str, Any]:
     """The OpenAI error envelope of one of our errors."""
-    status, kind = next((status, kind) for cls, status, kind in _STATUS_AND_TYPE if isinstance(error, cls))
+    status, kind = _status_and_type(error)
+    word = error.code if isinstance(error, RefusedError) else None
     param = error.field if isinstance(error, FieldError) else None
     body = {
         "message": _writable(str(error)),
         "type": kind,
         "param": _writable(param) if param else None,
-        "code": status.value,
+        "code": word or status.value,
     }
     return {"error": body}
+
+
+def _status_and_type(error: SoftspecError) -> tuple[HTTPStatus, str]:
+    return next((status, kind) for cls, status, kind in _STATUS_AND_TYPE if isinstance(error, cls))
 
 
 def _writable(text: str) -> str:
@@ -51,13 +69,17 @@ def _writable(text: str) -> str:
 
 def error_status(error: SoftspecError) -> int:
     """The HTTP status of one of our errors."""
-    code: int = error_body(error)["error"]["code"]
-    return code
+    return _status_and_type(error)[0].value
+
+
+def error_headers(error: SoftspecError) -> dict[str, str]:
+    """The headers that go with the answer of one of our errors."""
+    return error.headers if isinstance(error, RefusedError) else {}
 
 
 def error_response(error: SoftspecError) -> JSONResponse:
     """The HTTP answer that one of our errors becomes."""
-    return JSONResponse(error_body(error), status_code=error_status(error))
+    return JSONResponse(error_body(error), error_status(error), error_headers(error))
 
 
 async def respond_to_http_error(request: Request, error: Exception) -> JSONResponse:

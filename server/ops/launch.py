@@ -5,6 +5,7 @@ before torch or vLLM are loaded. Knows which models are served under which names
 `softspec.engine.start.flags`.
 """
 
+import asyncio
 import os
 import shutil
 import sys
@@ -18,6 +19,7 @@ from softspec.artefact.manifest import BaseModelRef, Manifest, load_manifest, me
 from softspec.engine.start.flags import cpu_environment, cpu_flags, engine_flags, refuse_reserved_flags
 from softspec.engine.wire import MAX_TOP_LOGPROBS
 from softspec.errors import ConfigError
+from softspec.server.access.access import require_ready
 from softspec.server.ops.served_base import require_base_of
 from softspec.server.ops.settings import Settings
 from softspec.server.record.recorder import require_writable
@@ -45,9 +47,11 @@ def serve(settings: Settings, base: str | None, vllm_args: Sequence[str], drain_
         UserError: an ensemble, the base model or a flag is wrong.
         EngineError: an option was not tested, or the engine did not start, or died.
     """
+    settings.access.require_only_door(_has_api_key(vllm_args, os.environ))
     arguments = checked_arguments(settings, base, vllm_args, drain_timeout_s)
     if settings.record is not None:
         require_writable(settings.record.path)
+    asyncio.run(require_ready(settings.access, os.environ))
     os.environ.update(server_environment(settings, os.environ))
     if find_spec("vllm") is not None:
         told = "softspec: starting vLLM, whose three processes load one after the other; this takes about a minute"
@@ -77,6 +81,12 @@ def checked_arguments(
     if served.is_dir():  # the files of others may not be here yet; the plugin checks all
         require_base_of(manifests, served, settings.base_unchecked)
     return [*arguments, "--shutdown-timeout", str(drain_timeout_s)]
+
+
+def _has_api_key(vllm_args: Sequence[str], environment: Mapping[str, str]) -> bool:
+    """Whether vLLM will ask for a key of its own."""
+    flags = (argument.partition("=")[0].replace("_", "-") for argument in vllm_args)
+    return "--api-key" in flags or bool(environment.get("VLLM_API_KEY"))
 
 
 def server_environment(settings: Settings, environment: Mapping[str, str]) -> dict[str, str]:

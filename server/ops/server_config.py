@@ -1,4 +1,4 @@
-"""The file that `softspec serve --server-config` reads: policy, limits, upstreams and the record.
+"""The file that `softspec serve --server-config` reads: policy, limits, upstreams, the record and who may ask.
 
 In: a YAML file. Out: what it says, checked as far as the file alone allows. Nothing in it is taken from the
 environment; keys of upstreams are not in it, only where they are. Knows no flags.
@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from softspec.artefact.validation import as_key, first_problem, unknown_key
 from softspec.artefact.yaml_file import absolute, in_line, read_mapping
 from softspec.errors import ConfigError
+from softspec.server.access.settings import AccessSettings, RequestLimits
 from softspec.server.policy.fields import Name, PolicyFields
 from softspec.server.policy.policy import Action, Policy
 from softspec.server.upstream.settings import UpstreamSettings
@@ -62,6 +63,10 @@ class ServerConfig(BaseModel):
         default=None,
         description="File to which abstained and routed requests are appended, or `path`, `max_bytes` and `keep`.",
     )
+    access: AccessSettings = Field(
+        default_factory=AccessSettings,
+        description="Who may ask, and how much: [its own keys](#who-may-ask).",
+    )
 
 
 def read_server_config(path: Path) -> ServerConfig:
@@ -92,6 +97,8 @@ def _inner_mappings(content: Mapping[str, Any]) -> list[tuple[tuple[str, ...], t
         ((), ServerConfig),
         (("policy",), PolicyFields),
         (("record",), RecordSettings),
+        (("access",), AccessSettings),
+        (("access", "limits"), RequestLimits),
     ]
     return places + [(("upstreams", name), UpstreamSettings) for name in named]
 
@@ -99,7 +106,7 @@ def _inner_mappings(content: Mapping[str, Any]) -> list[tuple[tuple[str, ...], t
 def _refuse_unknown(place: tuple[str, ...], kind: type[BaseModel], content: Any) -> None:
     """Raise for a key that the mapping at this place cannot have."""
     for part in place:
-        content = content.get(part)
+        content = content.get(part) if isinstance(content, Mapping) else None
     for key in content if isinstance(content, Mapping) else ():
         if (
             key not in kind.model_fields and key != "api_key"
@@ -118,4 +125,5 @@ def _with_paths_from(folder: Path, config: ServerConfig) -> ServerConfig:
     record = config.record
     if record is not None:
         record = record.model_copy(update={"path": absolute(folder, str(record.path))})
-    return config.model_copy(update={"upstreams": upstreams, "record": record})
+    access = config.access.with_paths_from(folder)
+    return config.model_copy(update={"upstreams": upstreams, "record": record, "access": access})

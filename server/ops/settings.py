@@ -15,6 +15,8 @@ from pydantic import TypeAdapter
 
 from softspec.artefact.yaml_file import absolute
 from softspec.errors import ConfigError
+from softspec.server.access.keys import read_key_file
+from softspec.server.access.settings import AccessSettings
 from softspec.server.ops.server_config import RecordSettings, ServerConfig, read_server_config
 from softspec.server.ops.upstream_flags import with_upstreams
 from softspec.server.policy.fields import PolicyFields, read_threshold
@@ -53,6 +55,7 @@ class Flags:
     policy_fixed: bool = False
     upstreams: tuple[str, ...] = ()
     record: Path | None = None
+    keys: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ class Settings:
     base_unchecked: bool = False
     allow_untested: bool = False
     no_shared_layers: bool = False
+    access: AccessSettings = field(default_factory=AccessSettings)
 
     @staticmethod
     def from_environment(environment: Mapping[str, str]) -> "Settings":
@@ -132,8 +136,10 @@ def read_settings(
         config.allowed_upstreams,
     )
     record = _record(config.record, flags.record)
+    access = _access(config.access, flags)
+    access.storage_in(environment)  # that it is said, likewise
     return Settings(
-        tuple(ensembles), rules, upstreams, record, base_unchecked, allow_untested, no_shared_layers
+        tuple(ensembles), rules, upstreams, record, base_unchecked, allow_untested, no_shared_layers, access
     )
 
 
@@ -160,6 +166,15 @@ def _record(settings: RecordSettings | None, flag: Path | None) -> RecordSetting
         return settings
     path = absolute(Path.cwd(), str(flag))
     return settings.model_copy(update={"path": path}) if settings else RecordSettings(path=path)
+
+
+def _access(settings: AccessSettings, flags: Flags) -> AccessSettings:
+    """Who may ask, and how much: what flags say, else the server's file."""
+    given = {"keys": flags.keys and absolute(Path.cwd(), str(flags.keys))}
+    access = settings.model_copy(update={name: value for name, value in given.items() if value is not None})
+    if access.keys is not None:
+        read_key_file(access.keys)  # that it can be; it is read again where the keys are used
+    return access
 
 
 def _is_on(name: str, environment: Mapping[str, str]) -> bool:

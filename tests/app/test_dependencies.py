@@ -59,6 +59,7 @@ UNIMPORTED = {
     "mypy": "a tool",
     "pytest-timeout": "a plugin",
     "pytest-xdist": "a plugin",
+    "redis": "limits asks Redis with it, where several replicas count together",
     "ruff": "a tool",
     "tensorboard": "accelerate writes curves with it",
     "types-pyyaml": "read by mypy",

@@ -10,15 +10,18 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 from unittest.mock import patch
 
 import yaml
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from softspec.engine.options import TESTED_OPTIONS, flag_of
+from softspec.server.access.keys import Key
+from softspec.server.access.settings import AccessSettings, RequestLimits
 from softspec.server.fields.alternatives import Alternative
 from softspec.server.fields.doubt import FieldUncertainty
 from softspec.server.ops.metrics import METRICS
@@ -139,7 +142,7 @@ def commands(*above: str) -> dict[tuple[str, ...], str]:
     """Every command that does something, with what its parent's help says of it."""
     found: dict[tuple[str, ...], str] = {}
     for name, what in re.findall(r"^ {2,4}([a-z]+) {2,}(\S.*?) *$", help_page(*above), re.MULTILINE):
-        found |= commands(*above, name) if name == "bench" else {(*above, name): what}
+        found |= commands(*above, name) if name in ("bench", "key") else {(*above, name): what}
     return found
 
 
@@ -210,6 +213,17 @@ def server_config_table() -> str:
     """Every key of a server's file."""
     rows = ((f"`{name}`", field.description or "") for name, field in ServerConfig.model_fields.items())
     return table(("key", "what it is"), rows)
+
+
+def fields_table(model: type[BaseModel]) -> str:
+    """Every key of a part of a file, with its default."""
+    return table(
+        ("key", "default", "what it is"),
+        (
+            (f"`{name}`", "" if field.default_factory else _default(field), field.description or "")
+            for name, field in model.model_fields.items()
+        ),
+    )
 
 
 def answered() -> dict[str, Any]:
@@ -301,6 +315,9 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "keys": ("train/README.md", keys_table),
     "metrics": ("server/README.md", metrics_table),
     "server-config": ("server/README.md", server_config_table),
+    "access": ("server/README.md", partial(fields_table, AccessSettings)),
+    "key": ("server/README.md", partial(fields_table, Key)),
+    "limits": ("server/README.md", partial(fields_table, RequestLimits)),
     "answer": ("server/README.md", answer_table),
     "token": ("server/README.md", token_table),
     "leaf": ("server/README.md", leaf_table),

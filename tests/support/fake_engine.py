@@ -7,6 +7,7 @@ vLLM's is a test.
 
 import json
 import math
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -21,11 +22,16 @@ from starlette.testclient import TestClient
 
 from softspec.artefact.calibration import Calibration
 from softspec.artefact.manifest import WeightsRule
+from softspec.engine.meter import Meter, current_meter
 from softspec.engine.trace import ChoiceTrace, current_trace
 from softspec.errors import SoftspecError
 from softspec.maths.answer import TokenUncertainty
+from softspec.server.access.access import Access
+from softspec.server.access.gate import Gate
+from softspec.server.access.settings import AccessSettings
 from softspec.server.chat.routes import UpstreamRoute, add_chat_routes
 from softspec.server.chat.service import Service
+from softspec.server.dialects.routes import error_at
 from softspec.server.observe.middleware import Observer, observe_with
 from softspec.server.ops.errors import respond_to_error
 from softspec.server.ops.metrics import Metrics
@@ -36,6 +42,7 @@ from softspec.server.upstream.settings import UpstreamSettings
 from softspec.server.upstream.upstreams import Upstreams
 
 ENSEMBLE = "jurists"
+PROMPT_TOKENS = 7
 UNIFORM = (math.log(0.5), math.log(0.5))
 
 
@@ -130,6 +137,8 @@ class FakeEngine:
     async def route(self, request: Any, _raw_request: Request) -> Response:
         """What vLLM's route for chat or text completions does."""
         self.requests.append(request)
+        meter = current_meter.get() or Meter()
+        meter.prompt_tokens += PROMPT_TOKENS
         if self.failure is not None:
             raise self.failure
         trace = current_trace.get()
@@ -142,6 +151,7 @@ class FakeEngine:
             return StreamingResponse(self._events(request, choices), media_type="text/event-stream")
         for index, script in enumerate(self.scripts):
             choices[index].tokens.extend(script)
+            meter.count(len(script), time.monotonic())
         return JSONResponse(self._body(request))
 
     def _body(self, request: Any) -> dict[str, Any]:
@@ -186,7 +196,7 @@ class FakeEngine:
 
         for index, script in enumerate(self.scripts):
             choices[index].tokens.append(script[0])
-            self.sent += 1
+            self._send_one()
         if is_chat:
             # As vLLM does: the first token is there before the chunk that opens the message.
             for index in range(len(self.scripts)):
@@ -196,11 +206,16 @@ class FakeEngine:
                 if step < len(script):
                     if step > 0:
                         choices[index].tokens.append(script[step])
-                        self.sent += 1
+                        self._send_one()
                     reason = "stop" if step == len(script) - 1 else None
                     yield chunk(index, {"content": decode(script[step].token_id)}, reason, step + 1)
         if options.include_usage:
             yield {**head, "choices": [], "usage": self._usage(self._total())}
+
+    def _send_one(self) -> None:
+        self.sent += 1
+        if (meter := current_meter.get()) is not None:
+            meter.count(1, time.monotonic())
 
     def _head(self, request: Any, kind: str) -> dict[str, Any]:
         return {"id": "cmpl-1", "object": kind, "created": 1, "model": request.model}
@@ -210,7 +225,11 @@ class FakeEngine:
 
     @staticmethod
     def _usage(completion: int) -> dict[str, int]:
-        return {"prompt_tokens": 7, "completion_tokens": completion, "total_tokens": 7 + completion}
+        return {
+            "prompt_tokens": PROMPT_TOKENS,
+            "completion_tokens": completion,
+            "total_tokens": PROMPT_TOKENS + completion,
+        }
 
 
 def _is_chat(request: Any) -> bool:
@@ -227,6 +246,7 @@ def make_app(
     upstreams: Mapping[str, UpstreamSettings] = {},
     recorder: Recorder | None = None,
     observers: Sequence[Observer] = (),
+    access: AccessSettings | None = None,
 ) -> FastAPI:
     """The routes as the server's plugin adds them, around the scripted engine."""
     metrics = Metrics(registry or CollectorRegistry())
@@ -237,6 +257,8 @@ def make_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         await asked.aclose()
+        if access is not None:
+            await app.state.softspec_access.aclose()
 
     app = FastAPI(lifespan=lifespan)
     app.add_exception_handler(SoftspecError, respond_to_error)
@@ -255,12 +277,15 @@ def make_app(
         "/v1/completions": UpstreamRoute(TextFields, engine.route),
     }
     add_chat_routes(app, routes, checks=())
+    if access is not None:
+        app.state.softspec_access = Access(access, {})
+        app.add_middleware(Gate, respond=error_at)
     observe_with(app, observers)
     return app
 
 
-def client_of(app: FastAPI) -> openai.OpenAI:
+def client_of(app: FastAPI, key: str = "none") -> openai.OpenAI:
     """The official client, talking to the app in-process."""
     return openai.OpenAI(
-        base_url="http://testserver/v1", api_key="none", http_client=TestClient(app), max_retries=0
+        base_url="http://testserver/v1", api_key=key, http_client=TestClient(app), max_retries=0
     )

@@ -18,6 +18,7 @@ from prometheus_client import REGISTRY
 
 from softspec.artefact.manifest import load_manifest
 from softspec.engine.wire import KEY, GroupSpec
+from softspec.server.access.settings import AccessSettings
 from softspec.server.ops.launch import server_arguments, server_environment
 from softspec.server.ops.settings import Settings
 from softspec.server.policy.policy import Policy
@@ -258,6 +259,7 @@ def serving(
     rules: PolicyRules | None = None,
     engine_of: Callable[[Any], Any] | None = None,
     unreadable: str = "",
+    access: AccessSettings | None = None,
     **environment: str,
 ) -> Iterator[Server]:
     """A server that was started with this ensemble; one at a time, as they count in the same metrics.
@@ -279,8 +281,11 @@ def serving(
         await init_app_state(engine, app.state, args, ("generate",))
         return app
 
+    settings = Settings(
+        (ensemble,), rules or PolicyRules(policy or Policy()), access=access or AccessSettings()
+    )
     variables = {
-        **server_environment(Settings((ensemble,), rules or PolicyRules(policy or Policy())), {}),
+        **server_environment(settings, {}),
         "HF_HUB_OFFLINE": "1",
         **environment,
     }

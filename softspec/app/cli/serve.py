@@ -37,6 +37,7 @@ def serve(
     policy_fixed: Annotated[bool, Parameter(negative="")] = False,
     upstream: tuple[str, ...] = (),
     record: Path | None = None,
+    keys: Path | None = None,
     server_config: Path | None = None,
     drain_timeout: int = 30,
     base_unchecked: Annotated[bool, Parameter(negative="", env_var="SOFTSPEC_BASE_UNCHECKED")] = False,
@@ -65,7 +66,8 @@ def serve(
         upstream: an OpenAI-compatible server to route to, NAME=URL,model=MODEL, also with api_key_env=VARIABLE,
             timeout_s=SECONDS, max_retries=COUNT and others; repeat it for several
         record: append abstained and routed requests to this JSONL file
-        server_config: YAML file with policy, limits, upstreams and record; flags win
+        keys: let nobody ask without an API key of this file, which 'softspec key new' makes
+        server_config: YAML file with policy, limits, upstreams, record and who may ask; flags win
         drain_timeout: seconds that accepted requests may go on when the server is told to stop
         base_unchecked: serve on a base that is not the one of the training, such as a quantised one
         allow_untested: take options of vLLM's engine that were not tested with ensembles
@@ -99,6 +101,7 @@ def serve(
             policy_fixed,
             upstream,
             record,
+            keys,
         ),
         server_config,
         base_unchecked=base_unchecked,

@@ -120,8 +120,13 @@ def model_names(client: EnsembleClient, state: "State") -> list[str]:
     return [*registry.ensembles, *members, *base_names(state)]
 
 
-def list_ensembles_first(client: EnsembleClient, state: "State") -> None:
-    """Let `/v1/models` show what `model_names` gives, in that order: a chat window takes the first model."""
+def list_ensembles_first(
+    client: EnsembleClient, state: "State", may_see: Callable[[str], bool] = lambda _: True
+) -> None:
+    """Let `/v1/models` show what `model_names` gives, in that order: a chat window takes the first model.
+
+    `may_see` says for each name whether whoever asks may know it.
+    """
     models = state.openai_serving_models
     show_base = models.registry.show_available_models
 
@@ -142,7 +147,8 @@ def list_ensembles_first(client: EnsembleClient, state: "State") -> None:
         roots |= {name: str(Path(ensemble.adapters[0].path).parent) for name, ensemble in ensembles.items()}
         base = {model.id: model for model in (await show_base()).data}
         cards = [
-            base[name] if name in base else card(name, roots[name]) for name in model_names(client, state)
+            base[name] if name in base else card(name, roots[name])
+            for name in filter(may_see, model_names(client, state))
         ]
         return ModelList(data=cards)
 

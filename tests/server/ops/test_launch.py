@@ -14,6 +14,7 @@ import torch
 from softspec.artefact.activation import BlockActivation
 from softspec.artefact.manifest import BaseModelRef, Manifest, load_manifest, save_manifest
 from softspec.errors import ConfigError, ManifestError
+from softspec.server.access.settings import AccessSettings
 from softspec.server.ops.launch import serve, server_arguments, server_environment
 from softspec.server.ops.served_base import served_fingerprint
 from softspec.server.ops.server_config import RecordSettings
@@ -174,6 +175,20 @@ def test_record_that_others_may_read_is_refused_before_vllm_is_loaded(ensemble: 
 
     with pytest.raises(ConfigError, match="may be read by others"):
         serve(Settings((ensemble,), record=RecordSettings(path=tmp_path / "rows.jsonl")), None, [], 30)
+
+
+@pytest.mark.parametrize(
+    ("flags", "variable"), [(["--api-key", "x"], ""), (["--api_key=x"], ""), ([], "x")], ids=str
+)
+def test_keys_of_vllm_beside_ours_are_refused_before_anything_is_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flags: list[str], variable: str
+) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", variable)
+
+    with pytest.raises(
+        ConfigError, match="two doors: --keys, and vLLM's own --api-key or VLLM_API_KEY; keep one"
+    ):
+        serve(Settings((tmp_path,), access=AccessSettings(keys=tmp_path / "keys.yaml")), None, flags)
 
 
 def test_base_that_is_no_checkpoint_can_only_be_served_unchecked(

@@ -5,12 +5,14 @@ from pathlib import Path
 import pytest
 
 from softspec.errors import ConfigError
+from softspec.server.access.settings import AccessSettings, RequestLimits
 from softspec.server.ops.server_config import RecordSettings, ServerConfig, read_server_config
 from softspec.server.ops.settings import Flags, read_settings
 from softspec.server.policy.fields import PolicyFields
 from softspec.server.policy.policy import Policy
 from softspec.server.policy.rules import PolicyRules
 from tests.support.documents import blocks
+from tests.support.key_files import key_file
 
 WHOLE = """
 policy: {action: route, metric: max_epistemic, threshold: 0.5, min_tokens: 2, hold_tokens: 32, upstream: big,
@@ -23,6 +25,7 @@ upstreams:
   big: {url: "https://example.com/v1", model: large, timeout_s: 90, max_retries: 0}
   small: {url: "http://localhost:9000", model: small}
 record: {path: record.jsonl, max_bytes: 1000000, keep: 3}
+access: {protect_ops: true, limits: {max_body_bytes: 2048}}
 """
 
 
@@ -54,6 +57,7 @@ def test_every_key_of_the_file_holds(tmp_path: Path) -> None:
     assert settings.upstreams["big"].timeout_s == 90
     assert settings.upstreams["small"].url == "http://localhost:9000/v1"
     assert settings.record == RecordSettings(path=tmp_path / "record.jsonl", max_bytes=1_000_000, keep=3)
+    assert settings.access == AccessSettings(protect_ops=True, limits=RequestLimits(max_body_bytes=2048))
 
 
 def test_every_key_of_a_policy_and_of_the_file_is_tried_above(tmp_path: Path) -> None:
@@ -142,6 +146,14 @@ def test_key_file_is_relative_to_the_file(tmp_path: Path) -> None:
         ("upstreams: {1: {url: 'http://h', model: m}}", "a key that is no text; put it in quotes"),
         ("upstreams: {big: {url: '${URL}', model: m}}", "url must begin with http"),
         ("record: [a]", "record: expected an object"),
+        ("access: {key: k}", "access.key: unknown key; did you mean 'keys'?"),
+        (
+            "access: {limits: {max_body: 1}}",
+            "access.limits.max_body: unknown key; did you mean 'max_body_bytes'?",
+        ),
+        ("access: {limits: 5}", "access.limits: expected an object (found 5)"),
+        ("access: keys.yaml", 'access: expected an object (found "keys.yaml")'),
+        ("access: {keys: none.yaml}", "none.yaml': No such file or directory"),
         ("record: {path: a, keep: -1}", "record.keep: expected a number of at least 0 (found -1)"),
     ],
 )
@@ -192,7 +204,9 @@ def test_example_of_the_document_is_understood(tmp_path: Path) -> None:
         fields["api_key_env"]: "secret" for fields in config.upstreams.values() if "api_key_env" in fields
     }
 
+    keys = key_file(tmp_path, one={})
     settings = read_settings([Path("my")], variables, Flags(), tmp_path / "server.yaml")
 
     assert settings.rules.default.action == "route"
+    assert settings.access.keys == keys
     assert set(ServerConfig.model_fields) - config.model_fields_set <= {"policy_pinned"}

@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 
 from softspec.errors import ConfigError
 from softspec.maths.answer import METRICS
+from softspec.server.access.settings import AccessSettings
 from softspec.server.ops.server_config import RecordSettings
 from softspec.server.ops.settings import Flags, Settings, read_settings
 from softspec.server.policy.policy import Policy
 from softspec.server.policy.rules import PolicyRules
 from softspec.server.upstream.settings import UpstreamSettings
+from tests.support.key_files import key_file
 
 NAMES = ("big", "small")
 ACTIONS = ("answer", "abstain", "route")
@@ -210,3 +212,15 @@ def test_default_policy_answers_everything() -> None:
 def test_wrong_settings_stop_the_server_at_start(environment: dict[str, str], complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
         Settings.from_environment(environment)
+
+
+def test_flag_of_the_keys_wins_over_the_file_and_is_carried(tmp_path: Path) -> None:
+    file = tmp_path / "server.yaml"
+    file.write_text("access: {keys: others.yaml, protect_ops: true}")
+    keys = key_file(tmp_path, one={})
+
+    settings = read_settings([Path("my")], {}, Flags(keys=keys), file)
+
+    assert Settings.from_environment(settings.to_environment()).access == AccessSettings(
+        keys=keys, protect_ops=True
+    )

@@ -1,0 +1,54 @@
+"""Who may ask this server, and how much: the parts that decide it, put together once at start-up.
+
+In: settings. Out: one object in the app's state, which the gate asks. Knows no HTTP.
+"""
+
+from collections.abc import Mapping
+
+from softspec.server.access.budget import Budget
+from softspec.server.access.counts import Counts
+from softspec.server.access.key_ring import KeyRing
+from softspec.server.access.settings import AccessSettings
+
+STATE = "softspec_access"
+"""Where the app's state has it."""
+
+
+class Access:
+    """What the gate needs to know of this server; `ring` is None where nobody needs a key."""
+
+    def __init__(self, settings: AccessSettings, environment: Mapping[str, str]) -> None:
+        """Read the keys, and where they are counted; nobody is asked yet.
+
+        Raises:
+            ConfigError: the key file cannot be read, or is wrong, or there is no such place to count.
+        """
+        self.settings = settings
+        self.ring = None if settings.keys is None else KeyRing(settings.keys)
+        self._counts = Counts(settings.storage_in(environment))
+        self.budget = Budget(self._counts)
+
+    async def require_ready(self) -> None:
+        """Raise unless everything that was configured answers.
+
+        Raises:
+            ConfigError: Redis does not.
+        """
+        await self._counts.require_reachable()
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._counts.aclose()
+
+
+async def require_ready(settings: AccessSettings, environment: Mapping[str, str]) -> None:
+    """Raise unless a server with these settings could begin to let requests in.
+
+    Raises:
+        ConfigError: it could not; says why.
+    """
+    access = Access(settings, environment)
+    try:
+        await access.require_ready()
+    finally:
+        await access.aclose()
