@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from starlette.routing import BaseRoute, Match
 from starlette.types import Scope
 
-PAGE = "/playground"
-"""The page, which loads without a key and asks its reader for one."""
 PROBES = frozenset({"/health", "/ready"})
-OPEN = frozenset({"/", "/ping", PAGE, *PROBES})
-"""Without a key: whether the server lives, and the page."""
+OPEN = frozenset({"/", "/playground/{file}", "/ping", *PROBES})
+"""Without a key: the page, which asks its reader for one, and whether the server lives."""
 OPS = frozenset({"/metrics", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"})
 """What operators look at: without a key unless the settings say otherwise, and elsewhere with a port of their own."""
 ASKING = frozenset(
@@ -79,7 +77,7 @@ class Place:
     @property
     def is_open(self) -> bool:
         """Whether it is used without a key."""
-        return self.path is not None and (self.path in OPEN or self.path.startswith(f"{PAGE}/"))
+        return self.path in OPEN
 
     @property
     def is_ops(self) -> bool:

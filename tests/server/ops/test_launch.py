@@ -188,7 +188,7 @@ def test_keys_of_vllm_beside_ours_are_refused_before_anything_is_read(
     with pytest.raises(
         ConfigError, match="two doors: --keys, and vLLM's own --api-key or VLLM_API_KEY; keep one"
     ):
-        serve(Settings((tmp_path,), access=AccessSettings(keys=tmp_path / "keys.yaml")), None, flags)
+        serve(Settings((tmp_path,), access=AccessSettings(keys=tmp_path / "keys.yaml")), None, flags, 30)
 
 
 def test_base_that_is_no_checkpoint_can_only_be_served_unchecked(
