@@ -62,7 +62,7 @@ function decided(question, answer, number) {
   return element("article", { class: "panel", "aria-labelledby": id },
     element("h3", { id }, question.name || question.instructions || `Question ${number + 1}`),
     element("p", {}, element("strong", {}, verdict(answer, told))),
-    answer.type === "refusal" ? null : distribution(question, answer, told),
+    answer.type === "refusal" ? null : distribution(question.name || `question ${number + 1}`, answer, told),
     element("dl", { class: "facts" }, ...facts(answer, told)));
 }
 
@@ -73,16 +73,16 @@ function verdict(answer, told) {
 }
 
 // Every option with its probability under the mixture and under each member.
-function distribution(question, answer, told) {
+function distribution(name, answer, told) {
   const options = optionsOf(answer);
   const head = ["option", "probability", ...told.member_probabilities.map((_, k) => memberMark(k, `member ${k}`))];
-  const rows = options.map(([name, share], place) => [
-    name,
+  const rows = options.map(([option, share], place) => [
+    option,
     element("span", { class: "with-bar" }, bar(share, "mixture"), percent(share)),
     ...told.member_probabilities.map((shares, k) =>
       element("span", { class: "with-bar" }, bar(shares[place], `member-${k % 6}`), percent(shares[place]))),
   ]);
-  return table(`Options of ${question.name || "the question"}`, head, rows);
+  return table(`Options of ${name}`, head, rows);
 }
 
 function optionsOf(answer) {

@@ -72,8 +72,8 @@ async function answered(path, options) {
 }
 
 function faultOf(body, response) {
-  const told = body.error ?? {};
-  return new Fault(told.message ?? told.detail ?? body.detail ?? `The server answered ${response.status}.`, {
+  const told = typeof body.error === "string" ? { message: body.error } : (body.error ?? {});
+  return new Fault(told.message ?? body.detail ?? `The server answered ${response.status}.`, {
     status: response.ok ? (told.code ?? null) : response.status,
     type: told.type ?? null,
     param: told.param ?? null,

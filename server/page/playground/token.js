@@ -54,7 +54,7 @@ function members(answer, number) {
       percent(Math.exp(after[member])),
     ];
   });
-  return table("Members' probabilities of this token", ["", "probability", "belief before", "after"], rows);
+  return table("Members' probabilities of this token", ["member", "probability", "belief before", "after"], rows);
 }
 
 function facts(token) {

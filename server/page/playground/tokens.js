@@ -17,7 +17,8 @@ export class TokenList {
       class: "tokens",
       "aria-label": label,
       keydown: (event) => this.move(event),
-      pointerover: (event) => this.point(event.target),
+      // Not pointerover: the page may scroll below a pointer that rests, while the keyboard moves on.
+      pointermove: (event) => this.point(event.target),
       pointerleave: () => this.point(null),
       focusin: (event) => this.choose(event.target),
       click: (event) => event.target.focus(),
@@ -73,6 +74,7 @@ export class TokenList {
 
   point(target) {
     const number = this.options.indexOf(target);
+    if (state.pointed?.answer === this.answer && state.pointed.number === number) return;
     state.pointed = number < 0 ? null : { answer: this.answer, number };
     changed("token");
   }
@@ -82,6 +84,7 @@ export class TokenList {
     if (number < 0) return;
     for (const option of this.options) option.tabIndex = option === target ? 0 : -1;
     state.chosen = { answer: this.answer, number, option: target };
+    state.pointed = null;
     changed("token");
     if (state.shown !== this.answer) {
       state.shown = this.answer;

@@ -105,6 +105,16 @@ def test_a_hovered_token_gives_way_to_the_chosen_one(visitor: Visitor) -> None:
     expect(visitor.the("#token-title")).to_have_text("Token 1 of 10")
 
 
+def test_a_pointer_that_rests_does_not_hold_the_keyboard_back(visitor: Visitor) -> None:
+    visitor.ask("torn")
+    visitor.tokens().nth(2).hover()
+    expect(visitor.the("#token-title")).to_have_text("Token 3 of 10")
+    visitor.tokens().nth(0).focus()
+    visitor.page.keyboard.press("ArrowRight")
+
+    expect(visitor.the("#token-title")).to_have_text("Token 2 of 10")
+
+
 def test_no_text_is_taken_for_markup(visitor: Visitor) -> None:
     """Neither a question's, an answer's, an upstream's nor a member's."""
     visitor.ask("<img src=x onerror=alert(1)>")
