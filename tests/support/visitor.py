@@ -15,6 +15,8 @@ from playwright.sync_api import Browser, ConsoleMessage, Locator, expect, sync_p
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NO_CHROMIUM = "there is no chromium: apt-get install chromium"
+PATIENCE_MS = 20_000
+"""How long something may take to show; a machine that does much else may need it."""
 PHONE = {"width": 360, "height": 740}
 DESK = {"width": 1280, "height": 900}
 
@@ -35,7 +37,8 @@ class Visitor:
         self.url = url
         self.context = browser.new_context(**{"viewport": DESK, **settings})
         self.page = self.context.new_page()
-        self.page.set_default_timeout(10_000)
+        self.page.set_default_timeout(PATIENCE_MS)
+        expect.set_options(timeout=PATIENCE_MS)
         self.complaints: list[str] = []
         self.asked: list[str] = []
         self.page.on("console", self._heard)
