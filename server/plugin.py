@@ -7,6 +7,7 @@ In: vLLM's app, engine client and state. Out: the same server, with ensembles am
 import asyncio
 import logging
 import os
+import sys
 from argparse import Namespace
 from functools import partial
 
@@ -44,6 +45,7 @@ from softspec.engine.front.sharing import share_lower_layers
 from softspec.engine.front.trial import draw_unpublished
 from softspec.engine.requirements import require_base, require_engine
 from softspec.engine.start.arguments import accepted_arguments
+from softspec.engine.start.flags import CONTENT_FLAGS, refuse_logged_content
 from softspec.engine.start.log import share_log
 from softspec.errors import SoftspecError
 from softspec.server.access.access import Access
@@ -58,7 +60,11 @@ from softspec.server.decisions.routes import add_decision_routes
 from softspec.server.decisions.service import PATH as DECISIONS
 from softspec.server.dialects.routes import add_dialect_routes, error_at
 from softspec.server.ensembles.routes import add_ensemble_routes
-from softspec.server.observe.middleware import Observer, observe_with
+from softspec.server.observe.content import Overhear
+from softspec.server.observe.discretion import keep_content_out
+from softspec.server.observe.log import log_requests
+from softspec.server.observe.middleware import Layer, Observer, observe_with
+from softspec.server.observe.settings import LogSettings
 from softspec.server.ops.canary import canary_of
 from softspec.server.ops.closing import close_with
 from softspec.server.ops.death import end_when_dead
@@ -115,6 +121,7 @@ class SoftspecEndpoints:
     def __init__(self) -> None:
         self._observers: list[Observer] = []
         self._unanswered = Unanswered()
+        self._layers: list[Layer] = []
 
     def attach_router(self, app: FastAPI) -> None:
         """Add our routes; those of vLLM with the same path make way."""
@@ -135,7 +142,7 @@ class SoftspecEndpoints:
         app.add_middleware(RefuseWhileStopping, unanswered=self._unanswered)
         app.add_middleware(Gate, respond=error_at)
         close_with(app)
-        observe_with(app, self._observers)
+        observe_with(app, self._observers, self._layers)
 
     async def init_state(self, engine_client: EngineClient, state: State, args: Namespace) -> None:
         """Load the ensembles, prepare the engine for them and put our client into vLLM's handlers.
@@ -150,6 +157,7 @@ class SoftspecEndpoints:
         ensembles = load_ensembles(settings.ensembles)
         settings.rules.require_followed({each.name: each.manifest.calibration for each in ensembles})
         share_log()
+        self._observe(settings.log, args)
         accepted_arguments(args, settings.allow_untested, in_use=True)
         if not args.uds:
             require_elsewhere(settings.upstreams, args.host, args.port)
@@ -223,3 +231,14 @@ class SoftspecEndpoints:
             on_ready=lambda: _log.info("%s", welcome(served, base_names(state), settings.rules)),
         )
         state.softspec_readiness.begin()
+
+    def _observe(self, log: LogSettings, args: Namespace) -> None:
+        """Tell of every request what the settings want, and nothing of its content unless they do."""
+        if log.content:
+            self._layers.append(Overhear)
+        else:
+            on = [flag for flag in CONTENT_FLAGS if getattr(args, flag.removeprefix("--").replace("-", "_"))]
+            refuse_logged_content(on, os.environ)
+            keep_content_out()
+        if log.requests:
+            self._observers.append(log_requests(sys.stdout))

@@ -105,6 +105,8 @@ def test_shown_rows_can_be_read(block: Block) -> None:
     row = json.loads(block.text)
     if "uncertainty" in row:
         pytest.skip("an answer, which test_documents.py compares with a real one")
+    if "request_id" in row:
+        pytest.skip("a line of the request log, which tests/server/observe compares with a real one")
     read: Any = read_preferences if "chosen" in row else read_examples
     tokenizer = tiny_tokenizer()
 

@@ -156,7 +156,9 @@ async def _asked(request: OpenAIRequest, raw_request: Request, service: Service)
         trace = outcome.trace
         summary = summarise(outcome.tokens, trace.log_weights, trace.weights_rule)
         observe(outcome.decision, summary, trace.calibration)
-        note_decision(outcome.decision.action, summary.mutual_information)
+        decision, forwarded = outcome.decision, outcome.forwarded
+        answered_by = forwarded.model if forwarded else None
+        note_decision(decision.action, summary.mutual_information, decision.objection, answered_by)
         if service.recorder is not None and outcome.decision.reason is not None:
             model = str(request.model)
             service.recorder.keep(model, partial(recorded, outcome, model, forwarding, time.time()))

@@ -29,6 +29,7 @@ from softspec.server.chat.wire import (
     token_reports,
 )
 from softspec.server.fields.message import Message
+from softspec.server.observe.account import note_error
 from softspec.server.ops.errors import error_body
 
 _PREFIX = "data: "
@@ -79,6 +80,7 @@ class AnswerStream:
                     if self._ends_early and not self._open:
                         return
             except SoftspecError as error:
+                note_error(type(error).__name__)
                 yield _event(error_body(error))
                 yield _DONE
 
@@ -105,6 +107,7 @@ class AnswerStream:
         elif "error" in chunk:
             self._has_failed = self._ends_early = True
             self._open.clear()
+            note_error(chunk["error"].get("type", "error"))
             yield event
         elif self._ends_early:
             self._usage.ensemble = chunk.get("usage")

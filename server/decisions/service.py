@@ -68,7 +68,8 @@ async def decide(request: DecisionRequest, request_id: str, engine: DecisionEngi
         confidence = None if calibration is None else calibration.confidence(vars(weighed))
         decision = judged(terms.policy, weighed, confidence)
         service.metrics.decided(model, decision, calibration, confidence)
-        note_decision(decision.action, weighed.epistemic)
+        if model in service.ensembles:
+            note_decision(decision.action, weighed.epistemic, decision.reason)
         answers.append(answer_of(question, weighed, decision, terms.detail, confidence))
     return {"answers": answers, "model": model, "usage": _usage(asked)}
 

@@ -15,6 +15,7 @@ from softspec.maths.answer import TokenUncertainty
 from softspec.server.chat.replies import Outcome, Settled, choice_trace
 from softspec.server.chat.wire import EXTENSION, DecodeToken, Json, Terms, full_report, token_reports
 from softspec.server.dialects.dialect import Events
+from softspec.server.observe.account import note_error
 from softspec.server.policy.running import RunningDecision, held_of
 
 _DATA = "data: "
@@ -56,6 +57,7 @@ class JudgedStream:
                     for rewritten in self._rewrite(event):
                         yield _written(rewritten)
             except SoftspecError as error:
+                note_error(type(error).__name__)
                 yield _written(self._events.failure(error))
 
     def _rewrite(self, event: Json) -> Iterator[Json]:

@@ -112,7 +112,8 @@ async def _settling(
         trace = outcome.trace
         summary = summarise(outcome.tokens, trace.log_weights, trace.weights_rule)
         observe(outcome.decision, summary, trace.calibration)
-        note_decision(outcome.decision.action, summary.mutual_information)
+        decision = outcome.decision
+        note_decision(decision.action, summary.mutual_information, decision.objection)
         if service.recorder is not None and outcome.decision.reason is not None:
             service.recorder.keep(model, partial(row, outcome, time.time()))
 

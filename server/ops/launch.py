@@ -16,7 +16,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from softspec.artefact.manifest import BaseModelRef, Manifest, load_manifest, member_rank
-from softspec.engine.start.flags import cpu_environment, cpu_flags, engine_flags, refuse_reserved_flags
+from softspec.engine.start.flags import (
+    cpu_environment,
+    cpu_flags,
+    engine_flags,
+    refuse_logged_content,
+    refuse_reserved_flags,
+)
 from softspec.engine.wire import MAX_TOP_LOGPROBS
 from softspec.errors import ConfigError
 from softspec.server.access.access import require_ready
@@ -76,7 +82,9 @@ def checked_arguments(
         raise ConfigError(f"--drain-timeout is {drain_timeout_s}: expected 0 or more seconds")
     manifests = {path: load_manifest(path) for path in settings.ensembles}
     settings.rules.require_followed({each.name: each.calibration for each in manifests.values()})
-    arguments = server_arguments(manifests, base, vllm_args, settings.base_unchecked)
+    arguments = server_arguments(manifests, base, vllm_args, settings.base_unchecked, settings.log.requests)
+    if not settings.log.content:
+        refuse_logged_content(vllm_args, os.environ)
     served = Path(arguments[0])
     if served.is_dir():  # the files of others may not be here yet; the plugin checks all
         require_base_of(manifests, served, settings.base_unchecked)
@@ -91,7 +99,12 @@ def _has_api_key(vllm_args: Sequence[str], environment: Mapping[str, str]) -> bo
 
 def server_environment(settings: Settings, environment: Mapping[str, str]) -> dict[str, str]:
     """The variables that vLLM's processes must see; vLLM loads endpoint plugins only when they are named."""
-    variables = {**settings.to_environment(), "VLLM_PLUGINS": ",".join(_plugins(environment))}
+    variables = {
+        **settings.to_environment(),
+        "VLLM_PLUGINS": ",".join(_plugins(environment)),
+        # Standard output is the request log's.
+        "VLLM_LOGGING_STREAM": environment.get("VLLM_LOGGING_STREAM", "ext://sys.stderr"),
+    }
     if _on_cpu():
         variables |= cpu_environment(environment, num_cores=len(os.sched_getaffinity(0)))
     return variables
@@ -112,11 +125,13 @@ def server_arguments(
     base: str | None,
     vllm_args: Sequence[str],
     base_unchecked: bool = False,
+    logs_requests: bool = True,
 ) -> list[str]:
     """The arguments after `vllm serve`.
 
     Args:
         manifests: ensemble directory -> its manifest.
+        logs_requests: whether this server logs them, so that uvicorn need not.
     Raises:
         ConfigError: two ensembles of one name or of different bases, a missing base, or a reserved flag.
     """
@@ -130,6 +145,8 @@ def server_arguments(
     flags = engine_flags(manifests.values(), rank, MAX_TOP_LOGPROBS)
     if found.revision is not None:
         flags += ["--revision", found.revision]
+    if logs_requests:  # and not a second time by uvicorn
+        flags.append("--disable-uvicorn-access-log")
     if _on_cpu():
         flags += cpu_flags(has_compiler=shutil.which(os.environ.get("CXX", "g++")) is not None)
     return [found.path, "--served-model-name", _base_name(found.path, manifests), *flags, *vllm_args]

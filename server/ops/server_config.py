@@ -1,4 +1,5 @@
-"""The file that `softspec serve --server-config` reads: policy, limits, upstreams, the record and who may ask.
+"""The file that `softspec serve --server-config` reads: policy, limits, upstreams, the record,
+who may ask, and what is logged.
 
 In: a YAML file. Out: what it says, checked as far as the file alone allows. Nothing in it is taken from the
 environment; keys of upstreams are not in it, only where they are. Knows no flags.
@@ -14,6 +15,7 @@ from softspec.artefact.validation import as_key, first_problem, unknown_key
 from softspec.artefact.yaml_file import absolute, in_line, read_mapping
 from softspec.errors import ConfigError
 from softspec.server.access.settings import AccessSettings, RequestLimits
+from softspec.server.observe.settings import LogSettings
 from softspec.server.policy.fields import Name, PolicyFields
 from softspec.server.policy.policy import Action, Policy
 from softspec.server.upstream.settings import UpstreamSettings
@@ -67,6 +69,10 @@ class ServerConfig(BaseModel):
         default_factory=AccessSettings,
         description="Who may ask, and how much: [its own keys](#who-may-ask).",
     )
+    log: LogSettings = Field(
+        default=LogSettings(),
+        description="The request log: `requests: false` for none, `content: true` for prompts and answers too.",
+    )
 
 
 def read_server_config(path: Path) -> ServerConfig:
@@ -99,6 +105,7 @@ def _inner_mappings(content: Mapping[str, Any]) -> list[tuple[tuple[str, ...], t
         (("record",), RecordSettings),
         (("access",), AccessSettings),
         (("access", "limits"), RequestLimits),
+        (("log",), LogSettings),
     ]
     return places + [(("upstreams", name), UpstreamSettings) for name in named]
 

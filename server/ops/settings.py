@@ -17,6 +17,7 @@ from softspec.artefact.yaml_file import absolute
 from softspec.errors import ConfigError
 from softspec.server.access.keys import read_key_file
 from softspec.server.access.settings import AccessSettings
+from softspec.server.observe.settings import LogSettings
 from softspec.server.ops.server_config import RecordSettings, ServerConfig, read_server_config
 from softspec.server.ops.upstream_flags import with_upstreams
 from softspec.server.policy.fields import PolicyFields, read_threshold
@@ -35,6 +36,7 @@ POLICY_PINNED = "SOFTSPEC_POLICY_PINNED"
 BASE_UNCHECKED = "SOFTSPEC_BASE_UNCHECKED"
 ALLOW_UNTESTED = "SOFTSPEC_ALLOW_UNTESTED"
 NO_SHARED_LAYERS = "SOFTSPEC_NO_SHARED_LAYERS"
+LOG_CONTENT = "SOFTSPEC_LOG_CONTENT"
 _NUMBERS: dict[str, Callable[[str], Any]] = {
     "threshold": read_threshold,
     "min_tokens": int,
@@ -56,6 +58,7 @@ class Flags:
     upstreams: tuple[str, ...] = ()
     record: Path | None = None
     keys: Path | None = None
+    log_content: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class Settings:
     allow_untested: bool = False
     no_shared_layers: bool = False
     access: AccessSettings = field(default_factory=AccessSettings)
+    log: LogSettings = field(default_factory=LogSettings)
 
     @staticmethod
     def from_environment(environment: Mapping[str, str]) -> "Settings":
@@ -138,8 +142,21 @@ def read_settings(
     record = _record(config.record, flags.record)
     access = _access(config.access, flags)
     access.storage_in(environment)  # that it is said, likewise
+    log = config.log
+    if flags.log_content or _is_on(LOG_CONTENT, environment):
+        log = log.model_copy(update={"content": True})
+    if log.content and not log.requests:
+        raise ConfigError("requests are not logged, so their content cannot be: give log: {requests: true}")
     return Settings(
-        tuple(ensembles), rules, upstreams, record, base_unchecked, allow_untested, no_shared_layers, access
+        tuple(ensembles),
+        rules,
+        upstreams,
+        record,
+        base_unchecked,
+        allow_untested,
+        no_shared_layers,
+        access,
+        log,
     )
 
 

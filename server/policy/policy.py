@@ -226,6 +226,11 @@ class Decision:
     decided_at: int | None
     upstream: str | None = None
 
+    @property
+    def objection(self) -> str | None:
+        """The value that crossed the threshold; what else `reason` says may be in an upstream's words."""
+        return None if self.reason is None else self.reason.partition("; ")[0]
+
 
 ANSWER = Decision("answer", None, None)
 

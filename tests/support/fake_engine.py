@@ -280,7 +280,7 @@ def make_app(
     if access is not None:
         app.state.softspec_access = Access(access, {})
         app.add_middleware(Gate, respond=error_at)
-    observe_with(app, observers)
+    observe_with(app, observers, layers)
     return app
 
 

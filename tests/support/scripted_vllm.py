@@ -19,6 +19,7 @@ from prometheus_client import REGISTRY
 from softspec.artefact.manifest import load_manifest
 from softspec.engine.wire import KEY, GroupSpec
 from softspec.server.access.settings import AccessSettings
+from softspec.server.observe.settings import LogSettings
 from softspec.server.ops.launch import server_arguments, server_environment
 from softspec.server.ops.settings import Settings
 from softspec.server.policy.policy import Policy
@@ -260,6 +261,7 @@ def serving(
     engine_of: Callable[[Any], Any] | None = None,
     unreadable: str = "",
     access: AccessSettings | None = None,
+    log: LogSettings | None = None,
     **environment: str,
 ) -> Iterator[Server]:
     """A server that was started with this ensemble; one at a time, as they count in the same metrics.
@@ -282,7 +284,10 @@ def serving(
         return app
 
     settings = Settings(
-        (ensemble,), rules or PolicyRules(policy or Policy()), access=access or AccessSettings()
+        (ensemble,),
+        rules or PolicyRules(policy or Policy()),
+        access=access or AccessSettings(),
+        log=log or LogSettings(),
     )
     variables = {
         **server_environment(settings, {}),

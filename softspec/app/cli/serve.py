@@ -38,6 +38,7 @@ def serve(
     upstream: tuple[str, ...] = (),
     record: Path | None = None,
     keys: Path | None = None,
+    log_content: Annotated[bool, Parameter(negative="")] = False,
     server_config: Path | None = None,
     drain_timeout: int = 30,
     base_unchecked: Annotated[bool, Parameter(negative="", env_var="SOFTSPEC_BASE_UNCHECKED")] = False,
@@ -67,7 +68,8 @@ def serve(
             timeout_s=SECONDS, max_retries=COUNT and others; repeat it for several
         record: append abstained and routed requests to this JSONL file
         keys: let nobody ask without an API key of this file, which 'softspec key new' makes
-        server_config: YAML file with policy, limits, upstreams, record and who may ask; flags win
+        log_content: log prompts and answers with their requests; otherwise no log has any of them
+        server_config: YAML file with policy, limits, upstreams, record, who may ask and what is logged; flags win
         drain_timeout: seconds that accepted requests may go on when the server is told to stop
         base_unchecked: serve on a base that is not the one of the training, such as a quantised one
         allow_untested: take options of vLLM's engine that were not tested with ensembles
@@ -102,6 +104,7 @@ def serve(
             upstream,
             record,
             keys,
+            log_content,
         ),
         server_config,
         base_unchecked=base_unchecked,

@@ -27,6 +27,9 @@ _RESERVED_FLAGS = {
     "--lora-modules": "its adapters would take the members' numbers in the engine",
     "--shutdown-timeout": "its name here is --drain-timeout",
 }
+CONTENT_FLAGS = ("--enable-log-requests", "--enable-log-outputs")
+"""Flags by which vLLM logs what requests ask and are answered."""
+_CONTENT_VARIABLE = "VLLM_DEBUG_LOG_API_SERVER_RESPONSE"
 # What vLLM's processes find on a CPU unless the user chose otherwise.
 _CPU_ENVIRONMENT = {
     # Runner V2, vLLM's choice on GPUs, needs Triton.
@@ -96,6 +99,21 @@ def refuse_reserved_flags(vllm_args: Sequence[str]) -> None:
             raise ConfigError(
                 f"'{flag}' cannot be given to 'softspec serve': {_RESERVED_FLAGS[flag]}; remove it"
             )
+
+
+def refuse_logged_content(vllm_args: Sequence[str], environment: Mapping[str, str]) -> None:
+    """Raise if vLLM is told to log prompts or answers.
+
+    Raises:
+        ConfigError: by a flag or by a variable, which the message names.
+    """
+    given = {argument.replace("_", "-") for argument in vllm_args}
+    is_on = environment.get(_CONTENT_VARIABLE, "").lower() == "true"
+    named = [flag for flag in CONTENT_FLAGS if flag in given] + [_CONTENT_VARIABLE] * is_on
+    if named:
+        raise ConfigError(
+            f"{named[0]} logs prompts and answers, which this server does not: remove it, or give --log-content too"
+        )
 
 
 def engine_rank(rank: int) -> int:

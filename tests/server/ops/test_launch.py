@@ -255,6 +255,33 @@ def test_adapter_without_a_rank_is_refused(ensemble: Path, tmp_path: Path, rank:
         load_manifest(copied)
 
 
+def test_uvicorn_does_not_log_requests_a_second_time(ensemble: Path) -> None:
+    manifests = {ensemble: load_manifest(ensemble)}
+
+    assert "--disable-uvicorn-access-log" in server_arguments(manifests, None, [])
+    assert "--disable-uvicorn-access-log" not in server_arguments(manifests, None, [], logs_requests=False)
+
+
+def test_standard_output_is_left_to_the_request_log() -> None:
+    chosen = server_environment(Settings((Path("a"),)), {})
+    wished = server_environment(Settings((Path("a"),)), {"VLLM_LOGGING_STREAM": "ext://sys.stdout"})
+
+    assert chosen["VLLM_LOGGING_STREAM"] == "ext://sys.stderr"
+    assert wished["VLLM_LOGGING_STREAM"] == "ext://sys.stdout"
+
+
+def test_vllm_may_not_log_content_where_the_server_does_not(
+    ensemble: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings((ensemble,), base_unchecked=True)
+
+    with pytest.raises(ConfigError, match="--enable-log-requests logs prompts and answers"):
+        serve(settings, str(base), ["--enable_log_requests"])
+    monkeypatch.setenv("VLLM_DEBUG_LOG_API_SERVER_RESPONSE", "True")
+    with pytest.raises(ConfigError, match="VLLM_DEBUG_LOG_API_SERVER_RESPONSE logs prompts and answers"):
+        serve(settings, str(base), [])
+
+
 @pytest.mark.parametrize(
     ("found", "expected"),
     [("", "softspec"), ("other", "other,softspec"), ("softspec,other", "other,softspec")],

@@ -6,6 +6,7 @@ import pytest
 
 from softspec.errors import ConfigError
 from softspec.server.access.settings import AccessSettings, RequestLimits
+from softspec.server.observe.settings import LogSettings
 from softspec.server.ops.server_config import RecordSettings, ServerConfig, read_server_config
 from softspec.server.ops.settings import Flags, read_settings
 from softspec.server.policy.fields import PolicyFields
@@ -26,6 +27,7 @@ upstreams:
   small: {url: "http://localhost:9000", model: small}
 record: {path: record.jsonl, max_bytes: 1000000, keep: 3}
 access: {protect_ops: true, limits: {max_body_bytes: 2048}}
+log: {requests: true, content: true}
 """
 
 
@@ -58,6 +60,7 @@ def test_every_key_of_the_file_holds(tmp_path: Path) -> None:
     assert settings.upstreams["small"].url == "http://localhost:9000/v1"
     assert settings.record == RecordSettings(path=tmp_path / "record.jsonl", max_bytes=1_000_000, keep=3)
     assert settings.access == AccessSettings(protect_ops=True, limits=RequestLimits(max_body_bytes=2048))
+    assert settings.log == LogSettings(requests=True, content=True)
 
 
 def test_every_key_of_a_policy_and_of_the_file_is_tried_above(tmp_path: Path) -> None:
@@ -154,6 +157,9 @@ def test_key_file_is_relative_to_the_file(tmp_path: Path) -> None:
         ("access: {limits: 5}", "access.limits: expected an object (found 5)"),
         ("access: keys.yaml", 'access: expected an object (found "keys.yaml")'),
         ("access: {keys: none.yaml}", "none.yaml': No such file or directory"),
+        ("log: {contents: true}", "log.contents: unknown key; did you mean 'content'?"),
+        ("log: {content: yes please}", 'log.content: expected true or false (found "yes please")'),
+        ("log: {requests: false, content: true}", "requests are not logged, so their content cannot be"),
         ("record: {path: a, keep: -1}", "record.keep: expected a number of at least 0 (found -1)"),
     ],
 )

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from softspec.errors import ConfigError
 from softspec.maths.answer import METRICS
 from softspec.server.access.settings import AccessSettings
+from softspec.server.observe.settings import LogSettings
 from softspec.server.ops.server_config import RecordSettings
 from softspec.server.ops.settings import Flags, Settings, read_settings
 from softspec.server.policy.policy import Policy
 from softspec.server.policy.rules import PolicyRules
-from softspec.server.upstream.settings import UpstreamSettings
+from softspec.server.upstream.settings import KEPT_FIELDS, UpstreamSettings
 from tests.support.key_files import key_file
 
 NAMES = ("big", "small")
@@ -43,7 +44,7 @@ UPSTREAMS = st.builds(
     api_key_env=st.none() | st.text(min_size=1),
     timeout_s=st.floats(0.001, 86_400),
     max_retries=st.integers(0, 10),
-    drop_fields=st.lists(st.text()).map(tuple),
+    drop_fields=st.lists(st.text().filter(lambda name: name not in KEPT_FIELDS)).map(tuple),
 )
 PATHS = st.text(st.characters(exclude_characters="\0", exclude_categories=())).map(Path)
 
@@ -58,6 +59,7 @@ PATHS = st.text(st.characters(exclude_characters="\0", exclude_categories=())).m
     servers=st.tuples(UPSTREAMS, UPSTREAMS),
     record=st.none() | st.builds(RecordSettings, path=PATHS, keep=st.integers(0, 10_000)),
     risks=st.tuples(st.booleans(), st.booleans()),
+    log=st.builds(LogSettings, requests=st.booleans(), content=st.booleans()),
 )
 def test_settings_survive_the_environment(
     paths: tuple[Path, ...],
@@ -69,10 +71,11 @@ def test_settings_survive_the_environment(
     servers: tuple[UpstreamSettings, UpstreamSettings],
     record: RecordSettings | None,
     risks: tuple[bool, bool],
+    log: LogSettings,
 ) -> None:
     """Whatever directories are called, colons and bytes that are no text among it."""
     rules = PolicyRules(policy, NAMES, overrides, pinned and policy.action != "answer", actions, upstreams)
-    settings = Settings(paths, rules, dict(zip(NAMES, servers, strict=True)), record, *risks)
+    settings = Settings(paths, rules, dict(zip(NAMES, servers, strict=True)), record, *risks, log=log)
 
     variables = settings.to_environment()
 
@@ -166,6 +169,16 @@ def test_flag_of_the_record_keeps_the_sizes_of_the_file(tmp_path: Path) -> None:
     settings = read_settings([Path("my")], {}, Flags(record=tmp_path / "b.jsonl"), file)
 
     assert settings.record == RecordSettings(path=tmp_path / "b.jsonl", keep=2)
+
+
+@pytest.mark.parametrize(
+    ("environment", "flags"), [({"SOFTSPEC_LOG_CONTENT": "1"}, Flags()), ({}, Flags(log_content=True))]
+)
+def test_content_is_logged_where_a_flag_or_a_variable_says_so(
+    environment: dict[str, str], flags: Flags
+) -> None:
+    assert not read_settings([Path("my")], {}, Flags()).log.content
+    assert read_settings([Path("my")], environment, flags).log.content
 
 
 def test_key_that_is_missing_ends_the_start() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from softspec.artefact.activation import BlockActivation
 from softspec.server.policy.policy import Policy
+from tests.support.request_log import request_lines
 from tests.support.scripted_vllm import NAME, Server, serving
 from tests.support.tiny import SPECIAL_TOKENS, random_adapters, tiny_llama, tiny_tokenizer
 
@@ -104,6 +105,25 @@ def test_a_written_answer_scored_again_has_its_numbers(server: Server, route: st
             assert_same(score, choice["uncertainty"])
 
     assert reasons == {"stop", "length"}
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("model", [NAME, f"{NAME}/member-0", "tiny-base"])
+def test_what_an_answer_cost_the_engine_is_its_usage(server: Server, route: str, model: str) -> None:
+    """Rows of members, and columns of telemetry, are no tokens of anybody's."""
+    path, body = ROUTES[route]
+    asked = {"model": model, "max_tokens": 12, "n": 2, "logit_bias": READABLE, **body}
+    if model == NAME:
+        asked["uncertainty"] = ANSWERING
+
+    with request_lines() as lines:
+        usage = server.post(path, asked).json()["usage"]
+
+    (line,) = lines
+    assert (line["prompt_tokens"], line["completion_tokens"]) == (
+        usage["prompt_tokens"],
+        usage["completion_tokens"],
+    )
 
 
 def test_a_member_alone_scores_an_answer_as_it_would_write_it(server: Server) -> None:
