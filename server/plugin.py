@@ -62,9 +62,11 @@ from softspec.server.dialects.routes import add_dialect_routes, error_at
 from softspec.server.ensembles.routes import add_ensemble_routes
 from softspec.server.observe.content import Overhear
 from softspec.server.observe.discretion import keep_content_out
+from softspec.server.observe.export import tracer_provider
 from softspec.server.observe.log import log_requests
 from softspec.server.observe.middleware import Layer, Observer, observe_with
 from softspec.server.observe.settings import LogSettings
+from softspec.server.observe.tracing import PROVIDER, Traced
 from softspec.server.ops.canary import canary_of
 from softspec.server.ops.closing import close_with
 from softspec.server.ops.death import end_when_dead
@@ -157,7 +159,7 @@ class SoftspecEndpoints:
         ensembles = load_ensembles(settings.ensembles)
         settings.rules.require_followed({each.name: each.manifest.calibration for each in ensembles})
         share_log()
-        self._observe(settings.log, args)
+        self._observe(settings.log, engine_client, state, args)
         accepted_arguments(args, settings.allow_untested, in_use=True)
         if not args.uds:
             require_elsewhere(settings.upstreams, args.host, args.port)
@@ -232,7 +234,7 @@ class SoftspecEndpoints:
         )
         state.softspec_readiness.begin()
 
-    def _observe(self, log: LogSettings, args: Namespace) -> None:
+    def _observe(self, log: LogSettings, engine_client: EngineClient, state: State, args: Namespace) -> None:
         """Tell of every request what the settings want, and nothing of its content unless they do."""
         if log.content:
             self._layers.append(Overhear)
@@ -242,3 +244,8 @@ class SoftspecEndpoints:
             keep_content_out()
         if log.requests:
             self._observers.append(log_requests(sys.stdout))
+        state.softspec_traces = provider = tracer_provider(os.environ)
+        if provider is not None:
+            tracer, config = provider.get_tracer(PROVIDER), engine_client.vllm_config.observability_config
+            traces_too = config.otlp_traces_endpoint is not None
+            self._layers.append(partial(Traced, tracer=tracer, engine_traces=traces_too))

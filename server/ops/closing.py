@@ -1,7 +1,7 @@
-"""What a server gives back when it ends: its connections, and the rows that it still has to record.
+"""What a server gives back when it ends: its connections, and the rows and spans that it still holds.
 
-In: an app whose state gets `softspec_upstreams`, `softspec_access` and `softspec_recorder` later, where there are any.
-Out: the same app.
+In: an app whose state gets `softspec_upstreams`, `softspec_access`, `softspec_recorder` and `softspec_traces` later,
+where there are any. Out: the same app.
 """
 
 import asyncio
@@ -10,9 +10,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
+from opentelemetry.sdk.trace import TracerProvider
 from starlette.datastructures import State
 
 from softspec.server.access.access import Access
+from softspec.server.observe.export import close_provider
 from softspec.server.record.recorder import Recorder
 from softspec.server.upstream.upstreams import Upstreams
 
@@ -42,3 +44,6 @@ async def _close(state: State) -> None:
     recorder: Recorder | None = getattr(state, "softspec_recorder", None)
     if recorder is not None:
         await asyncio.to_thread(recorder.close)
+    traces: TracerProvider | None = getattr(state, "softspec_traces", None)
+    if traces is not None:
+        await close_provider(traces)

@@ -26,6 +26,7 @@ from softspec.engine.start.flags import (
 from softspec.engine.wire import MAX_TOP_LOGPROBS
 from softspec.errors import ConfigError
 from softspec.server.access.access import require_ready
+from softspec.server.observe.export import engine_environment
 from softspec.server.ops.served_base import require_base_of
 from softspec.server.ops.settings import Settings
 from softspec.server.record.recorder import require_writable
@@ -101,6 +102,7 @@ def server_environment(settings: Settings, environment: Mapping[str, str]) -> di
     """The variables that vLLM's processes must see; vLLM loads endpoint plugins only when they are named."""
     variables = {
         **settings.to_environment(),
+        **engine_environment(environment),
         "VLLM_PLUGINS": ",".join(_plugins(environment)),
         # Standard output is the request log's.
         "VLLM_LOGGING_STREAM": environment.get("VLLM_LOGGING_STREAM", "ext://sys.stderr"),

@@ -6,12 +6,17 @@ In: the body and headers of a request. Out: those to send on. Knows no connectio
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
 Json = dict[str, Any]
 
 OURS = ("uncertainty", "request_id", "priority", "cache_salt", "vllm_xargs")
 """Fields about this server: its numbers and policy, and the names, queue and cache of its engine."""
 FORWARDED = ("traceparent", "tracestate", "x-request-id")
-"""Headers of the caller that go on: by them a request is found in the logs of both. No other does, no key."""
+"""Headers of the caller that go on: by them a request is found in the logs of both. No other does, no key.
+
+Where this server traces, its own span takes the place of the caller's in the first.
+"""
 LONGEST_HEADER = 512
 VIA = "x-softspec-via"
 """Header with the ids of the softspec servers that a request was sent on by, in their order."""
@@ -35,6 +40,7 @@ def upstream_body(body: Json, model: str, stream: bool, drop_fields: Collection[
 def upstream_headers(headers: Mapping[str, str], server_id: str, stream: bool) -> dict[str, str]:
     """The headers to send, the key apart; `headers` are the caller's, their names in lower case."""
     sent = {name: headers[name] for name in FORWARDED if _can_be_sent(headers.get(name, ""))}
+    TraceContextTextMapPropagator().inject(sent)
     sent[VIA] = ", ".join((*servers_before(headers), server_id))
     sent["content-type"] = "application/json"
     sent["accept"] = "text/event-stream" if stream else "application/json"

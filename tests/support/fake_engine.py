@@ -247,6 +247,7 @@ def make_app(
     recorder: Recorder | None = None,
     observers: Sequence[Observer] = (),
     access: AccessSettings | None = None,
+    layers: Sequence[Layer] = (),
 ) -> FastAPI:
     """The routes as the server's plugin adds them, around the scripted engine."""
     metrics = Metrics(registry or CollectorRegistry())

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from softspec.server.ops.closing import close_with
 from softspec.server.record.recorder import Recorder
@@ -72,3 +75,16 @@ def test_rows_that_wait_are_written_before_the_server_is_gone(tmp_path: Path) ->
     asyncio.run(scenario())
 
     assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 100
+
+
+def test_spans_that_wait_are_sent() -> None:
+    sent, provider = InMemorySpanExporter(), TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(sent, schedule_delay_millis=3_600_000))
+    app = app_with_a_state()
+    app.state.softspec_traces = provider
+    close_with(app)
+
+    provider.get_tracer("softspec").start_span("chat my").end()
+    run_to_the_end(app, None)
+
+    assert [span.name for span in sent.get_finished_spans()] == ["chat my"]
