@@ -183,6 +183,7 @@ class SoftspecEndpoints:
             ensembles,
             base_names(state),
             may_run=policy_guard(settings.rules.default),
+            may_ask=state.softspec_access.may_ask,
             on_failed=metrics.failed,
             on_preemption=metrics.group_preemption,
         )

@@ -41,7 +41,7 @@ HOUSE = {
 
 FLOORS = {
     "engine": (
-        ("wire", "trace", "meter"),
+        ("wire", "trace", "meter", "asked"),
         ("requirements", "options"),
         ("worker", "core", "front"),
         ("start",),

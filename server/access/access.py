@@ -5,10 +5,14 @@ In: settings. Out: one object in the app's state, which the gate asks. Knows no 
 
 from collections.abc import Mapping
 
+from softspec.engine.asked import Asked
 from softspec.server.access.budget import Budget
+from softspec.server.access.callers import require_model
 from softspec.server.access.counts import Counts
 from softspec.server.access.key_ring import KeyRing
+from softspec.server.access.request_limits import most_tokens
 from softspec.server.access.settings import AccessSettings
+from softspec.server.observe.account import current_account
 
 STATE = "softspec_access"
 """Where the app's state has it."""
@@ -27,6 +31,20 @@ class Access:
         self.ring = None if settings.keys is None else KeyRing(settings.keys)
         self._counts = Counts(settings.storage_in(environment))
         self.budget = Budget(self._counts)
+
+    def may_ask(self, asked: Asked) -> int | None:
+        """Called with what every request asks of the engine: the most tokens that each choice may have, if limited.
+
+        What the server asks for itself, to see that it works, is nobody's request.
+
+        Raises:
+            ForbiddenError: whoever asks may not ask this model.
+            FieldError: it is too much.
+        """
+        if current_account.get() is None:
+            return None
+        require_model(asked.models)
+        return most_tokens(self.settings.limits, asked)
 
     async def require_ready(self) -> None:
         """Raise unless everything that was configured answers.

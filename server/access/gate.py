@@ -18,6 +18,8 @@ from softspec.server.access.body import read_body, replay, too_large
 from softspec.server.access.budget import Budget
 from softspec.server.access.callers import Caller, current_caller, require_place
 from softspec.server.access.places import Place, place_of
+from softspec.server.access.request_limits import require_small_body
+from softspec.server.access.settings import RequestLimits
 from softspec.server.observe.account import current_account
 
 Respond = Callable[[str, SoftspecError], Response]
@@ -49,7 +51,7 @@ class Gate:
                 if (caller := _caller_of(access, place, scope)) is not None:
                     headers |= await _let_in(caller, access.budget, place, visit)
                     require_place(caller, place)
-                reading = await _read(access.settings.limits.max_body_bytes, scope, receive)
+                reading = await _read(access.settings.limits, scope, receive)
             except SoftspecError as error:
                 await self._refuse(place, error, scope, receive, _telling(headers, send))
                 return
@@ -130,16 +132,20 @@ def _presented(place: Place, headers: Headers) -> str | None:
     return headers.get("x-api-key") if (place.path or "").startswith(_ANTHROPIC) else None
 
 
-async def _read(most: int, scope: Scope, receive: Receive) -> Receive | None:
+async def _read(limits: RequestLimits, scope: Scope, receive: Receive) -> Receive | None:
     """What the app receives in its turn, once the body was read where there may be one; None if the client went away.
 
     Raises:
-        TooLargeError: the body has more than `most` bytes, or says so; the rest is not read.
+        TooLargeError: the body has more bytes than it may, or says so; the rest is not read.
+        FieldError: its fields ask for too much.
     """
     if scope["type"] != "http" or scope["method"] in ("GET", "HEAD"):
         return receive
     told = Headers(scope=scope).get("content-length", "")
-    if told.isdecimal() and int(told) > most:
-        raise too_large(most)
-    body = await read_body(receive, most)
-    return None if body is None else replay(body, receive)
+    if told.isdecimal() and int(told) > limits.max_body_bytes:
+        raise too_large(limits.max_body_bytes)
+    body = await read_body(receive, limits.max_body_bytes)
+    if body is None:
+        return None
+    require_small_body(limits, body)
+    return replay(body, receive)

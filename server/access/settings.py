@@ -11,6 +11,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from softspec.artefact.yaml_file import absolute
+from softspec.engine.wire import MAX_TOP_LOGPROBS
 from softspec.errors import ConfigError
 
 _STRICT = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -20,6 +21,9 @@ MEMORY = "memory"
 _STORAGE = re.compile(r"(redis|rediss|redis\+unix)://")
 
 
+Limit = Annotated[int, Field(ge=1)]
+
+
 class RequestLimits(BaseModel):
     """How large one request may be, whoever sends it."""
 
@@ -27,6 +31,35 @@ class RequestLimits(BaseModel):
 
     max_body_bytes: Annotated[int, Field(ge=1024)] = Field(
         default=4_194_304, description="Bytes of a body; more is a 413, and is not read."
+    )
+    max_messages: Limit = Field(
+        default=2048, description="Messages of a conversation, or of all conversations of a batch."
+    )
+    max_choices: Limit = Field(
+        default=128,
+        description="Prompts times `n`, or width of a beam search; 1 for each item of a generative scoring.",
+    )
+    max_prompt_tokens: Limit | None = Field(
+        default=None,
+        description="Tokens of a prompt, with those of an answer that is scored; else the model's context bounds it.",
+    )
+    max_output_tokens: Limit | None = Field(
+        default=None,
+        description="Tokens of all `n` answers to a prompt; a request that names no number gets this one.",
+    )
+    max_top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] = Field(
+        default=MAX_TOP_LOGPROBS, description="Likeliest tokens beside each drawn one."
+    )
+    max_answers: Limit = Field(
+        default=64, description="Answers of a request to `/v1/uncertainty`; at most 64."
+    )
+    max_options: Limit = Field(
+        default=4096,
+        description="Options of all questions of a request to `/v1/decisions`; a predicate has two.",
+    )
+    max_grammar_chars: Limit = Field(
+        default=100_000,
+        description="Characters of what answers must conform to: a schema, the schemas of tools, a regex, a grammar.",
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from softspec.engine.trace import current_trace
 from softspec.errors import ConfigError
+from softspec.server.access.callers import require_policy
 from softspec.server.policy.policy import Policy
 
 
@@ -29,10 +30,12 @@ def policy_guard(policy: Policy) -> Callable[[str], None]:
 
     The check raises:
         ConfigError: the server has a policy, and the route does not follow it.
+        ForbiddenError: whoever asks may not have answers without a policy.
     """
 
     def require_followed(ensemble: str) -> None:
         if current_trace.get() is None:
             refuse_unfollowed(policy, ensemble, "this route")
+            require_policy(Policy())
 
     return require_followed

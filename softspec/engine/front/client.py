@@ -18,6 +18,8 @@ from vllm.lora.request import LoRARequest
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
+from softspec.engine.asked import Asked, MayAsk
+from softspec.engine.front.asking import asked_of
 from softspec.engine.front.counting import count_tokens
 from softspec.engine.front.ensemble import Ensemble, lora_request_of
 from softspec.engine.front.gate import Gate
@@ -48,6 +50,7 @@ class EnsembleClient:
         base_names: Collection[str] = (),
         *,
         may_run: Callable[[str], None] | None = None,
+        may_ask: MayAsk | None = None,
         on_failed: Callable[[str, EngineError], None] | None = None,
         on_preemption: Callable[[str], None] | None = None,
     ) -> None:
@@ -55,11 +58,14 @@ class EnsembleClient:
 
         Args:
             may_run: called with the name of the ensemble that a request asks, before anything else; raises to refuse.
+            may_ask: called with what every request asks, also of the base, before anything is computed.
             on_failed: called with the model's name and the reason when a group had to be ended.
             on_preemption: called with the model's name for every preemption of a group, with the group's next token.
         """
         self._engine = engine
         self._may_run = may_run
+        self._may_ask = may_ask
+        self._base_names = tuple(base_names)
         self._on_failed = on_failed
         self._gate, self._grammars = Gate(engine), Grammars(engine)
         self._places: dict[int, asyncio.Semaphore] = {}
@@ -105,7 +111,7 @@ class EnsembleClient:
             ConfigError: while iterating, if the request's own constraints leave no token.
         """
         model = lora_request.lora_name if lora_request is not None else None
-        params = self.admit(model, sampling_params, kwargs.get("priority", 0))
+        params = self.admit(model, sampling_params, kwargs.get("priority", 0), prompt)
         if model is None:
             outputs = self._engine.generate(prompt, params, request_id, **kwargs)
         else:
@@ -129,6 +135,7 @@ class EnsembleClient:
 
         Raises:
             FieldError, VLLMClientError: the priority or the prompt cannot be.
+            UserError: see `may_ask`.
             LockstepError, MixingError: while iterating, if the group had to be ended.
         """
         params = SamplingParams(
@@ -140,6 +147,8 @@ class EnsembleClient:
             output_kind=RequestOutputKind.DELTA,
         )
         params = self._gate.admit(params, priority)
+        if self._may_ask is not None:
+            self._may_ask(Asked((spec.model,), len(prompt_ids) + len(spec.forced)))
         prompt = tokens_input(list(prompt_ids))
         return self._ask(spec, prompt, params, request_id, [choice], priority=priority)
 
@@ -153,12 +162,19 @@ class EnsembleClient:
             self._places[num_members] = asyncio.Semaphore(max(rows // num_members, 1))
         return self._places[num_members]
 
-    def admit(self, model: str | None, params: SamplingParams, priority: object = 0) -> SamplingParams:
+    def admit(
+        self,
+        model: str | None,
+        params: SamplingParams,
+        priority: object = 0,
+        prompt: PromptType | None = None,
+    ) -> SamplingParams:
         """What the engine gets for a request with these parameters; `model` None is the base.
 
         Raises:
             ConfigError: this model, or this server's policy, cannot honour the request.
             VLLMClientError: vLLM's own checks say so.
+            UserError: `may_ask` says so of this prompt.
         """
         if model is None:
             self._refuse_seed_on_cpu(params)
@@ -166,7 +182,13 @@ class EnsembleClient:
             if model in self.registry.ensembles and self._may_run is not None:
                 self._may_run(model)
             refuse_unsupported(params)
-        return self._gate.admit(params, priority)
+        admitted = self._gate.admit(params, priority)
+        if self._may_ask is not None and prompt is not None:
+            names = self._base_names if model is None else (model,)
+            most = self._may_ask(asked_of(names, prompt, params))
+            if most is not None:
+                admitted.max_tokens = min(admitted.max_tokens or most, most)
+        return admitted
 
     async def _answer(
         self,

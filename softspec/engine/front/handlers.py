@@ -5,7 +5,7 @@ start-up, and what they can tell. Knows no routes and no policy.
 
 vLLM 0.32 places: `vllm.entrypoints.launchers.api_server.app_state` (who holds an engine client),
 `OpenAIServingModels` (`lora_requests`, `show_available_models`), `OpenAIServingCompletion.create_completion`,
-`OpenAIServingResponses.responses_stream_generator`.
+`OpenAIServingResponses` (`responses_stream_generator`, `_generate_with_builtin_tools`).
 """
 
 from collections.abc import AsyncGenerator, Callable
@@ -31,7 +31,6 @@ from softspec.errors import ConfigError, EngineError, SoftspecError, UserError
 
 if TYPE_CHECKING:
     from starlette.datastructures import State
-    from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
     from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
 
 
@@ -73,15 +72,20 @@ def _admit_before_streaming(client: EnsembleClient, responses: "OpenAIServingRes
 
     vLLM's own stream asks the engine only after its first events, and any error then breaks the connection.
     """
-    stream = responses.responses_stream_generator
+    stream, generate = responses.responses_stream_generator, responses._generate_with_builtin_tools
 
-    def admit_and_stream(
-        request: "ResponsesRequest", params: SamplingParams, *args: Any, **kwargs: Any
+    def admit_and_generate(
+        request_id: str, engine_input: Any, sampling_params: SamplingParams, *args: Any, **kwargs: Any
     ) -> AsyncGenerator[Any, None]:
-        client.admit(request.model if request.model in client.registry.lora_requests else None, params)
-        return _ending_in_an_event(stream(request, params, *args, **kwargs))
+        lora = kwargs.get("lora_request")
+        client.admit(lora and lora.lora_name, sampling_params, kwargs.get("priority", 0), engine_input)
+        return generate(request_id, engine_input, sampling_params, *args, **kwargs)
 
-    responses.responses_stream_generator = admit_and_stream
+    def stream_to_an_event(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
+        return _ending_in_an_event(stream(*args, **kwargs))
+
+    responses._generate_with_builtin_tools = admit_and_generate
+    responses.responses_stream_generator = stream_to_an_event
 
 
 class _ErrorEvent(BaseModel):

@@ -31,6 +31,7 @@ KEYS: dict[str, dict[str, Any]] = {
     "ensemble": {"models": [NAME]},
     "member": {"models": [MEMBER]},
     "base": {"models": [BASE]},
+    "abstainer": {"actions": ["abstain"]},
     "root": {"admin": True},
 }
 
@@ -143,6 +144,17 @@ def test_model_that_the_key_may_ask_answers(server: Server, path: str, key: str,
     answer = ask(server, "POST", path, key, json=BODIES[path] | named)
 
     assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize("path", ["/invocations", "/v1/chat/completions/batch", "/inference/v1/generate"])
+def test_key_that_may_not_answer_gets_no_answer_past_every_policy(server: Server, path: str) -> None:
+    core = server.engine.play([Said("a")])
+
+    answer = ask(server, "POST", path, "abstainer", json=BODIES[path] | {"model": NAME})
+
+    assert answer.status_code == 403, answer.text
+    assert "may not have policy action 'answer'" in answer.json()["error"]["message"]
+    assert core.said == []
 
 
 def test_header_that_names_a_model_is_looked_at_too(server: Server) -> None:
