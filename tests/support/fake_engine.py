@@ -32,7 +32,7 @@ from softspec.server.access.settings import AccessSettings
 from softspec.server.chat.routes import UpstreamRoute, add_chat_routes
 from softspec.server.chat.service import Service
 from softspec.server.dialects.routes import error_at
-from softspec.server.observe.middleware import Observer, observe_with
+from softspec.server.observe.middleware import Layer, Observer, observe_with
 from softspec.server.ops.errors import respond_to_error
 from softspec.server.ops.metrics import Metrics
 from softspec.server.policy.policy import Policy
