@@ -24,6 +24,14 @@ LEAVE_S = 5
 """How long an engine that nobody needs any more may take to end by itself."""
 
 
+class LostAnswer(EngineDeadError):
+    """The engine ended before an answer did, in words for whoever asked; vLLM's speak of a stack trace."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__()
+        self.args = (message,)
+
+
 class Ending:
     """Stands in place of an engine's `shutdown`, whoever calls it and from whatever thread; see `ending_of`.
 
@@ -57,6 +65,14 @@ class Ending:
         """Tell whoever waits for an answer that none will come."""
         self._engine.output_processor.propagate_error(EngineDeadError())
 
+    def as_told(self, error: Exception) -> Exception:
+        """What is told to whoever waits of an error that ends all answers."""
+        if not isinstance(error, EngineDeadError):
+            return error
+        told_to = self.begun and not self.engine_died
+        why = "the server is shutting down and waits no longer" if told_to else "the engine has died"
+        return LostAnswer(f"{why}: there is no whole answer; send the request again")
+
     def _drain(self, timeout: float | None) -> float | None:
         """Wait for the answers that are owed; returns how long the engine may then take to end."""
         can_wait = timeout and not self.engine_died and threading.get_ident() != self._loop_thread
@@ -75,6 +91,7 @@ def ending_of(engine: Any) -> Ending:
     if not isinstance(engine.shutdown, Ending):
         engine.shutdown = Ending(engine)
         _hand_out_no_aborted(engine.output_processor)
+        _tell_in_words(engine.output_processor, engine.shutdown)
     ending: Ending = engine.shutdown
     return ending
 
@@ -88,3 +105,9 @@ def _hand_out_no_aborted(processor: OutputProcessor) -> None:
         return process_outputs(kept, *args, **kwargs)
 
     processor.process_outputs = process
+
+
+def _tell_in_words(processor: OutputProcessor, ending: Ending) -> None:
+    """Let those who wait hear of the end in our words, whoever tells them first."""
+    propagate_error = processor.propagate_error
+    processor.propagate_error = lambda error: propagate_error(ending.as_told(error))

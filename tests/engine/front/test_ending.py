@@ -36,5 +36,27 @@ def test_what_an_engine_gives_up_is_an_error_and_no_answer(tiny_base: Path) -> N
 
     asyncio.run(end())
 
-    with pytest.raises(EngineDeadError):
+    with pytest.raises(EngineDeadError, match=r"^the server is shutting down and waits no longer: "):
         collector.get_nowait()
+
+
+def test_whoever_waits_when_an_engine_dies_hears_it_in_words() -> None:
+    """vLLM tells its own callers first, and speaks of a stack trace that they do not see."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    from softspec.engine.front.ending import ending_of
+
+    told: list[str] = []
+    processor = SimpleNamespace(propagate_error=lambda error: told.append(str(error)), process_outputs=None)
+    engine = SimpleNamespace(output_processor=processor, errored=True, shutdown=lambda timeout: None)
+
+    async def end() -> None:
+        ending_of(engine)
+        processor.propagate_error(EngineDeadError())
+        processor.propagate_error(ValueError("of another kind"))
+
+    asyncio.run(end())
+
+    died, other = told
+    assert died == "the engine has died: there is no whole answer; send the request again"
+    assert other == "of another kind"
