@@ -34,6 +34,7 @@ from softspec.engine.front.ensemble import load_ensembles
 from softspec.engine.front.handlers import (
     base_names,
     draw_one_token,
+    has_chat_template,
     list_ensembles_first,
     model_names,
     put_into_handlers,
@@ -73,6 +74,7 @@ from softspec.server.ops.death import end_when_dead
 from softspec.server.ops.errors import respond_to_error, respond_to_http_error
 from softspec.server.ops.loops import RefuseLoops
 from softspec.server.ops.metrics import Metrics
+from softspec.server.ops.place import Place
 from softspec.server.ops.readiness import Readiness, obstacle
 from softspec.server.ops.routes import add_ops_routes
 from softspec.server.ops.second_signal import end_at_second_signal
@@ -227,11 +229,19 @@ class SoftspecEndpoints:
             score=partial(score_answers, client),
         )
         state.softspec_canary = canary_of(partial(draw_unpublished, client))
+        place = Place(
+            args.host,
+            args.port,
+            args.uds,
+            has_tls=bool(args.ssl_keyfile and args.ssl_certfile),
+            needs_key=bool(args.api_key or envs.VLLM_API_KEY),
+            has_chat=has_chat_template(engine_client, args.chat_template),
+        )
         state.softspec_readiness = Readiness(
             served,
             canary_of(partial(draw_one_token, state)),
             partial(obstacle, engine_client, state.softspec_ending),
-            on_ready=lambda: _log.info("%s", welcome(served, base_names(state), settings.rules)),
+            on_ready=lambda: _log.info("%s", welcome(served, base_names(state), settings.rules, place)),
         )
         state.softspec_readiness.begin()
 

@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from importlib.metadata import entry_points
 from importlib.util import find_spec
@@ -22,7 +23,10 @@ from softspec.engine.start.flags import (
     engine_flags,
     refuse_logged_content,
     refuse_reserved_flags,
+    without_given,
 )
+from softspec.engine.start.quiet import FLAGS as QUIET_FLAGS
+from softspec.engine.start.quiet import hide_import_warnings, is_quiet, quiet_environment
 from softspec.engine.wire import MAX_TOP_LOGPROBS
 from softspec.errors import ConfigError
 from softspec.server.access.access import require_ready
@@ -42,7 +46,13 @@ _PLUGIN_GROUPS = (
 """What vLLM 0.32 loads as long as VLLM_PLUGINS is not set; endpoint plugins, which add routes, must always be named."""
 
 
-def serve(settings: Settings, base: str | None, vllm_args: Sequence[str], drain_timeout_s: int) -> None:
+def serve(
+    settings: Settings,
+    base: str | None,
+    vllm_args: Sequence[str],
+    drain_timeout_s: int,
+    verbose: bool = False,
+) -> None:
     """Run vLLM's server over the ensembles until it is stopped.
 
     Args:
@@ -50,19 +60,26 @@ def serve(settings: Settings, base: str | None, vllm_args: Sequence[str], drain_
         base: the base model's directory or hub id; by default the one that the ensembles name.
         vllm_args: vLLM's own flags; they win over the ones chosen here.
         drain_timeout_s: how long accepted requests may go on when the server is told to stop.
+        verbose: log all that vLLM logs; so it is, too, where the user has chosen what vLLM logs.
     Raises:
         UserError: an ensemble, the base model or a flag is wrong.
         EngineError: an option was not tested, or the engine did not start, or died.
     """
     settings.access.require_only_door(_has_api_key(vllm_args, os.environ))
+    quiet = is_quiet(verbose, vllm_args, os.environ)
+    vllm_args = [*(QUIET_FLAGS if quiet else ()), *vllm_args]
     arguments = checked_arguments(settings, base, vllm_args, drain_timeout_s)
     if settings.record is not None:
         require_writable(settings.record.path)
     asyncio.run(require_ready(settings.access, os.environ))
     os.environ.update(server_environment(settings, os.environ))
+    if quiet:
+        os.environ.update(quiet_environment(os.environ))
+        hide_import_warnings()
     if find_spec("vllm") is not None:
         told = "softspec: starting vLLM, whose three processes load one after the other; this takes about a minute"
-        print(told, file=sys.stderr, flush=True)
+        with suppress(OSError):  # a log that cannot be written is no reason not to serve
+            print(told, file=sys.stderr, flush=True)
     # Imported here: takes many seconds, and must see the environment.
     from softspec.engine.front.ensemble import load_ensembles
     from softspec.engine.start.serve import run
@@ -151,7 +168,8 @@ def server_arguments(
         flags.append("--disable-uvicorn-access-log")
     if _on_cpu():
         flags += cpu_flags(has_compiler=shutil.which(os.environ.get("CXX", "g++")) is not None)
-    return [found.path, "--served-model-name", _base_name(found.path, manifests), *flags, *vllm_args]
+    ours = ["--served-model-name", _base_name(found.path, manifests), *flags]
+    return [found.path, *without_given(ours, vllm_args), *vllm_args]
 
 
 def _on_cpu() -> bool:

@@ -1,6 +1,6 @@
-"""What the server says of itself once it is ready, in one line.
+"""What the server says of itself once it is ready: what is served, where, with which policy, and how to ask it.
 
-In: what is served, and the policy with its limits. Out: the line.
+In: what is served, and the policy with its limits. Out: four lines.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,26 +8,30 @@ from typing import Protocol
 
 from softspec.artefact.calibration import CONFIDENCE, Target
 from softspec.artefact.manifest import Manifest
+from softspec.server.ops.place import Place
 from softspec.server.policy.rules import PolicyRules
 
 
 class Served(Protocol):
-    """An ensemble, as far as the line names it."""
+    """An ensemble, as far as the first line names it."""
 
     @property
     def manifest(self) -> Manifest: ...
 
 
-def welcome(ensembles: Mapping[str, Served], bases: Sequence[str], rules: PolicyRules) -> str:
-    """The names under which models are served, the policy that holds, and where to ask whether it is ready."""
+def welcome(ensembles: Mapping[str, Served], bases: Sequence[str], rules: PolicyRules, place: Place) -> str:
+    """The names under which models are served, where, the policy that holds, and a command to try."""
     names = ", ".join(
         f"'{name}' ({ensemble.manifest.num_members} members: '{name}/member-0', ...)"
         for name, ensemble in ensembles.items()
     )
-    return (
-        f"softspec is ready: serves {names or 'no ensemble'} on the base '{', '.join(bases)}'; "
-        f"policy {_told(rules)}; GET /ready says so too"
+    lines = (
+        f"softspec is ready: serves {names or 'no ensemble'} on the base '{', '.join(bases)}'",
+        f"at {place}; GET /ready says so too",
+        f"policy {_told(rules)}",
+        place.question(next(iter([*ensembles, *bases]))),
     )
+    return "\n  ".join(lines)
 
 
 def _told(rules: PolicyRules) -> str:

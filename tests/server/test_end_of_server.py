@@ -5,7 +5,7 @@ import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import httpx2
@@ -18,6 +18,8 @@ from tests.support.tiny import random_adapters, tiny_llama
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
+QUIET = {"VLLM_LOGGING_LEVEL": None}
+"""As a user starts it, who has not said what vLLM shall log."""
 NAME = "law"
 MODELS = (NAME, f"{NAME}/member-0", BASE)
 LONGEST = 32_768
@@ -79,11 +81,16 @@ def six_requests(server: RealServer, length: int) -> Iterator[list[Future[tuple[
 def states_until_gone(server: RealServer) -> list[tuple[int, int]]:
     """What `/health`, and `/ready` after it, say until nobody listens any more."""
     seen = []
-    with suppress(httpx2.ConnectError):
+    with httpx2.Client(base_url=server.url) as client, suppress(httpx2.TransportError):
         while True:
-            seen.append((server.get("/health"), server.get("/ready")))
+            seen.append((client.get("/health").status_code, client.get("/ready").status_code))
             time.sleep(0.02)
     return seen
+
+
+def said_since_ready(server: RealServer) -> list[str]:
+    """The lines of the log that follow the question which the server proposes when it is ready."""
+    return server.log.read_text().rpartition("  curl ")[2].splitlines()[1:]
 
 
 def wait_until_stopping(server: RealServer) -> None:
@@ -93,7 +100,7 @@ def wait_until_stopping(server: RealServer) -> None:
         assert time.monotonic() < deadline
 
 
-def require_errors(answers: list[tuple[int, str, float]]) -> None:
+def require_errors(answers: list[tuple[int, str, float]], reason: str) -> None:
     """Raise unless every whole answer is an error in OpenAI's shape, and every stream ends with one."""
     for index, (status, text, _) in enumerate(answers):
         if index < len(MODELS):
@@ -104,14 +111,14 @@ def require_errors(answers: list[tuple[int, str, float]]) -> None:
             assert status == 500
         error = json.loads(text)["error"]
         assert (error["code"], error["type"]) == (500, "InternalServerError")
-        assert error["message"]
+        assert error["message"].startswith(reason)
 
 
 @pytest.mark.parametrize(("drain_s", "length"), [(60, 900), (2, ENDLESS)], ids=["in time", "too long"])
 def test_server_that_is_told_to_stop_ends_every_request_and_itself(
     ensemble: Path, tmp_path: Path, drain_s: int, length: int
 ) -> None:
-    with softspec_server(ensemble, tmp_path / "log", "--drain-timeout", str(drain_s)) as server:
+    with softspec_server(ensemble, tmp_path / "log", "--drain-timeout", str(drain_s), **QUIET) as server:
         server.wait_for(f"softspec is ready: serves '{NAME}' (2 members")
         assert server.get("/ready") == 200
         processes = descendants(server.process.pid)
@@ -128,16 +135,17 @@ def test_server_that_is_told_to_stop_ends_every_request_and_itself(
         assert max(end for *_, end in answers) - told < drain_s + 5
         assert time.monotonic() - told < drain_s + 15
         if length == ENDLESS:
-            require_errors(answers)
+            require_errors(answers, "the server is shutting down")
         else:
             assert not [text for status, text, _ in answers if status != 200 or "error" in text]
             assert all(text.endswith("data: [DONE]\n\n") for _, text, _ in answers[: len(MODELS)])
         assert code == 0
         assert not left_of(processes)
+        assert said_since_ready(server) == []
 
 
 def test_server_that_is_told_a_second_time_ends_at_once(ensemble: Path, tmp_path: Path) -> None:
-    with softspec_server(ensemble, tmp_path / "log") as server:
+    with softspec_server(ensemble, tmp_path / "log", **QUIET) as server:
         server.wait_for("softspec is ready")
         processes = descendants(server.process.pid)
         with six_requests(server, ENDLESS) as asked:
@@ -150,36 +158,39 @@ def test_server_that_is_told_a_second_time_ends_at_once(ensemble: Path, tmp_path
         code = server.process.wait(30)
 
         assert time.monotonic() - told < 4
-        require_errors(answers)
+        require_errors(answers, "the server is shutting down")
         assert code == 0
-        assert "SIGTERM came a second time" in server.log.read_text()
         assert not left_of(processes)
+        (line,) = said_since_ready(server)
+        assert line.startswith("softspec: warning: SIGTERM came a second time")
 
 
 @pytest.mark.parametrize(("process", "is_asked"), [("EngineCore", True), ("Worker", False)])
 def test_server_whose_engine_dies_says_so_everywhere_and_ends_with_an_error(
     ensemble: Path, tmp_path: Path, process: str, is_asked: bool
 ) -> None:
-    with softspec_server(ensemble, tmp_path / "log") as server:
+    with softspec_server(ensemble, tmp_path / "log", **QUIET) as server:
         server.wait_for("softspec is ready")
         processes = descendants(server.process.pid)
         victim = next(p for p in processes if process in " ".join(p.cmdline()))
-        with six_requests(server, ENDLESS) if is_asked else nullcontext([]) as asked:
+        with ExitStack() as stack:
+            asked = stack.enter_context(six_requests(server, ENDLESS)) if is_asked else []
             victim.kill()
-            died = time.monotonic()
+            began = time.monotonic()
             seen = states_until_gone(server)
             answers = [future.result() for future in asked]
         code = server.process.wait(30)
 
         assert set(seen) <= {(200, 200), (200, 503), (503, 503)}
         assert is_asked or seen[-1] == (503, 503)
-        assert max((end for *_, end in answers), default=died) - died < 2
-        require_errors(answers)
-        assert time.monotonic() - died < 5
+        assert max((end for *_, end in answers), default=began) - began < 2
+        require_errors(answers, "the engine has died")
+        assert time.monotonic() - began < 5
         assert code == 1
         assert not left_of(processes)
-        said = [line for line in server.log.read_text().splitlines() if line.startswith("softspec: ")]
-        assert said[-1].startswith("softspec: the engine died while serving")
+        died, *_, last = [line for line in said_since_ready(server) if line.startswith("softspec: ")]
+        assert died.startswith("softspec: error: the engine has died")
+        assert last.startswith("softspec: the engine died while serving")
 
 
 @pytest.mark.parametrize("sign", ["Starting to load model", "init engine"])

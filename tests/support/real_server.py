@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,9 +77,9 @@ def descendants(pid: int) -> list[psutil.Process]:
 
 @contextmanager
 def softspec_server(
-    ensemble: Path, log: Path, *flags: str, softspec: Sequence[str] = SOFTSPEC, **environment: str
+    ensemble: Path, log: Path, *flags: str, softspec: Sequence[str] = SOFTSPEC, **environment: str | None
 ) -> Iterator[RealServer]:
-    """`softspec serve` of this ensemble; it may not be ready yet."""
+    """`softspec serve` of this ensemble; it may not be ready yet. A variable that is None is not set."""
     arguments = [*softspec, "serve", str(ensemble), "--served-model-name", BASE, *flags]
     with _running(arguments, log, environment) as server:
         yield server
@@ -94,17 +94,31 @@ def stock_server(model: Path, log: Path, *flags: str, **environment: str) -> Ite
 
 
 @contextmanager
-def _running(arguments: Sequence[str], log: Path, environment: dict[str, str]) -> Iterator[RealServer]:
+def shell_server(command: str, port: int, log: Path, environment: Mapping[str, str]) -> Iterator[RealServer]:
+    """What a shell makes of a command that serves at this port; it may not be ready yet."""
+    with _process(["bash", "-c", command], port, log, environment) as server:
+        yield server
+
+
+@contextmanager
+def _running(
+    arguments: Sequence[str], log: Path, environment: Mapping[str, str | None]
+) -> Iterator[RealServer]:
     port = free_port()
     where = ("--host", "127.0.0.1", "--port", str(port), "--enforce-eager", "--max-num-seqs", "32")
     variables = {"VLLM_LOGGING_LEVEL": "INFO", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
+    wanted = {**os.environ, **variables, **environment}
+    given = {name: value for name, value in wanted.items() if value is not None}
+    with _process([sys.executable, *arguments, *where], port, log, given) as server:
+        yield server
+
+
+@contextmanager
+def _process(
+    command: Sequence[str], port: int, log: Path, environment: Mapping[str, str]
+) -> Iterator[RealServer]:
     with log.open("w") as output:
-        process = subprocess.Popen(
-            [sys.executable, *arguments, *where],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **variables, **environment},
-        )
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
     server = RealServer(process, f"http://127.0.0.1:{port}", log)
     try:
         yield server

@@ -44,6 +44,7 @@ def serve(
     base_unchecked: Annotated[bool, Parameter(negative="", env_var="SOFTSPEC_BASE_UNCHECKED")] = False,
     allow_untested: Annotated[bool, Parameter(negative="", env_var="SOFTSPEC_ALLOW_UNTESTED")] = False,
     no_shared_layers: Annotated[bool, Parameter(negative="", env_var="SOFTSPEC_NO_SHARED_LAYERS")] = False,
+    verbose: Annotated[bool, Parameter(name=("--verbose", "-v"), negative="")] = False,
 ) -> None:
     """Serve ensembles until stopped.
 
@@ -74,6 +75,7 @@ def serve(
         base_unchecked: serve on a base that is not the one of the training, such as a quantised one
         allow_untested: take options of vLLM's engine that were not tested with ensembles
         no_shared_layers: compute the layers below the adapters for every member, not once for all
+        verbose: print all that vLLM logs
     """
     ensembles, vllm_args = split_arguments(arguments)
     if not ensembles:
@@ -113,7 +115,7 @@ def serve(
     )
     from softspec.server.ops.launch import serve as run_server
 
-    run_server(settings, base, vllm_args, drain_timeout)
+    run_server(settings, base, vllm_args, drain_timeout, verbose)
 
 
 def _threshold(text: float | str | None) -> object:

@@ -52,7 +52,7 @@ def serving(ensemble_dir: Path, base: str, settings: ServingSettings, log: Path)
     """
     port = free_port()
     command = [sys.executable, "-P", "-m", "softspec.app.cli", "serve", str(ensemble_dir), "--base", base]
-    command += ["--host", "127.0.0.1", "--port", str(port), *settings.flags]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--verbose", *settings.flags]
     environment = {"VLLM_CPU_KVCACHE_SPACE": "1", **os.environ}
     url = f"http://127.0.0.1:{port}"
     print(f"softspec: starting the server, which takes a minute or two; its log is '{log}'", file=sys.stderr)

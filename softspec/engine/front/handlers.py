@@ -190,6 +190,11 @@ def token_decoder(engine: EngineClient) -> Callable[[int], tuple[str, list[int]]
     return decode
 
 
+def has_chat_template(engine: EngineClient, given: str | None) -> bool:
+    """Whether messages become a prompt here: by the template that was given, or by the tokenizer's own."""
+    return bool(given or getattr(engine.renderer.tokenizer, "chat_template", None))
+
+
 async def draw_one_token(state: "State", ensemble: str) -> None:
     """Let an ensemble draw one token, through everything but HTTP.
 

@@ -94,7 +94,7 @@ def refuse_reserved_flags(vllm_args: Sequence[str]) -> None:
         ConfigError: one of them would; the message says why.
     """
     for argument in vllm_args:
-        flag = argument.partition("=")[0].replace("_", "-")
+        flag = _flag_of(argument)
         if flag in _RESERVED_FLAGS:
             raise ConfigError(
                 f"'{flag}' cannot be given to 'softspec serve': {_RESERVED_FLAGS[flag]}; remove it"
@@ -116,6 +116,19 @@ def refuse_logged_content(vllm_args: Sequence[str], environment: Mapping[str, st
         )
 
 
+def without_given(flags: Sequence[str], vllm_args: Sequence[str]) -> list[str]:
+    """These flags with their values, but for those that the user gives too; vLLM warns of what is there twice."""
+    given = {_flag_of(argument) for argument in vllm_args if argument.startswith("-")}
+    kept: list[str] = []
+    is_kept = True
+    for word in flags:
+        if word.startswith("-"):
+            is_kept = word not in given
+        if is_kept:
+            kept.append(word)
+    return kept
+
+
 def engine_rank(rank: int) -> int:
     """The smallest LoRA rank of the engine that holds `rank`.
 
@@ -128,6 +141,11 @@ def engine_rank(rank: int) -> int:
     raise ConfigError(
         f"members have LoRA rank {rank} but the engine allows {_ENGINE_RANKS[-1]}: train smaller ones"
     )
+
+
+def _flag_of(argument: str) -> str:
+    """The flag of an argument that may hold its value too."""
+    return argument.partition("=")[0].replace("_", "-")
 
 
 def _kv_block_size(manifests: Collection[Manifest]) -> int | None:

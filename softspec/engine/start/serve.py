@@ -36,6 +36,7 @@ from softspec.engine.start.arguments import (
 )
 from softspec.engine.start.interruption import interruptible_start
 from softspec.engine.start.log import share_log
+from softspec.engine.start.waiting import telling_how_long
 from softspec.errors import ConfigError, EngineError
 
 
@@ -90,7 +91,8 @@ async def _serve(args: Namespace, engine_args: AsyncEngineArgs, ensembles: Seque
     with closing(sock):
         config = configure(engine_args)
         require_engine(vllm.__version__, config, ensembles)
-        engine = _start_engine(config, engine_args)
+        with telling_how_long("softspec is starting vLLM"):
+            engine = _start_engine(config, engine_args)
         ending = ending_of(engine)
         try:
             await engine.reset_mm_cache()

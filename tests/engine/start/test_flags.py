@@ -6,7 +6,7 @@ import pytest
 
 from softspec.artefact.activation import AlwaysActivation, BlockActivation
 from softspec.artefact.manifest import BaseModelRef, Manifest
-from softspec.engine.start.flags import cpu_environment, cpu_flags, engine_flags, engine_rank
+from softspec.engine.start.flags import cpu_environment, cpu_flags, engine_flags, engine_rank, without_given
 from softspec.errors import ConfigError
 
 
@@ -49,6 +49,14 @@ def test_members_larger_than_the_engine_allows_are_refused() -> None:
 @pytest.mark.parametrize("has_compiler", [True, False])
 def test_model_is_compiled_for_a_cpu_only_where_a_compiler_is(has_compiler: bool) -> None:
     assert ("--enforce-eager" in cpu_flags(has_compiler)) is not has_compiler
+
+
+def test_flags_that_the_user_gives_are_not_given_twice() -> None:
+    ours = ["--enable-lora", "--max-loras", "4", "--dtype", "float32", "--enforce-eager"]
+
+    kept = without_given(ours, ["--max_loras=8", "--enforce-eager", "--port", "--dtype-is-no-flag"])
+
+    assert kept == ["--enable-lora", "--dtype", "float32"]
 
 
 def test_variables_of_the_user_win() -> None:

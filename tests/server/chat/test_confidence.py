@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from softspec.artefact.calibration import Target
 from softspec.engine.trace import ChoiceTrace
 from softspec.maths.answer import summarise
+from softspec.server.ops.place import Place
 from softspec.server.ops.welcome import welcome
 from softspec.server.policy.policy import Policy
 from softspec.server.policy.rules import PolicyRules
@@ -147,6 +148,6 @@ def test_scored_answer_tells_its_confidence() -> None:
 def test_server_says_of_a_target_what_it_stands_for() -> None:
     rules = PolicyRules(Policy().changed(action="abstain", threshold=Target(target_error=0.05)))
 
-    assert 'once the threshold that was calibrated for {"target_error": 0.05} is crossed' in welcome(
-        {}, [], rules
-    )
+    told = welcome({}, ["base"], rules, Place(None, 8000))
+
+    assert 'once the threshold that was calibrated for {"target_error": 0.05} is crossed' in told

@@ -8,6 +8,7 @@ import pytest
 from softspec.engine.trace import ChoiceTrace, current_trace
 from softspec.errors import EngineError
 from softspec.server.ops.canary import canary_of
+from softspec.server.ops.place import Place
 from softspec.server.ops.readiness import Readiness, obstacle
 from softspec.server.ops.welcome import welcome
 from softspec.server.policy.policy import Policy
@@ -85,11 +86,12 @@ def test_server_says_once_that_it_is_ready_what_it_serves_and_which_policy_holds
 
     async def scenario() -> None:
         rules = PolicyRules(Policy("abstain", "max_epistemic", 0.5), pinned=True)
+        place = Place("127.0.0.1", 8000)
         readiness = Readiness(
             ensembles,
             canary,
             lambda: None,
-            on_ready=lambda: told.append(welcome(ensembles, ["base"], rules)),
+            on_ready=lambda: told.append(welcome(ensembles, ["base"], rules, place)),
         )
         readiness.begin()
         for _ in range(3):
@@ -99,8 +101,11 @@ def test_server_says_once_that_it_is_ready_what_it_serves_and_which_policy_holds
     asyncio.run(scenario())
 
     assert told == [
-        "softspec is ready: serves 'jurists' (4 members: 'jurists/member-0', ...) on the base 'base'; "
-        "policy 'abstain' once max_epistemic is above 0.5, which requests may only tighten; GET /ready says so too"
+        "softspec is ready: serves 'jurists' (4 members: 'jurists/member-0', ...) on the base 'base'\n"
+        "  at http://127.0.0.1:8000; GET /ready says so too\n"
+        "  policy 'abstain' once max_epistemic is above 0.5, which requests may only tighten\n"
+        "  curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' "
+        """-d '{"model": "jurists", "messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 32}'"""
     ]
 
 

@@ -1,7 +1,8 @@
-"""The line of a server that is ready tells which policy holds, whoever said so."""
+"""What a server says when it is ready tells which policy holds, whoever said so."""
 
 import pytest
 
+from softspec.server.ops.place import Place
 from softspec.server.ops.welcome import welcome
 from softspec.server.policy.policy import Policy
 from softspec.server.policy.rules import PolicyRules
@@ -39,4 +40,6 @@ BOTH = ("big", "small")
     ],
 )
 def test_policy_is_told_with_what_requests_may_do(rules: PolicyRules, told: str) -> None:
-    assert f"; policy {told}; GET /ready" in welcome({}, ["base"], rules)
+    lines = welcome({}, ["base"], rules, Place(None, 8000)).splitlines()
+
+    assert lines[2] == f"  policy {told}"
