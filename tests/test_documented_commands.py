@@ -74,6 +74,7 @@ NOT_RUN = {
     "softspec baselines": "trains five models; tests/app/baselines runs it on a tiny base",
     "softspec score": "starts a real engine; tests/app/score runs it on a tiny base",
     "softspec select": "takes minutes; tests/train/selection runs it on a tiny base",
+    "softspec serve runs/my --port 8000 --print-vllm-command": "tests/server/test_vllm_command.py runs what it prints",
     "softspec bench serve": "takes minutes and an engine; tests/app/bench runs it on a tiny base",
 }
 """Why a block is not run; its commands and flags are checked by name in `test_documents.py`."""

@@ -111,6 +111,35 @@ class Settings:
 _settings = TypeAdapter(Settings)
 
 
+def told_by_variables(
+    settings: Settings, environment: Mapping[str, str], server_config: Path | None = None
+) -> dict[str, str]:
+    """Variables that a person can read and that make these settings; the one that carries them, where none do."""
+    policy = settings.rules.default
+    given = {
+        name: str(value)
+        for name in PolicyFields.model_fields
+        if (value := getattr(policy, name)) is not None and value != getattr(Policy(), name)
+    }
+    risks = {
+        POLICY_PINNED: settings.rules.pinned,
+        BASE_UNCHECKED: settings.base_unchecked,
+        ALLOW_UNTESTED: settings.allow_untested,
+        NO_SHARED_LAYERS: settings.no_shared_layers,
+    }
+    variables = {
+        ENSEMBLES: os.pathsep.join(map(str, settings.ensembles)),
+        **({SERVER_CONFIG: str(server_config.resolve())} if server_config else {}),
+        **{POLICY + name.upper(): value for name, value in given.items()},
+        **{name: "1" for name, is_taken in risks.items() if is_taken},
+    }
+    try:
+        told = Settings.from_environment({**environment, **variables})
+    except ConfigError:
+        return settings.to_environment()
+    return variables if told == settings else settings.to_environment()
+
+
 def read_settings(
     ensembles: Sequence[Path],
     environment: Mapping[str, str],

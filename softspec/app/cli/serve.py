@@ -45,6 +45,7 @@ def serve(
     allow_untested: Annotated[bool, Parameter(negative="", env_var="SOFTSPEC_ALLOW_UNTESTED")] = False,
     no_shared_layers: Annotated[bool, Parameter(negative="", env_var="SOFTSPEC_NO_SHARED_LAYERS")] = False,
     verbose: Annotated[bool, Parameter(name=("--verbose", "-v"), negative="")] = False,
+    print_vllm_command: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Serve ensembles until stopped.
 
@@ -76,6 +77,7 @@ def serve(
         allow_untested: take options of vLLM's engine that were not tested with ensembles
         no_shared_layers: compute the layers below the adapters for every member, not once for all
         verbose: print all that vLLM logs
+        print_vllm_command: start nothing, but print the 'vllm serve' command that would serve the same
     """
     ensembles, vllm_args = split_arguments(arguments)
     if not ensembles:
@@ -113,6 +115,11 @@ def serve(
         allow_untested=allow_untested,
         no_shared_layers=no_shared_layers,
     )
+    if print_vllm_command:
+        from softspec.server.ops.command import vllm_command
+
+        print(vllm_command(settings, base, vllm_args, drain_timeout, os.environ, server_config))
+        return
     from softspec.server.ops.launch import serve as run_server
 
     run_server(settings, base, vllm_args, drain_timeout, verbose)

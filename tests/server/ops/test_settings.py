@@ -1,5 +1,6 @@
 """The server's settings: who wins of file, variables and flags, and the environment that carries them."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from softspec.maths.answer import METRICS
 from softspec.server.access.settings import AccessSettings
 from softspec.server.observe.settings import LogSettings
 from softspec.server.ops.server_config import RecordSettings
-from softspec.server.ops.settings import Flags, Settings, read_settings
+from softspec.server.ops.settings import Flags, Settings, read_settings, told_by_variables
 from softspec.server.policy.policy import Policy
 from softspec.server.policy.rules import PolicyRules
 from softspec.server.upstream.settings import KEPT_FIELDS, UpstreamSettings
@@ -80,7 +81,52 @@ def test_settings_survive_the_environment(
     variables = settings.to_environment()
 
     assert Settings.from_environment(variables) == settings
+    assert Settings.from_environment(told_by_variables(settings, {})) == settings
     assert all("\0" not in value and value.isascii() for value in variables.values())
+
+
+@pytest.mark.parametrize(
+    ("policy", "variables"),
+    [
+        (Policy(), {}),
+        (
+            Policy("abstain", "epistemic", 0.3, 4),
+            {
+                "SOFTSPEC_POLICY_ACTION": "abstain",
+                "SOFTSPEC_POLICY_METRIC": "epistemic",
+                "SOFTSPEC_POLICY_THRESHOLD": "0.3",
+                "SOFTSPEC_POLICY_MIN_TOKENS": "4",
+            },
+        ),
+    ],
+    ids=["default", "abstain"],
+)
+def test_settings_are_told_in_words_where_there_are_words(policy: Policy, variables: dict[str, str]) -> None:
+    settings = Settings((Path("/a"), Path("/b")), PolicyRules(policy), base_unchecked=True)
+
+    told = told_by_variables(settings, {})
+
+    assert told == {"SOFTSPEC_ENSEMBLE": "/a:/b", **variables, "SOFTSPEC_BASE_UNCHECKED": "1"}
+
+
+def test_file_of_the_server_is_named_and_what_words_cannot_say_is_carried(file: Path) -> None:
+    settings = read_settings([Path("/a")], {}, Flags({"threshold": 0.2}), file)
+    fixed = replace(settings, rules=replace(settings.rules, allow_override=False))
+
+    told = told_by_variables(settings, {}, file)
+
+    assert told["SOFTSPEC_SERVER_CONFIG"] == str(file)
+    assert Settings.from_environment(told) == settings
+    assert list(told_by_variables(fixed, {}, file)) == ["SOFTSPEC_SETTINGS"]
+
+
+def test_variable_of_the_shell_that_would_say_something_else_is_overruled() -> None:
+    variables = {"SOFTSPEC_POLICY_ACTION": "abstain", "SOFTSPEC_POLICY_THRESHOLD": "0.4"}
+    settings = read_settings([Path("/a")], variables, Flags({"action": "answer"}), None)
+
+    told = told_by_variables(settings, variables)
+
+    assert Settings.from_environment({**variables, **told}) == settings
 
 
 FILE = """
