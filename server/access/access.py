@@ -3,13 +3,17 @@
 In: settings. Out: one object in the app's state, which the gate asks. Knows no HTTP.
 """
 
+import math
+import time
 from collections.abc import Mapping
 
 from softspec.engine.asked import Asked
+from softspec.errors import OverloadedError
 from softspec.server.access.budget import Budget
 from softspec.server.access.callers import require_model
 from softspec.server.access.counts import Counts
 from softspec.server.access.key_ring import KeyRing
+from softspec.server.access.queue import Queue
 from softspec.server.access.request_limits import most_tokens
 from softspec.server.access.settings import AccessSettings
 from softspec.server.observe.account import current_account
@@ -31,6 +35,21 @@ class Access:
         self.ring = None if settings.keys is None else KeyRing(settings.keys)
         self._counts = Counts(settings.storage_in(environment))
         self.budget = Budget(self._counts)
+        self.queue = Queue(time.monotonic)
+
+    def require_short_wait(self) -> None:
+        """Raise where a newcomer would wait too long for a first token.
+
+        Raises:
+            OverloadedError: they would.
+        """
+        most, wait = self.settings.max_wait_s, self.queue.wait()
+        if most is not None and wait > most:
+            raise OverloadedError(
+                f"a request would wait {wait:.0f} s for its first token, and {most:g} s are allowed here: send it "
+                "again later, or elsewhere",
+                {"Retry-After": str(math.ceil(wait))},
+            )
 
     def may_ask(self, asked: Asked) -> int | None:
         """Called with what every request asks of the engine: the most tokens that each choice may have, if limited.

@@ -51,11 +51,15 @@ class Gate:
                 if (caller := _caller_of(access, place, scope)) is not None:
                     headers |= await _let_in(caller, access.budget, place, visit)
                     require_place(caller, place)
+                if place.asks:
+                    access.require_short_wait()
                 reading = await _read(access.settings.limits, scope, receive)
             except SoftspecError as error:
                 await self._refuse(place, error, scope, receive, _telling(headers, send))
                 return
             if reading is not None:  # else the client went away
+                if place.asks and (account := current_account.get()) is not None:
+                    visit.enter_context(access.queue.waiting(account.meter))
                 await self._app(scope, reading, _telling(headers, send))
 
     async def _refuse(

@@ -6,10 +6,11 @@ In: YAML's values. Out: settings with absolute paths. Reads no other file. Knows
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from softspec.artefact.validation import first_problem
 from softspec.artefact.yaml_file import absolute
 from softspec.engine.wire import MAX_TOP_LOGPROBS
 from softspec.errors import ConfigError
@@ -81,6 +82,10 @@ class AccessSettings(BaseModel):
         default=None,
         description="Environment variable with that address in place of `storage`, for one with a password.",
     )
+    max_wait_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        default=None,
+        description="Longest wait for a first token, seconds: where it would be longer, newcomers get a 503.",
+    )
     protect_ops: bool = Field(
         default=False,
         description="Whether `/metrics`, `/docs`, `/redoc` and `/openapi.json` need a key too, whichever.",
@@ -88,6 +93,22 @@ class AccessSettings(BaseModel):
     limits: RequestLimits = Field(
         default_factory=RequestLimits, description="How large one request may be; see the next table."
     )
+
+    def changed(self, **flags: Any) -> "AccessSettings":
+        """The same with what flags say; None is a flag that was not given.
+
+        Raises:
+            ConfigError: a value cannot be.
+        """
+        given = {name: value for name, value in flags.items() if value is not None}
+        try:
+            return AccessSettings.model_validate({**self._fields(), **given})
+        except ValidationError as error:
+            field, _, problem = first_problem(error).partition(": ")
+            raise ConfigError(f"--{field.removesuffix('_s').replace('_', '-')}: {problem}") from error
+
+    def _fields(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in type(self).model_fields}
 
     def storage_in(self, environment: Mapping[str, str]) -> str:
         """Where to count.

@@ -59,6 +59,7 @@ class Flags:
     record: Path | None = None
     keys: Path | None = None
     log_content: bool = False
+    max_wait_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -216,8 +217,8 @@ def _record(settings: RecordSettings | None, flag: Path | None) -> RecordSetting
 
 def _access(settings: AccessSettings, flags: Flags) -> AccessSettings:
     """Who may ask, and how much: what flags say, else the server's file."""
-    given = {"keys": flags.keys and absolute(Path.cwd(), str(flags.keys))}
-    access = settings.model_copy(update={name: value for name, value in given.items() if value is not None})
+    keys = None if flags.keys is None else absolute(Path.cwd(), str(flags.keys))
+    access = settings.changed(keys=keys, max_wait_s=flags.max_wait_s)
     if access.keys is not None:
         read_key_file(access.keys)  # that it can be; it is read again where the keys are used
     return access

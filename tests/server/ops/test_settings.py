@@ -278,8 +278,13 @@ def test_flag_of_the_keys_wins_over_the_file_and_is_carried(tmp_path: Path) -> N
     file.write_text("access: {keys: others.yaml, protect_ops: true}")
     keys = key_file(tmp_path, one={})
 
-    settings = read_settings([Path("my")], {}, Flags(keys=keys), file)
+    settings = read_settings([Path("my")], {}, Flags(keys=keys, max_wait_s=5.0), file)
 
     assert Settings.from_environment(settings.to_environment()).access == AccessSettings(
-        keys=keys, protect_ops=True
+        keys=keys, protect_ops=True, max_wait_s=5.0
     )
+
+
+def test_flag_that_cannot_be_is_told_by_its_name() -> None:
+    with pytest.raises(ConfigError, match=r"--max-wait: expected a number greater than 0 \(found -1.0\)"):
+        read_settings([Path("my")], {}, Flags(max_wait_s=-1.0))
