@@ -52,6 +52,7 @@ from softspec.errors import SoftspecError
 from softspec.server.access.access import Access
 from softspec.server.access.callers import may_ask
 from softspec.server.access.gate import Gate
+from softspec.server.access.second_port import serve_beside
 from softspec.server.chat.door import Door
 from softspec.server.chat.guard import policy_guard
 from softspec.server.chat.routes import UpstreamRoute, add_chat_routes
@@ -146,6 +147,7 @@ class SoftspecEndpoints:
         app.add_middleware(RefuseWhileStopping, unanswered=self._unanswered)
         app.add_middleware(Gate, respond=error_at)
         close_with(app)
+        serve_beside(app)
         observe_with(app, self._observers, self._layers)
 
     async def init_state(self, engine_client: EngineClient, state: State, args: Namespace) -> None:
@@ -156,7 +158,7 @@ class SoftspecEndpoints:
         """
         settings = Settings.from_environment(os.environ)
         settings.access.require_only_door(any(args.api_key or [envs.VLLM_API_KEY]))
-        state.softspec_access = Access(settings.access, os.environ)
+        state.softspec_access = Access(settings.access, os.environ, args.host)
         await state.softspec_access.require_ready()
         ensembles = load_ensembles(settings.ensembles)
         settings.rules.require_followed({each.name: each.manifest.calibration for each in ensembles})

@@ -84,6 +84,8 @@ OUTSIDE = {
         for room in ("ops", "chat", "ensembles", "scores", "decisions", "dialects", "page", "plugin")
     ),
     "httpx2": ("server.upstream",),
+    "limits": ("server.access",),
+    "uvicorn": ("server.access",),
     "peft": ("train.result", "train.members", "reference", "app.bench"),
     "cyclopts": ("app",),
 }

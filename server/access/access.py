@@ -23,15 +23,18 @@ STATE = "softspec_access"
 
 
 class Access:
-    """What the gate needs to know of this server; `ring` is None where nobody needs a key."""
+    """What the gate needs to know of this server, which listens at `host`; `ring` is None where nobody needs a key."""
 
-    def __init__(self, settings: AccessSettings, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, settings: AccessSettings, environment: Mapping[str, str], host: str | None = None
+    ) -> None:
         """Read the keys, and where they are counted; nobody is asked yet.
 
         Raises:
             ConfigError: the key file cannot be read, or is wrong, or there is no such place to count.
         """
         self.settings = settings
+        self.host = host
         self.ring = None if settings.keys is None else KeyRing(settings.keys)
         self._counts = Counts(settings.storage_in(environment))
         self.budget = Budget(self._counts)

@@ -19,6 +19,7 @@ from softspec.server.access.budget import Budget
 from softspec.server.access.callers import Caller, current_caller, require_place
 from softspec.server.access.places import Place, place_of
 from softspec.server.access.request_limits import require_small_body
+from softspec.server.access.second_port import require_served
 from softspec.server.access.settings import RequestLimits
 from softspec.server.observe.account import current_account
 
@@ -48,6 +49,7 @@ class Gate:
             visit.callback(current_caller.reset, current_caller.set(None))
             headers: dict[str, str] = {}
             try:
+                require_served(place, scope, access.settings.ops_port)
                 if (caller := _caller_of(access, place, scope)) is not None:
                     headers |= await _let_in(caller, access.budget, place, visit)
                     require_place(caller, place)

@@ -86,6 +86,11 @@ class AccessSettings(BaseModel):
         default=None,
         description="Longest wait for a first token, seconds: where it would be longer, newcomers get a 503.",
     )
+    ops_port: Annotated[int, Field(ge=1, le=65_535)] | None = Field(
+        default=None,
+        description="Port at which `/metrics`, `/docs`, `/redoc` and `/openapi.json` are served, and no longer at the "
+        "other one; `/health` and `/ready` at both.",
+    )
     protect_ops: bool = Field(
         default=False,
         description="Whether `/metrics`, `/docs`, `/redoc` and `/openapi.json` need a key too, whichever.",

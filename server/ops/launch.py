@@ -11,7 +11,6 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,6 +29,7 @@ from softspec.engine.start.quiet import hide_import_warnings, is_quiet, quiet_en
 from softspec.engine.wire import MAX_TOP_LOGPROBS
 from softspec.errors import ConfigError
 from softspec.server.access.access import require_ready
+from softspec.server.access.second_port import require_free
 from softspec.server.observe.export import engine_environment
 from softspec.server.ops.served_base import require_base_of
 from softspec.server.ops.settings import Settings
@@ -84,7 +84,10 @@ def serve(
     from softspec.engine.front.ensemble import load_ensembles
     from softspec.engine.start.serve import run
 
-    may_listen = partial(require_elsewhere, settings.upstreams)
+    def may_listen(host: str | None, port: int) -> None:
+        require_elsewhere(settings.upstreams, host, port)
+        require_free(host, settings.access.ops_port, port)
+
     run(arguments, load_ensembles(settings.ensembles), settings.allow_untested, may_listen)
 
 

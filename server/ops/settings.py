@@ -60,6 +60,7 @@ class Flags:
     keys: Path | None = None
     log_content: bool = False
     max_wait_s: float | None = None
+    ops_port: int | None = None
 
 
 @dataclass(frozen=True)
@@ -218,7 +219,7 @@ def _record(settings: RecordSettings | None, flag: Path | None) -> RecordSetting
 def _access(settings: AccessSettings, flags: Flags) -> AccessSettings:
     """Who may ask, and how much: what flags say, else the server's file."""
     keys = None if flags.keys is None else absolute(Path.cwd(), str(flags.keys))
-    access = settings.changed(keys=keys, max_wait_s=flags.max_wait_s)
+    access = settings.changed(keys=keys, max_wait_s=flags.max_wait_s, ops_port=flags.ops_port)
     if access.keys is not None:
         read_key_file(access.keys)  # that it can be; it is read again where the keys are used
     return access

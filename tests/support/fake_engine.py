@@ -28,6 +28,7 @@ from softspec.errors import SoftspecError
 from softspec.maths.answer import TokenUncertainty
 from softspec.server.access.access import Access
 from softspec.server.access.gate import Gate
+from softspec.server.access.second_port import serve_beside
 from softspec.server.access.settings import AccessSettings
 from softspec.server.chat.routes import UpstreamRoute, add_chat_routes
 from softspec.server.chat.service import Service
@@ -279,8 +280,9 @@ def make_app(
     }
     add_chat_routes(app, routes, checks=())
     if access is not None:
-        app.state.softspec_access = Access(access, {})
+        app.state.softspec_access = Access(access, {}, "127.0.0.1")
         app.add_middleware(Gate, respond=error_at)
+        serve_beside(app)
     observe_with(app, observers, layers)
     return app
 
