@@ -8,6 +8,7 @@ from typing import Any
 import httpx2
 import openai
 import pytest
+from fastapi import WebSocket, WebSocketDisconnect
 from fastapi.testclient import TestClient
 
 from softspec.server.access.settings import AccessSettings, RequestLimits
@@ -160,6 +161,26 @@ def test_path_that_is_not_there_is_not_told_to_strangers(asking: Asking) -> None
     assert client._client.get("/v1/nothing").status_code == 401
     with pytest.raises(openai.NotFoundError):
         client.get("/nothing", cast_to=object)
+
+
+def test_web_socket_needs_a_key_too(tmp_path: Path) -> None:
+    app = make_app(FakeEngine([AGREED]), access=AccessSettings(keys=key_file(tmp_path, mine={})))
+
+    @app.websocket("/v1/realtime")
+    async def echo(socket: WebSocket) -> None:
+        await socket.accept()
+        await socket.send_text("here")
+        await socket.close()
+
+    http = TestClient(app)
+    with pytest.raises(WebSocketDisconnect) as refused, http.websocket_connect("/v1/realtime"):
+        pass
+    with http.websocket_connect(
+        "/v1/realtime", headers={"authorization": f"Bearer {secret('mine')}"}
+    ) as socket:
+        assert socket.receive_text() == "here"
+
+    assert refused.value.code == 1008
 
 
 # What is open
