@@ -51,8 +51,8 @@ class RequestLimits(BaseModel):
     max_top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] = Field(
         default=MAX_TOP_LOGPROBS, description="Likeliest tokens beside each drawn one."
     )
-    max_answers: Limit = Field(
-        default=64, description="Answers of a request to `/v1/uncertainty`; at most 64."
+    max_answers: Annotated[int, Field(ge=1, le=64)] = Field(
+        default=64, description="Answers of a request to `/v1/uncertainty`; never more than 64."
     )
     max_options: Limit = Field(
         default=4096,

@@ -103,13 +103,16 @@ def checked_arguments(
         raise ConfigError(f"--drain-timeout is {drain_timeout_s}: expected 0 or more seconds")
     manifests = {path: load_manifest(path) for path in settings.ensembles}
     settings.rules.require_followed({each.name: each.calibration for each in manifests.values()})
-    arguments = server_arguments(manifests, base, vllm_args, settings.base_unchecked, settings.log.requests)
+    model, *arguments = server_arguments(manifests, base, vllm_args, settings.base_unchecked)
     if not settings.log.content:
         refuse_logged_content(vllm_args, os.environ)
-    served = Path(arguments[0])
+    served = Path(model)
     if served.is_dir():  # the files of others may not be here yet; the plugin checks all
         require_base_of(manifests, served, settings.base_unchecked)
-    return [*arguments, "--shutdown-timeout", str(drain_timeout_s)]
+    ours = ["--shutdown-timeout", str(drain_timeout_s)]
+    if settings.log.requests:  # and uvicorn need not log them a second time
+        ours.append("--disable-uvicorn-access-log")
+    return [model, *ours, *arguments]
 
 
 def _has_api_key(vllm_args: Sequence[str], environment: Mapping[str, str]) -> bool:
@@ -147,13 +150,11 @@ def server_arguments(
     base: str | None,
     vllm_args: Sequence[str],
     base_unchecked: bool = False,
-    logs_requests: bool = True,
 ) -> list[str]:
-    """The arguments after `vllm serve`.
+    """The arguments after `vllm serve` that an engine of these ensembles needs; the base's place comes first.
 
     Args:
         manifests: ensemble directory -> its manifest.
-        logs_requests: whether this server logs them, so that uvicorn need not.
     Raises:
         ConfigError: two ensembles of one name or of different bases, a missing base, or a reserved flag.
     """
@@ -167,8 +168,6 @@ def server_arguments(
     flags = engine_flags(manifests.values(), rank, MAX_TOP_LOGPROBS)
     if found.revision is not None:
         flags += ["--revision", found.revision]
-    if logs_requests:  # and not a second time by uvicorn
-        flags.append("--disable-uvicorn-access-log")
     if _on_cpu():
         flags += cpu_flags(has_compiler=shutil.which(os.environ.get("CXX", "g++")) is not None)
     ours = ["--served-model-name", _base_name(found.path, manifests), *flags]

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import psutil
@@ -18,7 +19,7 @@ from tests.support.tiny import random_adapters, tiny_llama
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
-QUIET = {"VLLM_LOGGING_LEVEL": None}
+QUIET: Any = {"VLLM_LOGGING_LEVEL": None}
 """As a user starts it, who has not said what vLLM shall log."""
 NAME = "law"
 MODELS = (NAME, f"{NAME}/member-0", BASE)

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -40,7 +41,7 @@ def ensemble(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def server(folder: Path, ensemble: Path) -> Iterator[RealServer]:
     variables = {**other_plugin(folder / "other"), "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
-    unsaid = {"VLLM_LOGGING_LEVEL": None}
+    unsaid: Any = {"VLLM_LOGGING_LEVEL": None}
     with softspec_server(ensemble, folder / "log", "--max-loras", "4", **variables, **unsaid) as server:
         server.wait_until_ready()
         yield server

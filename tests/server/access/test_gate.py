@@ -191,7 +191,7 @@ def ops(tmp_path: Path) -> Callable[[bool], TestClient]:
     def make(protect_ops: bool) -> TestClient:
         settings = AccessSettings(keys=key_file(tmp_path, mine={}), protect_ops=protect_ops)
         app = make_app(FakeEngine([AGREED]), access=settings)
-        for path in ("/health", "/ready", "/ping", "/", "/playground", "/playground/{file}", "/metrics"):
+        for path in ("/health", "/ready", "/ping", "/", "/playground/{file}", "/metrics"):
             app.add_api_route(path, lambda: "here", methods=["GET"])
         return TestClient(app)
 
@@ -199,7 +199,7 @@ def ops(tmp_path: Path) -> Callable[[bool], TestClient]:
 
 
 def test_probes_and_the_page_need_no_key(ops: Callable[[bool], TestClient]) -> None:
-    paths = ("/health", "/ready", "/ping", "/", "/playground", "/playground/page.js")
+    paths = ("/health", "/ready", "/ping", "/", "/playground/page.js")
 
     assert [ops(True).get(path).status_code for path in paths] == [200] * len(paths)
 

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ from softspec.artefact.activation import BlockActivation
 from softspec.artefact.manifest import BaseModelRef, Manifest, load_manifest, save_manifest
 from softspec.errors import ConfigError, ManifestError
 from softspec.server.access.settings import AccessSettings
-from softspec.server.ops.launch import serve, server_arguments, server_environment
+from softspec.server.observe.settings import LogSettings
+from softspec.server.ops.launch import checked_arguments, serve, server_arguments, server_environment
 from softspec.server.ops.served_base import served_fingerprint
 from softspec.server.ops.server_config import RecordSettings
 from softspec.server.ops.settings import Settings
@@ -256,10 +258,11 @@ def test_adapter_without_a_rank_is_refused(ensemble: Path, tmp_path: Path, rank:
 
 
 def test_uvicorn_does_not_log_requests_a_second_time(ensemble: Path) -> None:
-    manifests = {ensemble: load_manifest(ensemble)}
+    settings = Settings((ensemble,), base_unchecked=True)
+    silent = replace(settings, log=LogSettings(requests=False))
 
-    assert "--disable-uvicorn-access-log" in server_arguments(manifests, None, [])
-    assert "--disable-uvicorn-access-log" not in server_arguments(manifests, None, [], logs_requests=False)
+    assert "--disable-uvicorn-access-log" in checked_arguments(settings, None, [], 30)
+    assert "--disable-uvicorn-access-log" not in checked_arguments(silent, None, [], 30)
 
 
 def test_standard_output_is_left_to_the_request_log() -> None:
@@ -276,10 +279,10 @@ def test_vllm_may_not_log_content_where_the_server_does_not(
     settings = Settings((ensemble,), base_unchecked=True)
 
     with pytest.raises(ConfigError, match="--enable-log-requests logs prompts and answers"):
-        serve(settings, str(base), ["--enable_log_requests"])
+        serve(settings, str(base), ["--enable_log_requests"], 30)
     monkeypatch.setenv("VLLM_DEBUG_LOG_API_SERVER_RESPONSE", "True")
     with pytest.raises(ConfigError, match="VLLM_DEBUG_LOG_API_SERVER_RESPONSE logs prompts and answers"):
-        serve(settings, str(base), [])
+        serve(settings, str(base), [], 30)
 
 
 @pytest.mark.parametrize(
