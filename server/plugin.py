@@ -236,7 +236,7 @@ class SoftspecEndpoints:
             args.port,
             args.uds,
             has_tls=bool(args.ssl_keyfile and args.ssl_certfile),
-            needs_key=bool(args.api_key or envs.VLLM_API_KEY),
+            needs_key=bool(args.api_key or envs.VLLM_API_KEY or settings.access.keys),
             has_chat=has_chat_template(engine_client, args.chat_template),
         )
         state.softspec_readiness = Readiness(

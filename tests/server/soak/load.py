@@ -103,8 +103,8 @@ def _problems(ask: Ask, response: httpx2.Response, body: str, outcome: Outcome) 
     status = response.status_code
     if "x-request-id" not in response.headers:
         yield "no x-request-id"
-    if status in (429, 503) and "retry-after" in response.headers:
-        return  # refused with a reason, and told when to come back
+    if status == 429 and "retry-after" not in response.headers:
+        yield "not told when to come back"
     if status not in ask.right:
         yield f"{status} in place of {ask.right}"
         return

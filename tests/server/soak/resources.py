@@ -39,7 +39,7 @@ def held_by(server: RealServer, headers: dict[str, str]) -> Held:
         AssertionError: something still runs or waits after a while, or a KV block is still in use.
     """
     deadline = time.monotonic() + _IDLE_WITHIN_S
-    while busy := busy_series(server, headers):
+    while busy := busy_series(server):
         assert time.monotonic() < deadline, f"after {_IDLE_WITHIN_S} s without requests: {busy}"
         time.sleep(0.2)
     processes = [psutil.Process(server.process.pid), *descendants(server.process.pid)]
@@ -53,19 +53,17 @@ def held_by(server: RealServer, headers: dict[str, str]) -> Held:
     )
 
 
-def series(server: RealServer, headers: dict[str, str]) -> dict[str, float]:
+def series(server: RealServer) -> dict[str, float]:
     """Every series of `/metrics`."""
-    page = httpx2.get(f"{server.url}/metrics", headers=headers).text
+    page = httpx2.get(f"{server.url}/metrics").text
     rows = (line.rsplit(" ", 1) for line in page.splitlines() if line and not line.startswith("#"))
     return {name: float(value) for name, value in rows}
 
 
-def busy_series(server: RealServer, headers: dict[str, str]) -> dict[str, float]:
+def busy_series(server: RealServer) -> dict[str, float]:
     """The series that say that the engine has something to do, or holds something."""
     names = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
-    return {
-        name: value for name, value in series(server, headers).items() if name.startswith(names) and value
-    }
+    return {name: value for name, value in series(server).items() if name.startswith(names) and value}
 
 
 def _tasks_of(server: RealServer) -> int:

@@ -1,23 +1,38 @@
 """Thousands of strangers at a real server: everybody is answered or told why not, and nothing stays behind."""
 
 import asyncio
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.server.soak.flaky_upstream import flaky_upstream
 from tests.server.soak.load import Outcome, send_all
 from tests.server.soak.resources import Held, held_by, series
-from tests.server.soak.traffic import ENSEMBLE, Traffic
+from tests.server.soak.traffic import ENSEMBLE, LARGEST_BODY, Traffic
+from tests.support.key_files import key_file, secret
 from tests.support.real_server import RealServer, softspec_server
 from tests.support.tiny import random_adapters, tiny_llama
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
-SERVER = "import sys; from pathlib import Path; from tests.server.soak.resources import main; "
-KEYS = {"good": "good", "narrow": "narrow"}
+LAUNCH = "from pathlib import Path; from tests.server.soak.resources import main; main(Path({!r}))"
+KEYS: dict[str, dict[str, Any]] = {
+    "good": {},
+    "narrow": {"models": [ENSEMBLE]},
+    "busy": {"requests_per_minute": 20},
+    "single": {"concurrent_requests": 1},
+}
+SECRETS = {name: secret(name) for name in KEYS}
+CONFIG = """\
+access: {{keys: {keys}, limits: {{max_body_bytes: {largest}}}}}
+upstreams: {{big: {{url: "{url}", model: big-1, timeout_s: 5, max_retries: 1, circuit_open_s: 1}}}}
+"""
+IDLE_CONNECTIONS = 2
+"""How many more to the upstream may be kept open for the next request."""
 MOST_GROWTH = 1.05
 """Of a process's memory, from the first to the second half of the requests."""
 
@@ -26,22 +41,23 @@ MOST_GROWTH = 1.05
 def serving(folder: Path) -> Iterator[RealServer]:
     base = tiny_llama(folder / "tiny-base")
     ensemble = random_adapters(base, folder / ENSEMBLE, num_members=2, name=ENSEMBLE)
-    log = folder / "log"
-    launch = ("-c", f"{SERVER} main(Path({str(log.with_suffix('.tasks'))!r}))")
+    log, config = folder / "log", folder / "server.yaml"
+    launch = ("-c", LAUNCH.format(str(log.with_suffix(".tasks"))))
     with flaky_upstream(seed=1) as upstream:
-        big = f"big={upstream.url},model=big-1,timeout_s=5,max_retries=1,circuit_open_s=1"
-        with softspec_server(ensemble, log, "--upstream", big, softspec=launch) as server:
+        keys = key_file(folder, **KEYS)
+        config.write_text(CONFIG.format(keys=keys, largest=LARGEST_BODY, url=upstream.url))
+        with softspec_server(ensemble, log, "--server-config", str(config), softspec=launch) as server:
             server.wait_until_ready()
             yield server
 
 
 def soak(server: RealServer, count: int) -> tuple[Outcome, Held, Held]:
     """Half of the requests, a look, the other half, another look; the same seeds have the same answers in both."""
-    headers = {"authorization": f"Bearer {KEYS['good']}"}
+    headers = {"authorization": f"Bearer {SECRETS['good']}"}
     half = count // 2
-    first = asyncio.run(send_all(server.url, KEYS, Traffic(seed=1).asks(half), seed=1))
+    first = asyncio.run(send_all(server.url, SECRETS, Traffic(seed=1).asks(half), seed=1))
     before = held_by(server, headers)
-    second = asyncio.run(send_all(server.url, KEYS, Traffic(seed=2).asks(half), seed=2))
+    second = asyncio.run(send_all(server.url, SECRETS, Traffic(seed=2).asks(half), seed=2))
     after = held_by(server, headers)
     for number in first.replayed.keys() & second.replayed.keys():
         if first.replayed[number] != second.replayed[number]:
@@ -59,13 +75,20 @@ def test_everybody_is_answered_and_nothing_stays_behind(count: int, tmp_path: Pa
     with serving(tmp_path) as server:
         outcome, before, after = soak(server, count)
         print(f"\n{count} requests: {dict(sorted(outcome.counts.items()))}\nbefore {before}\nafter  {after}")
-        counted = series(server, {"authorization": f"Bearer {KEYS['good']}"})
+        counted = series(server)
+        lines = [
+            json.loads(line)
+            for line in server.log.read_text("utf-8", "replace").splitlines()
+            if line[:1] == "{"
+        ]
 
         assert not outcome.problems, "\n".join(outcome.problems[:20])
         assert outcome.answered == count // 2 * 2
+        assert {line["status"] for line in lines if line["status"] >= 500} <= {502}
         assert not [name for name, value in counted.items() if "_errors_total" in name and value]
-        assert (after.files, after.threads, after.tasks) == (before.files, before.threads, before.tasks)
-        assert after.models == before.models
+        assert (after.threads, after.tasks, after.models) == (before.threads, before.tasks, before.models)
+        for now, then in zip(after.files, before.files, strict=True):
+            assert now <= then + IDLE_CONNECTIONS
         for now, then in zip(after.memory, before.memory, strict=True):
             assert now < then * MOST_GROWTH, f"{then / 2**20:.0f} MiB, then {now / 2**20:.0f} MiB"
         assert "Traceback" not in server.log.read_text(errors="replace")

@@ -66,6 +66,7 @@ class Traffic:
             (4, self._decisions),
             (4, self._scored),
             (5, self._other_routes),
+            (4, self._limited),
             (10, self._refused),
         ]
         weights = [weight for weight, _ in kinds]
@@ -169,6 +170,11 @@ class Traffic:
         if path != "/tokenize":
             return Ask("look", "GET", path)
         return self._asked("tokenize", path, {"model": BASE, "prompt": self._words(8)})
+
+    def _limited(self) -> Ask:
+        """By a key that may not ask so often."""
+        key = self._random.choice(("busy", "single"))
+        return self._asked("limited", "/v1/chat/completions", self._chat_body(ENSEMBLE), (200, 429), key)
 
     # What is refused
 
