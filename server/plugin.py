@@ -173,6 +173,7 @@ class SoftspecEndpoints:
         require_base(base, [ensemble.manifest for ensemble in ensembles])
         await engine_client.collective_rpc("install_ensemble_sampler")
         metrics = Metrics()
+        self._observers.append(metrics.request_ended)
         state.softspec_ending = ending_of(engine_client)
         state.softspec_ending.until_idle = self._unanswered.wait
         state.softspec_ending.on_begin += [
@@ -195,7 +196,7 @@ class SoftspecEndpoints:
         await client.registry.fill()
         if not settings.no_shared_layers:
             await share_lower_layers(client)
-        metrics.expect(client.registry.lora_requests)
+        metrics.expect(client.registry.lora_requests, client.registry.ensembles)
         state.softspec_upstreams = Upstreams(settings.upstreams, os.environ, metrics)
         record, recorder = settings.record, None
         if record is not None:

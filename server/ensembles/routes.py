@@ -36,7 +36,7 @@ async def load_ensemble(request: LoadEnsembleRequest, raw_request: Request) -> P
     manifest = await asyncio.to_thread(load_manifest, Path(request.path))
     state.softspec_chat.rules.require_followed({manifest.name: manifest.calibration})
     ensemble = await registry.load(Path(request.path), request.replace, state.softspec_canary)
-    state.softspec_chat.metrics.expect(registry.lora_requests)
+    state.softspec_chat.metrics.expect(registry.lora_requests, registry.ensembles)
     return PlainTextResponse(f"Success: ensemble '{ensemble.name}' added successfully.")
 
 

@@ -5,14 +5,16 @@ In: decisions and summaries. Out: Prometheus series. Labels never hold text of a
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import get_args
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
 from softspec.artefact.calibration import Calibration, calibration_of
 from softspec.errors import EngineError, MixingError
 from softspec.maths.answer import AnswerUncertainty
+from softspec.server.observe.account import Account
 from softspec.server.ops.drift import Drifts
-from softspec.server.policy.policy import Decision
+from softspec.server.policy.policy import Action, Decision
 from softspec.server.upstream.faults import Outcome
 
 _NATS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0)
@@ -85,6 +87,11 @@ METRICS = (
         "From the request to its first token, streamed answers of ensembles.",
         buckets=_SECONDS,
     ),
+    Metric(
+        "softspec_request_seconds",
+        "From a request to the end of its answer, of an upstream too; whatever model was asked, errors left out.",
+        buckets=_LONG_SECONDS,
+    ),
     Metric("softspec_lockstep_errors_total", "Requests ended because their members came apart; must stay 0."),
     Metric(
         "softspec_mixing_errors_total",
@@ -145,12 +152,16 @@ class Metrics:
         }
         self._drifts = Drifts()
 
-    def expect(self, models: Iterable[str]) -> None:
-        """Show what may befall these models at 0, so that the first time is seen to rise."""
+    def expect(self, models: Iterable[str], ensembles: Iterable[str] = ()) -> None:
+        """Show what may befall these models, and be decided on these of them, at 0: so the first time is a rise."""
         for metric in METRICS:
             if metric.name in self._counters and metric.labels == ("model",):
                 for model in models:
                     self._counters[metric.name].labels(model=model)
+            elif metric.name in self._counters and metric.labels == ("model", "decision"):
+                for model in ensembles:
+                    for action in get_args(Action):
+                        self._counters[metric.name].labels(model=model, decision=action)
 
     def of_request(self, model: str, num_choices: int) -> CountChoice:
         """What counts the choices of one request, and with the last of them the request."""
@@ -202,6 +213,11 @@ class Metrics:
     def first_token(self, model: str, seconds: float) -> None:
         """Count a streamed answer that began so many seconds after its request."""
         self._observe("softspec_time_to_first_token_seconds", model, seconds)
+
+    def request_ended(self, account: Account) -> None:
+        """Time a request that was answered; one that named no model that is served is nobody's."""
+        if account.model is not None and account.status == 200 and account.ended_at is not None:
+            self._observe("softspec_request_seconds", account.model, account.ended_at - account.began_at)
 
     def failed(self, model: str, reason: EngineError) -> None:
         """Count a request that had to be ended, for a fault that is ours."""

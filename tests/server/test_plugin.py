@@ -260,3 +260,5 @@ def test_our_metrics_stand_beside_vllms(server: Server) -> None:
     page = server.get("/metrics").text
     assert 'softspec_choices_total{decision="answer",model="tiny-ensemble"}' in page
     assert "http_requests_total" in page
+    assert 'softspec_request_seconds_count{model="tiny-ensemble"}' in page
+    assert 'softspec_requests_total{decision="route",model="tiny-ensemble"} 0.0' in page

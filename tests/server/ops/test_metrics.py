@@ -4,9 +4,15 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from softspec.errors import LockstepError, MixingError
 from softspec.maths.answer import summarise
+from softspec.server.observe.account import Account
 from softspec.server.ops.metrics import METRICS, Metrics
 from softspec.server.policy.policy import ANSWER, Decision
 from tests.support.fake_engine import TORN, UNIFORM
+
+
+def answered(model: str | None, status: int, seconds: float) -> Account:
+    """The account of a request that ended so many seconds after it began."""
+    return Account("1", "POST", "/", model=model, status=status, began_at=10.0, ended_at=10.0 + seconds)
 
 
 def test_every_metric_of_the_table_is_exposed_and_nothing_else() -> None:
@@ -16,6 +22,7 @@ def test_every_metric_of_the_table_is_exposed_and_nothing_else() -> None:
     metrics.of_request("jurists", 1)(Decision("abstain", "why", 3), summarise(TORN, UNIFORM), None)
     metrics.group_preemption("jurists")
     metrics.first_token("jurists", 0.2)
+    metrics.request_ended(answered("jurists", 200, 3.5))
     metrics.scored("jurists", 3)
     metrics.failed("jurists", LockstepError("members drew different tokens"))
     metrics.failed("jurists/member-0", MixingError("no token is left"))
@@ -32,6 +39,7 @@ def test_every_metric_of_the_table_is_exposed_and_nothing_else() -> None:
     assert 'softspec_lockstep_errors_total{model="jurists"} 1.0' in page
     assert 'softspec_mixing_errors_total{model="jurists/member-0"} 1.0' in page
     assert 'softspec_scored_answers_total{model="jurists"} 3.0' in page
+    assert 'softspec_request_seconds_sum{model="jurists"} 3.5' in page
     assert 'softspec_upstream_requests_total{outcome="open_circuit",upstream="big"} 1.0' in page
     assert 'softspec_upstream_seconds_count{upstream="big"} 1.0' in page
     assert 'softspec_upstream_circuit_open{upstream="big"} 1.0' in page
@@ -63,6 +71,33 @@ def test_what_must_stay_at_zero_is_shown_before_it_happens() -> None:
         assert f'softspec_mixing_errors_total{{model="{model}"}} 0.0' in page
         assert f'softspec_group_preemptions_total{{model="{model}"}} 0.0' in page
     assert "softspec_requests_total{" not in page
+
+
+def test_decisions_of_an_ensemble_are_shown_before_the_first_and_those_of_members_never() -> None:
+    """A rate of what has no series yet is nothing at all, and its first step is lost."""
+    registry = CollectorRegistry()
+    Metrics(registry).expect(["jurists", "jurists/member-0"], ["jurists"])
+
+    page = generate_latest(registry).decode()
+
+    for what in ("requests", "choices", "decisions"):
+        for decision in ("answer", "abstain", "route"):
+            assert f'softspec_{what}_total{{decision="{decision}",model="jurists"}} 0.0' in page
+    assert 'model="jurists/member-0"} 0.0' in page
+    assert 'decision="answer",model="jurists/member-0"' not in page
+
+
+def test_only_requests_that_a_model_answered_are_timed() -> None:
+    """An error is quick, and a request that names no served model is nobody's."""
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+
+    for account in (answered("jurists", 200, 2.0), answered("jurists", 400, 0.1), answered(None, 200, 0.1)):
+        metrics.request_ended(account)
+
+    assert registry.get_sample_value("softspec_request_seconds_count", {"model": "jurists"}) == 1.0
+    assert registry.get_sample_value("softspec_request_seconds_sum", {"model": "jurists"}) == 2.0
+    assert generate_latest(registry).decode().count("softspec_request_seconds_count{") == 1
 
 
 def test_models_are_counted_apart() -> None:
