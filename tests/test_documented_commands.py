@@ -65,6 +65,7 @@ NOT_RUN = {
     "make setup": "the environment of this test is what it makes",
     "import matplotlib": "asks a real model a thousand times; tests/ensemble asks a tiny one the same way",
     "make try": "starts a real engine; tests/app/demo asks the shipped ensemble behind a scripted one",
+    "docker": "needs a Docker engine; tests/deploy takes the steps of the image without one",
     "softspec demo": "takes minutes and an engine; tests/app/demo runs it on a tiny base and scripted answers",
     "softspec bench train": "takes minutes; tests/app/bench runs it on a tiny base",
     "softspec diagnose": "takes minutes; tests/train/diagnosis runs it on a tiny base",

@@ -38,6 +38,7 @@ FOREIGN_FLAGS = {
     "--no-python": "torchrun",
     "--mixed_precision": "accelerate launch",
     "--logdir": "tensorboard",
+    **dict.fromkeys(("--init", "--read-only", "--tmpfs", "--gpus", "--ipc"), "docker run"),
 }
 """Flags that are neither ours nor vLLM's, and whose they are."""
 ENGINE = "softspec/engine/README.md"

