@@ -196,7 +196,7 @@ class SoftspecEndpoints:
         await client.registry.fill()
         if not settings.no_shared_layers:
             await share_lower_layers(client)
-        metrics.expect(client.registry.lora_requests, client.registry.ensembles)
+        metrics.expect(client.registry.lora_requests, client.registry.ensembles, settings.upstreams)
         state.softspec_upstreams = Upstreams(settings.upstreams, os.environ, metrics)
         record, recorder = settings.record, None
         if record is not None:

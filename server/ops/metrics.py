@@ -5,6 +5,7 @@ In: decisions and summaries. Out: Prometheus series. Labels never hold text of a
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import product
 from typing import get_args
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
@@ -152,16 +153,24 @@ class Metrics:
         }
         self._drifts = Drifts()
 
-    def expect(self, models: Iterable[str], ensembles: Iterable[str] = ()) -> None:
-        """Show what may befall these models, and be decided on these of them, at 0: so the first time is a rise."""
+    def expect(
+        self, models: Iterable[str], ensembles: Iterable[str] = (), upstreams: Iterable[str] = ()
+    ) -> None:
+        """Show at 0 what may befall these models, become of requests to ensembles and of calls to upstreams.
+
+        So that the first time is a rise, and none at all is a share of 0.
+        """
+        series: dict[str, Counter | Histogram] = {**self._counters, **self._histograms}
+        zeros: dict[tuple[str, ...], list[tuple[str, ...]]] = {
+            ("counter", "model"): [(model,) for model in models],
+            ("histogram", "model"): [(model,) for model in ensembles],
+            ("counter", "model", "decision"): [*product(ensembles, get_args(Action))],
+            ("counter", "upstream", "outcome"): [*product(upstreams, get_args(Outcome))],
+            ("histogram", "upstream"): [(upstream,) for upstream in upstreams],
+        }
         for metric in METRICS:
-            if metric.name in self._counters and metric.labels == ("model",):
-                for model in models:
-                    self._counters[metric.name].labels(model=model)
-            elif metric.name in self._counters and metric.labels == ("model", "decision"):
-                for model in ensembles:
-                    for action in get_args(Action):
-                        self._counters[metric.name].labels(model=model, decision=action)
+            for values in zeros.get((metric.kind, *metric.labels), ()):
+                series[metric.name].labels(*values)
 
     def of_request(self, model: str, num_choices: int) -> CountChoice:
         """What counts the choices of one request, and with the last of them the request."""

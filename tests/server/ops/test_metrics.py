@@ -73,17 +73,21 @@ def test_what_must_stay_at_zero_is_shown_before_it_happens() -> None:
     assert "softspec_requests_total{" not in page
 
 
-def test_decisions_of_an_ensemble_are_shown_before_the_first_and_those_of_members_never() -> None:
+def test_what_may_become_of_requests_is_shown_before_the_first() -> None:
     """A rate of what has no series yet is nothing at all, and its first step is lost."""
     registry = CollectorRegistry()
-    Metrics(registry).expect(["jurists", "jurists/member-0"], ["jurists"])
+    Metrics(registry).expect(["jurists", "jurists/member-0"], ["jurists"], ["big"])
 
     page = generate_latest(registry).decode()
 
     for what in ("requests", "choices", "decisions"):
         for decision in ("answer", "abstain", "route"):
             assert f'softspec_{what}_total{{decision="{decision}",model="jurists"}} 0.0' in page
-    assert 'model="jurists/member-0"} 0.0' in page
+    for outcome in ("ok", "timeout", "open_circuit"):
+        assert f'softspec_upstream_requests_total{{outcome="{outcome}",upstream="big"}} 0.0' in page
+    assert 'softspec_upstream_seconds_count{upstream="big"} 0.0' in page
+    assert 'softspec_mutual_information_nats_count{model="jurists"} 0.0' in page
+    assert 'softspec_mutual_information_nats_count{model="jurists/member-0"}' not in page
     assert 'decision="answer",model="jurists/member-0"' not in page
 
 
