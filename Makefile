@@ -15,6 +15,8 @@ TRITON := $(VENV)/triton
 CLIENTS := $(VENV)/clients
 # What some of `softspec baselines` is computed with; beside the environment too.
 BASELINES := $(VENV)/baselines
+# Debian's Prometheus, which tests ask with our alerts and our dashboard.
+PROMETHEUS := $(VENV)/prometheus
 CODE := softspec train server tests
 # What pins packages; those of PyTorch are installed by themselves, see above.
 COMPILE = UV_FIND_LINKS="$$PIP_FIND_LINKS" $(BIN)/uv pip compile --python-version 3.11 --no-annotate --quiet \
@@ -57,6 +59,11 @@ test: setup lint $(TRITON)/.installed $(CLIENTS)/.installed $(BASELINES)/.instal
 	@# Tests look at a report and at the server's page in a browser, where there is one or can be one.
 	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && apt-get -qq update && apt-get -qq install -y chromium; } \
 	  >/dev/null 2>&1 || echo "There is no chromium (apt-get install chromium): tests of reports and of the page are skipped."
+	@# A real Prometheus reads the alerts. It is unpacked beside the environment: installed, it would start as a service.
+	@test -x $(PROMETHEUS)/usr/bin/promtool || { mkdir -p $(PROMETHEUS) && cd $(PROMETHEUS) \
+	  && { apt-get -qq download prometheus || { test "$$(id -u)" = 0 && apt-get -qq update && apt-get -qq download prometheus; }; } \
+	  && dpkg -x prometheus_*.deb . && rm prometheus_*.deb; } \
+	  >/dev/null 2>&1 || echo "There is no prometheus (apt-get download prometheus): tests of alerts and dashboard are skipped."
 	$(PYTEST) --durations=40
 
 test-fast: setup
