@@ -17,6 +17,8 @@ CLIENTS := $(VENV)/clients
 BASELINES := $(VENV)/baselines
 # Debian's Prometheus, which tests ask with our alerts and our dashboard.
 PROMETHEUS := $(VENV)/prometheus
+# Helm, and KServe's own classes, for tests of what deploy/ has for Kubernetes.
+KUBERNETES := $(VENV)/kubernetes
 CODE := softspec train server tests
 # What pins packages; those of PyTorch are installed by themselves, see above.
 COMPILE = UV_FIND_LINKS="$$PIP_FIND_LINKS" $(BIN)/uv pip compile --python-version 3.11 --no-annotate --quiet \
@@ -48,14 +50,14 @@ try: setup
 demo: setup
 	$(BIN)/softspec demo $(DEMO_FLAGS)
 
-$(TRITON)/.installed $(CLIENTS)/.installed $(BASELINES)/.installed: $(VENV)/%/.installed: requirements/%.txt | $(STAMP)
+$(TRITON)/.installed $(CLIENTS)/.installed $(BASELINES)/.installed $(KUBERNETES)/.installed: $(VENV)/%/.installed: requirements/%.txt | $(STAMP)
 	rm -rf $(@D)
 	$(PIP) install --no-deps --target $(@D) --requirement $<
 	touch $@
 
 baselines: $(BASELINES)/.installed
 
-test: setup lint $(TRITON)/.installed $(CLIENTS)/.installed $(BASELINES)/.installed
+test: setup lint $(TRITON)/.installed $(CLIENTS)/.installed $(BASELINES)/.installed $(KUBERNETES)/.installed
 	@# Tests look at a report and at the server's page in a browser, where there is one or can be one.
 	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && apt-get -qq update && apt-get -qq install -y chromium; } \
 	  >/dev/null 2>&1 || echo "There is no chromium (apt-get install chromium): tests of reports and of the page are skipped."

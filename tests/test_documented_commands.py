@@ -76,6 +76,7 @@ NOT_RUN = {
     "softspec score": "starts a real engine; tests/app/score runs it on a tiny base",
     "softspec select": "takes minutes; tests/train/selection runs it on a tiny base",
     "softspec serve runs/my --port 8000 --print-vllm-command": "tests/server/test_vllm_command.py runs what it prints",
+    "kubectl create namespace": "needs a cluster; tests/deploy renders the chart and checks what comes out",
     "softspec bench serve": "takes minutes and an engine; tests/app/bench runs it on a tiny base",
 }
 """Why a block is not run; its commands and flags are checked by name in `test_documents.py`."""

@@ -39,6 +39,7 @@ FOREIGN_FLAGS = {
     "--mixed_precision": "accelerate launch",
     "--logdir": "tensorboard",
     **dict.fromkeys(("--init", "--read-only", "--tmpfs", "--gpus", "--ipc"), "docker run"),
+    "--from-file": "kubectl",
 }
 """Flags that are neither ours nor vLLM's, and whose they are."""
 ENGINE = "softspec/engine/README.md"

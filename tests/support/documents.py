@@ -27,6 +27,7 @@ from softspec.server.fields.doubt import FieldUncertainty
 from softspec.server.ops.metrics import METRICS
 from softspec.server.ops.server_config import ServerConfig
 from softspec.train.config import TrainConfig
+from tests.support.chart import explained_values
 from tests.support.fake_engine import AGREED, ENSEMBLE, FakeEngine, client_of, make_app
 
 ROOT = Path(__file__).parents[2]
@@ -311,6 +312,17 @@ def options_table() -> str:
     return table(("options", ""), ((" ".join(flags), reason) for reason, flags in rows.items()))
 
 
+def chart_table() -> str:
+    """Every value of the Helm chart."""
+    return table(
+        ("value", "default", "what it is"),
+        (
+            (f"`{'.'.join(path)}`", "empty" if default in ("", [], {}) else f"`{_as_yaml(default)}`", what)
+            for path, default, what in explained_values()
+        ),
+    )
+
+
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "keys": ("train/README.md", keys_table),
     "metrics": ("server/README.md", metrics_table),
@@ -324,6 +336,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "routes": ("server/README.md", routes_table),
     "commands": ("softspec/app/README.md", commands_table),
     "options": ("softspec/engine/README.md", options_table),
+    "chart": ("deploy/helm/README.md", chart_table),
 }
 """Name between the markers -> the document that has it, and how it is made."""
 
