@@ -130,7 +130,10 @@ def test_whatever_selects_pods_selects_those_of_the_deployment(manifests: list[M
         if each["kind"] in ("PodDisruptionBudget", "NetworkPolicy")
     }
 
-    assert all(selector.items() <= labels.items() for selector in selectors.values())
+    # No label that a new version changes: a Deployment's can never be changed, and a Service would drop the old pods.
+    fixed = {"app.kubernetes.io/name": "softspec", "app.kubernetes.io/instance": RELEASE}
+    assert fixed.items() <= labels.items()
+    assert all(selector == fixed for selector in selectors.values())
     for monitor in (each["spec"] for each in manifests if each["kind"] == "ServiceMonitor"):
         ports = {port["name"] for port in service["spec"]["ports"]}
         assert monitor["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
