@@ -70,7 +70,7 @@ FLOORS = {
     ),
     "app": (
         ("child_server", "interruption", "outputs", "smollm2"),
-        ("baselines", "bench", "calibrate", "demo", "evaluate", "report", "score"),
+        ("baselines", "bench", "calibrate", "demo", "evaluate", "plan", "report", "score"),
         ("cli",),
     ),
     "app.bench": (("core",), ("serving", "training")),

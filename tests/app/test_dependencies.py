@@ -27,6 +27,7 @@ ROOMS: dict[str, list[set[str]]] = {
     "softspec/app/child_server.py": [{"bench"}, {"demo"}],
     "softspec/app/cli/progress.py": [{"bench"}, {"demo"}, {"train"}],
     "softspec/app/demo": [{"demo"}],
+    "softspec/app/plan": [{"train"}],
     "softspec/app/report": [{"evaluate"}],
     "softspec/app/score": [{"serve-cpu"}, {"serve-gpu"}],
     "softspec/app/smollm2.py": [{"bench"}, {"demo"}],
