@@ -56,6 +56,7 @@ RUN = {
     "curl localhost:8000/v1/load_ensemble": "ask",
     "curl localhost:8000/v1/uncertainty": "ask",
     "softspec key new": "python",
+    "softspec plan": "plan",
     "softspec serve runs/my": "serve",
     "OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4317 softspec serve runs/my": "serve",
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 softspec serve runs/my --max-loras 8": "serve",
@@ -80,6 +81,17 @@ NOT_RUN = {
     "softspec bench serve": "takes minutes and an engine; tests/app/bench runs it on a tiny base",
 }
 """Why a block is not run; its commands and flags are checked by name in `test_documents.py`."""
+LLAMA_8B = {
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "max_position_embeddings": 131072,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "tie_word_embeddings": False,
+    "vocab_size": 128256,
+}
+"""The `config.json` of plans."""
 MY_YAML = next(block for block in blocks() if block.document == "README.md" and block.language == "yaml")
 LANGUAGES = {"sh", "python"}
 
@@ -189,6 +201,19 @@ def test_resuming_commands_go_on_from_a_checkpoint(block: Block, workspace: Path
     printed = run(block, workspace)
 
     assert "wrote " in printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", to_run("plan"))
+def test_plans_are_printed_as_they_are_shown(block: Block, workspace: Path) -> None:
+    """The text that follows a command in its document."""
+    (workspace / "llama-8b").mkdir()
+    (workspace / "llama-8b" / "config.json").write_text(json.dumps(LLAMA_8B), encoding="utf-8")
+    behind = next((b for b in blocks() if b.document == block.document and b.line > block.line), None)
+
+    printed = run(block, workspace)
+
+    assert behind is None or behind.language != "text" or behind.text == printed
 
 
 @pytest.mark.slow

@@ -29,6 +29,7 @@ from softspec.server.ops.server_config import ServerConfig
 from softspec.train.config import TrainConfig
 from tests.support.chart import explained_values
 from tests.support.fake_engine import AGREED, ENSEMBLE, FakeEngine, client_of, make_app
+from tests.support.planned import Cell, measured_cells
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("deploy", "server", "softspec", "tests", "train")
@@ -323,6 +324,32 @@ def chart_table() -> str:
     )
 
 
+def planned_table() -> str:
+    """What `softspec plan` says of the cells that `bench serve` measured, beside that."""
+    cells: dict[tuple[str, ...], dict[str, Cell]] = {}
+    for cell in measured_cells():
+        case = cell.case
+        layers = "all" if case.lowest == 0 else "top third"
+        load = (str(case.load.users), str(case.load.prompt))
+        cells.setdefault((str(case.ensemble.members), layers, *load), {})[cell.which] = cell
+    return table(
+        (
+            "K",
+            "layers",
+            "users",
+            "prompt",
+            "next token: planned",
+            "measured",
+            "first token: planned",
+            "measured",
+        ),
+        (
+            (*case, *(f"{number:.2f}" for cell in pair.values() for number in (cell.planned, cell.measured)))
+            for case, pair in cells.items()
+        ),
+    )
+
+
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "keys": ("train/README.md", keys_table),
     "metrics": ("server/README.md", metrics_table),
@@ -337,6 +364,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "commands": ("softspec/app/README.md", commands_table),
     "options": ("softspec/engine/README.md", options_table),
     "chart": ("deploy/helm/README.md", chart_table),
+    "planned": ("softspec/app/plan/README.md", planned_table),
 }
 """Name between the markers -> the document that has it, and how it is made."""
 

@@ -41,6 +41,7 @@ COMMANDS = {
     "report": Command("Write what is known of a run into one HTML file.", extra="evaluate"),
     "inspect": Command("Show what an ensemble directory holds."),
     "diagnose": Command("Say whether members can specialise, and what to change if not.", extra="train"),
+    "plan": Command("Say what an ensemble needs: memory and time, by arithmetic.", extra="train"),
     "try": Command("Ask the ensemble that travels in the package three questions.", extra="demo"),
     "demo": Command("Train, serve and ask an ensemble on generated contradictory sources.", extra="demo"),
     "bench": Command("Measure on this machine.", extra="bench"),
