@@ -78,6 +78,7 @@ NOT_RUN = {
     "softspec select": "takes minutes; tests/train/selection runs it on a tiny base",
     "softspec serve runs/my --port 8000 --print-vllm-command": "tests/server/test_vllm_command.py runs what it prints",
     "kubectl create namespace": "needs a cluster; tests/deploy renders the chart and checks what comes out",
+    "softspec bench load": "asks a running server; tests/app/bench runs it on scripted ones",
     "softspec bench serve": "takes minutes and an engine; tests/app/bench runs it on a tiny base",
 }
 """Why a block is not run; its commands and flags are checked by name in `test_documents.py`."""

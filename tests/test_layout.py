@@ -73,7 +73,7 @@ FLOORS = {
         ("baselines", "bench", "calibrate", "demo", "evaluate", "plan", "report", "score"),
         ("cli",),
     ),
-    "app.bench": (("core",), ("serving", "training")),
+    "app.bench": (("core",), ("load", "serving", "training")),
 }
 """Rooms within rooms, from the bottom up: a floor may import those below it; rooms of one floor are strangers."""
 

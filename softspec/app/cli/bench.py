@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from cyclopts import App
 
 BENCHMARKS = {
+    "load": "A running server under load: times, failures and decisions.",
     "serve": "An ensemble beside other ways to its answers: time to first token, per token, tokens per second.",
     "train": "A training step of K members beside other ways to it: seconds, memory, tokens per second.",
 }
@@ -23,7 +24,7 @@ def listed(meanings: Mapping[str, str]) -> str:
 
 app = App(
     "bench",
-    help_epilogue="'softspec bench serve --help' and '... bench train --help' have the options, and examples.",
+    help_epilogue="'softspec bench serve --help', and so on, has the options, and examples.",
 )
 for place, (name, what) in enumerate(BENCHMARKS.items()):
     app.command(f"softspec.app.cli.bench_{name}:app", name=name, help=what, sort_key=place)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
@@ -138,6 +138,7 @@ def with_load(case: Case, **changes: int) -> Case:
 sizes = st.integers(1, 4096)
 
 
+@settings(deadline=None)
 @given(members=st.integers(1, 16), prompt=sizes, output=sizes, users=st.integers(1, 64))
 def test_more_members_users_or_answer_never_hold_less(
     members: int, prompt: int, output: int, users: int
@@ -153,6 +154,7 @@ def test_more_members_users_or_answer_never_hold_less(
     assert limits_of(more_members, room).users <= limits_of(case, room).users
 
 
+@settings(deadline=None)
 @given(members=st.integers(1, 16), prompt=sizes, output=sizes)
 def test_sharing_a_prompt_is_between_one_adapter_and_all_for_themselves(
     members: int, prompt: int, output: int
@@ -164,6 +166,7 @@ def test_sharing_a_prompt_is_between_one_adapter_and_all_for_themselves(
     )
 
 
+@settings(deadline=None)
 @given(prompt=sizes, output=sizes, users=st.integers(1, 64))
 def test_an_ensemble_of_one_is_one_adapter(prompt: int, output: int, users: int) -> None:
     case, room = case_of(members=1, prompt=prompt, output=output, users=users), Room(141 * 10**9)

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from softspec.app.plan.case import Case, Load
@@ -124,6 +124,7 @@ cases = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(cases)
 def test_an_ensemble_is_never_faster_than_one_adapter_nor_slower_than_its_members_one_by_one(
     case: Case,
@@ -136,6 +137,7 @@ def test_an_ensemble_is_never_faster_than_one_adapter_nor_slower_than_its_member
     assert theirs.first * (1 - 1e-9) <= ours.first <= most * theirs.first
 
 
+@settings(deadline=None)
 @given(cases)
 def test_faster_devices_are_never_slower(case: Case) -> None:
     faster: Device = replace(case.device, bandwidth=2 * case.device.bandwidth)
@@ -143,6 +145,7 @@ def test_faster_devices_are_never_slower(case: Case) -> None:
     assert times_of(replace(case, device=faster)).token <= times_of(case).token
 
 
+@settings(deadline=None)
 @given(cases, st.integers(1, 64))
 def test_a_step_of_more_users_takes_at_least_as_long(case: Case, more: int) -> None:
     load = Load(case.load.context, case.load.output, case.load.users + more)
@@ -150,6 +153,7 @@ def test_a_step_of_more_users_takes_at_least_as_long(case: Case, more: int) -> N
     assert times_of(replace(case, load=load)).token >= times_of(case).token * (1 - 1e-12)
 
 
+@settings(deadline=None)
 @given(cases)
 def test_an_ensemble_of_one_is_one_adapter(case: Case) -> None:
     assert times_of(case.alone) == times_of(case.alone.alone)
