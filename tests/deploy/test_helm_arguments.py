@@ -10,19 +10,19 @@ import pytest
 from softspec.app.cli.main import main
 from softspec.server.ops.server_config import read_server_config
 from tests.support.chart import CASES, Manifest, container_of, only, pod_of, render
-from tests.support.documents import flags, read
+from tests.support.documents import read
+from tests.support.key_files import key_file
 from tests.support.tiny import random_adapters
 
 pytestmark = pytest.mark.slow
 
-NOT_YET = {"--ops-port", "--drain-timeout", "--keys", "--max-wait"}
-"""Flags of the chart that `softspec serve` is about to get."""
 AT_HOME = {"HOME", "USER"}
 """Variables of any program, which no document of ours explains."""
 
 
 def arguments_here(manifests: list[Manifest], folder: Path) -> list[str]:
-    """The container's arguments with what it would find lying in a folder, without those flags that are to come."""
+    """The container's arguments with what it would find lying in a folder, a file of keys among it."""
+    key_file(folder, mine={})
     for manifest in manifests:
         for name, content in manifest.get("data", {}).items():
             (folder / name).write_text(content, encoding="utf-8")
@@ -30,7 +30,9 @@ def arguments_here(manifests: list[Manifest], folder: Path) -> list[str]:
     arguments = container_of(manifests)["args"]
     for there, here in places.items():
         arguments = [argument.replace(there, here) for argument in arguments]
-    return [argument for argument in arguments if argument.partition("=")[0] not in NOT_YET]
+    return [
+        f"--keys={folder}/keys.yaml" if argument.startswith("--keys=") else argument for argument in arguments
+    ]
 
 
 @pytest.mark.vllm
@@ -58,10 +60,6 @@ def test_softspec_serve_understands_the_arguments(
     assert (program, command) == ("softspec", "serve")
     assert (parsed.port, parsed.host) == (8000, None)
     assert model == str(tmp_path / "base")
-
-
-def test_flags_that_are_to_come_are_not_there_yet() -> None:
-    assert not NOT_YET & set(flags("serve")), "they are there now: take them out of NOT_YET"
 
 
 def test_the_servers_file_arrives_as_it_was_written(tmp_path: Path) -> None:
