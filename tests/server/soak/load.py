@@ -136,7 +136,7 @@ def _stream_problems(ask: Ask, body: str) -> Iterable[str]:
         yield f"a stream that does not end: ...{body[-200:]}"
     if not ask.has_uncertainty:
         return
-    lines = [line.removeprefix("data: ") for line in body.splitlines() if line.startswith("data: {")]
+    lines = [line.removeprefix("data: ") for line in body.split("\n") if line.startswith("data: {")]
     events = [json.loads(line) for line in lines]
     if any("error" in event for event in events):
         if ask.kind != "route":  # an upstream may fail after its first words

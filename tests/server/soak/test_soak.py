@@ -12,7 +12,7 @@ import pytest
 from tests.server.soak.flaky_upstream import flaky_upstream
 from tests.server.soak.load import Outcome, send_all
 from tests.server.soak.resources import Held, held_by, series
-from tests.server.soak.traffic import ENSEMBLE, LARGEST_BODY, Traffic
+from tests.server.soak.traffic import COMING, ENSEMBLE, LARGEST_BODY, Ask, Traffic, unloading
 from tests.support.key_files import key_file, secret
 from tests.support.real_server import RealServer, softspec_server
 from tests.support.tiny import random_adapters, tiny_llama
@@ -22,6 +22,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 LAUNCH = "from pathlib import Path; from tests.server.soak.resources import main; main(Path({!r}))"
 KEYS: dict[str, dict[str, Any]] = {
     "good": {},
+    "admin": {"admin": True},
     "narrow": {"models": [ENSEMBLE]},
     "busy": {"requests_per_minute": 20},
     "single": {"concurrent_requests": 1},
@@ -41,24 +42,23 @@ MOST_GROWTH = 1.05
 def serving(folder: Path) -> Iterator[RealServer]:
     base = tiny_llama(folder / "tiny-base")
     ensemble = random_adapters(base, folder / ENSEMBLE, num_members=2, name=ENSEMBLE)
+    random_adapters(base, folder / COMING, num_members=2, name=COMING, seed=7)
     log, config = folder / "log", folder / "server.yaml"
     launch = ("-c", LAUNCH.format(str(log.with_suffix(".tasks"))))
     with flaky_upstream(seed=1) as upstream:
         keys = key_file(folder, **KEYS)
         config.write_text(CONFIG.format(keys=keys, largest=LARGEST_BODY, url=upstream.url))
-        with softspec_server(ensemble, log, "--server-config", str(config), softspec=launch) as server:
+        flags = ("--server-config", str(config), "--max-loras", "4")
+        allowed = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
+        with softspec_server(ensemble, log, *flags, softspec=launch, **allowed) as server:
             server.wait_until_ready()
             yield server
 
 
-def soak(server: RealServer, count: int) -> tuple[Outcome, Held, Held]:
+def soak(server: RealServer, count: int, folder: Path) -> tuple[Outcome, Held, Held]:
     """Half of the requests, a look, the other half, another look; the same seeds have the same answers in both."""
-    headers = {"authorization": f"Bearer {SECRETS['good']}"}
-    half = count // 2
-    first = asyncio.run(send_all(server.url, SECRETS, Traffic(seed=1).asks(half), seed=1))
-    before = held_by(server, headers)
-    second = asyncio.run(send_all(server.url, SECRETS, Traffic(seed=2).asks(half), seed=2))
-    after = held_by(server, headers)
+    first, before = soak_once(server, Traffic(1, folder).asks(count // 2), seed=1)
+    second, after = soak_once(server, Traffic(2, folder).asks(count // 2), seed=2)
     for number in first.replayed.keys() & second.replayed.keys():
         if first.replayed[number] != second.replayed[number]:
             second.problems.append(
@@ -68,17 +68,23 @@ def soak(server: RealServer, count: int) -> tuple[Outcome, Held, Held]:
     return total, before, after
 
 
+def soak_once(server: RealServer, asks: Iterator[Ask], seed: int) -> tuple[Outcome, Held]:
+    outcome = asyncio.run(send_all(server.url, SECRETS, asks, seed))
+    asyncio.run(send_all(server.url, SECRETS, [unloading()], seed))
+    return outcome, held_by(server, {"authorization": f"Bearer {SECRETS['good']}"})
+
+
 @pytest.mark.parametrize(
     "count", [pytest.param(400), pytest.param(10_000, marks=[pytest.mark.soak, pytest.mark.timeout(5400)])]
 )
 def test_everybody_is_answered_and_nothing_stays_behind(count: int, tmp_path: Path) -> None:
     with serving(tmp_path) as server:
-        outcome, before, after = soak(server, count)
+        outcome, before, after = soak(server, count, tmp_path)
         print(f"\n{count} requests: {dict(sorted(outcome.counts.items()))}\nbefore {before}\nafter  {after}")
         counted = series(server)
         lines = [
             json.loads(line)
-            for line in server.log.read_text("utf-8", "replace").splitlines()
+            for line in server.log.read_text("utf-8", "replace").split("\n")
             if line[:1] == "{"
         ]
 

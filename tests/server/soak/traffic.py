@@ -7,10 +7,13 @@ import json
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 Json = dict[str, Any]
 ENSEMBLE, MEMBER, BASE = "law", "law/member-1", "base"
+COMING = "tax"
+"""An ensemble that comes and goes."""
 MODELS = (ENSEMBLE, ENSEMBLE, ENSEMBLE, MEMBER, BASE)
 """As often as they are asked."""
 WORDS = ("may", "I", "record", "a", "call", "äöü", "漢字", "😀", "{", "}", '"', "\\n", "no", "yes")
@@ -46,11 +49,18 @@ class Ask:
         return b'"stream": true' in self.body
 
 
-class Traffic:
-    """Random requests; the same seed gives the same ones."""
+def unloading() -> Ask:
+    """Takes the ensemble that comes and goes out, if it is there."""
+    body = json.dumps({"name": COMING}).encode()
+    return Ask("unload", "POST", "/v1/unload_ensemble", body, (200, 404), "admin")
 
-    def __init__(self, seed: int) -> None:
+
+class Traffic:
+    """Random requests; the same seed gives the same ones. `folder` has the ensemble that comes and goes."""
+
+    def __init__(self, seed: int, folder: Path) -> None:
         self._random = random.Random(seed)
+        self._folder = folder
 
     def asks(self, count: int) -> Iterator[Ask]:
         """So many requests of all kinds."""
@@ -67,6 +77,8 @@ class Traffic:
             (4, self._scored),
             (5, self._other_routes),
             (4, self._limited),
+            (2, self._coming_and_going),
+            (2, self._asking_what_comes_and_goes),
             (10, self._refused),
         ]
         weights = [weight for weight, _ in kinds]
@@ -175,6 +187,16 @@ class Traffic:
         """By a key that may not ask so often."""
         key = self._random.choice(("busy", "single"))
         return self._asked("limited", "/v1/chat/completions", self._chat_body(ENSEMBLE), (200, 429), key)
+
+    def _coming_and_going(self) -> Ask:
+        """Loading what is loaded, and unloading what is not, is refused."""
+        if self._random.random() < 0.5:
+            return unloading()
+        body = {"path": str(self._folder / COMING)}
+        return self._asked("load", "/v1/load_ensemble", body, (200, 400), "admin", "whole")
+
+    def _asking_what_comes_and_goes(self) -> Ask:
+        return self._asked("guest", "/v1/chat/completions", self._chat_body(COMING), (200, 404))
 
     # What is refused
 
