@@ -1,6 +1,6 @@
 """The request log: one line of JSON for every request that has ended, apart from everything else that is logged.
 
-In: accounts. Out: lines on a stream, by the logger `softspec.requests`. What is fetched without being asked of a model
+In: accounts. Out: lines on a stream. What is fetched without being asked of a model
 is no news unless it fails. A line that cannot be written is lost; the request is not.
 """
 
@@ -14,19 +14,18 @@ from typing import Any, TextIO
 from softspec.server.observe.account import Account
 from softspec.server.observe.middleware import Observer
 
-LOGGER = "softspec.requests"
+LOGGER = logging.Logger("softspec.requests", logging.INFO)
+"""Registered nowhere: a configuration of logging, uvicorn's for one, would take its handler away."""
 _READY, _NOT_READY = "/ready", 503
 
 
 def log_requests(out: TextIO) -> Observer:
     """An observer that writes a line for every account that is news."""
-    logger = logging.getLogger(LOGGER)
-    logger.handlers, logger.propagate = [_Lines(out)], False
-    logger.setLevel(logging.INFO)
+    LOGGER.handlers = [_Lines(out)]
 
     def tell(account: Account) -> None:
         if is_news(account):
-            logger.log(level_of(account), "%s", line_of(account))
+            LOGGER.log(level_of(account), "%s", line_of(account))
 
     return tell
 

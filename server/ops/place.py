@@ -36,7 +36,7 @@ class Place:
         return f"the socket {self.socket}" if self.socket else self.url
 
     def question(self, model: str) -> str:
-        """A command that asks a model something; a key is expected in $VLLM_API_KEY."""
+        """A command that asks a model something; a key is expected in $API_KEY."""
         if self.has_chat:
             return self._curl(
                 "/v1/chat/completions", {"model": model, "messages": [{"role": "user", "content": "Hello!"}]}
@@ -45,6 +45,6 @@ class Place:
 
     def _curl(self, path: str, body: Mapping[str, Any]) -> str:
         words = ["curl", *(("--unix-socket", self.socket) if self.socket else ()), f"{self.url}{path}"]
-        key = ' -H "Authorization: Bearer $VLLM_API_KEY"' if self.needs_key else ""
+        key = ' -H "Authorization: Bearer $API_KEY"' if self.needs_key else ""
         rest = ["-H", "Content-Type: application/json", "-d", json.dumps({**body, "max_tokens": 32})]
         return f"{shlex.join(words)}{key} {shlex.join(rest)}"

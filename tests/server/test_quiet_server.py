@@ -90,6 +90,15 @@ def test_last_line_answers_when_it_is_pasted(server: RealServer) -> None:
     assert "mutual_information" in json.loads(done.stdout)["choices"][0]["uncertainty"]
 
 
+def test_requests_are_lines_of_json_on_standard_output_and_no_news_elsewhere(server: RealServer) -> None:
+    before = server.log.read_text()
+
+    assert server.get("/v1/nothing") == 404
+
+    assert json.loads(server.requests.read_text().splitlines()[-1])["status"] == 404
+    assert server.log.read_text() == before
+
+
 def test_other_plugins_of_vllm_stay_loaded(server: RealServer, folder: Path) -> None:
     assert server.get("/ready") == 200
     assert was_loaded(folder / "other")

@@ -26,11 +26,12 @@ _STOCK = ("-c", "import sys; from softspec.engine.start.stock import run_stock; 
 
 @dataclass
 class RealServer:
-    """A server in a process of its own."""
+    """A server in a process of its own; `log` is its standard error, `requests` its standard output."""
 
     process: "subprocess.Popen[bytes]"
     url: str
     log: Path
+    requests: Path
 
     def get(self, path: str) -> int:
         """The status of a page."""
@@ -117,9 +118,10 @@ def _running(
 def _process(
     command: Sequence[str], port: int, log: Path, environment: Mapping[str, str]
 ) -> Iterator[RealServer]:
-    with log.open("w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
-    server = RealServer(process, f"http://127.0.0.1:{port}", log)
+    requests = log.with_suffix(".requests")
+    with log.open("w") as errors, requests.open("w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=errors, env=environment)
+    server = RealServer(process, f"http://127.0.0.1:{port}", log, requests)
     try:
         yield server
     finally:

@@ -24,9 +24,9 @@ class _Kept(logging.Handler):
 @contextmanager
 def request_lines() -> Iterator[list[dict[str, Any]]]:
     """The lines that are written inside this block."""
-    kept, logger = _Kept(), logging.getLogger(LOGGER)
-    logger.addHandler(kept)
+    kept = _Kept()
+    LOGGER.addHandler(kept)
     try:
         yield kept.lines
     finally:
-        logger.removeHandler(kept)
+        LOGGER.removeHandler(kept)

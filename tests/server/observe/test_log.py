@@ -2,7 +2,6 @@
 
 import io
 import json
-import logging
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -45,10 +44,9 @@ CALLER = f"00-{TRACE}-00f067aa0ba902b7-01"
 
 @pytest.fixture(autouse=True)
 def restored() -> Iterator[None]:
-    logger = logging.getLogger(LOGGER)
-    before = logger.handlers, logger.propagate
+    before = LOGGER.handlers
     yield
-    logger.handlers, logger.propagate = before
+    LOGGER.handlers = before
 
 
 class Logged:

@@ -44,4 +44,4 @@ def test_question_is_for_the_model_whatever_it_is_called(place: Place, path: str
 def test_key_is_expanded_by_the_shell_and_written_nowhere() -> None:
     line = Place(None, 8000, needs_key=True).question("law")
 
-    assert '-H "Authorization: Bearer $VLLM_API_KEY"' in line
+    assert '-H "Authorization: Bearer $API_KEY"' in line
