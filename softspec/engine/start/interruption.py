@@ -7,7 +7,7 @@ handlers take over, and those of `softspec.server.ops.second_signal` after the f
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from threading import Timer
 
@@ -22,8 +22,10 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
-def interruptible_start() -> Iterator[None]:
+def interruptible_start() -> Iterator[Callable[[], None]]:
     """SIGINT and SIGTERM end what runs here, a blocked start too.
+
+    What is yielded raises if one of them came: libraries that wait in C, as vLLM's sockets do, may lose the interrupt.
 
     Raises:
         Interrupted: one of them came.
@@ -40,9 +42,14 @@ def interruptible_start() -> Iterator[None]:
         last_resort.start()
         raise KeyboardInterrupt
 
+    def require_none() -> None:
+        if received:
+            raise KeyboardInterrupt
+
     before = {number: signal.signal(number, interrupt) for number in _SIGNALS}
     try:
-        yield
+        yield require_none
+        require_none()
     except BaseException as error:
         # What was interrupted may end with an error of its own, for instance that the engine did not start.
         if received or isinstance(error, KeyboardInterrupt):
@@ -65,5 +72,6 @@ def end_everything(reason: str, exit_code: int) -> None:
         with suppress(psutil.NoSuchProcess):
             child.kill()
     psutil.wait_procs(children, timeout=_LAST_WAIT_S)
-    print(f"softspec: {reason}, and what did not end by itself was killed", file=sys.stderr, flush=True)
+    with suppress(OSError):  # a log that cannot be written
+        print(f"softspec: {reason}, and what did not end by itself was killed", file=sys.stderr, flush=True)
     os._exit(exit_code)

@@ -64,8 +64,8 @@ def run(
     share_log()
     decorate_logs("APIServer", skip_if_decorated=True)
     engine_args = accepted_arguments(args, allow_untested)
-    with interruptible_start():
-        engine_died = uvloop.run(_serve(args, engine_args, ensembles))
+    with interruptible_start() as require_no_signal:
+        engine_died = uvloop.run(_serve(args, engine_args, ensembles, require_no_signal))
     if engine_died:
         raise EngineError(
             "the engine died while serving: its last words are in the log above; start it again"
@@ -85,7 +85,12 @@ def _parse(arguments: Sequence[str]) -> Namespace:
     return args
 
 
-async def _serve(args: Namespace, engine_args: AsyncEngineArgs, ensembles: Sequence[LoadedEnsemble]) -> bool:
+async def _serve(
+    args: Namespace,
+    engine_args: AsyncEngineArgs,
+    ensembles: Sequence[LoadedEnsemble],
+    require_no_signal: Callable[[], None],
+) -> bool:
     """Serve until told to stop; returns whether the engine died before that."""
     address, sock = _listen(args)
     with closing(sock):
@@ -95,6 +100,7 @@ async def _serve(args: Namespace, engine_args: AsyncEngineArgs, ensembles: Seque
             engine = _start_engine(config, engine_args)
         ending = ending_of(engine)
         try:
+            require_no_signal()
             await engine.reset_mm_cache()
             farewell = await build_and_serve(engine, address, sock, args)
         finally:

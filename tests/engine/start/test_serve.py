@@ -69,6 +69,10 @@ SLEEP_BADLY = """try:
             time.sleep(60)
         finally:
             raise RuntimeError("the engine did not start")"""
+SLEEP_ON = """try:
+            time.sleep(60)
+        except KeyboardInterrupt:
+            pass"""
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +229,11 @@ def test_start_that_does_not_end_by_itself_is_ended_with_all_that_it_started(num
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("wait", [SLEEP, SLEEP_BADLY], ids=["ends", "ends with an error of its own"])
+@pytest.mark.parametrize(
+    "wait",
+    [SLEEP, SLEEP_BADLY, SLEEP_ON],
+    ids=["ends", "ends with an error of its own", "loses the interrupt"],
+)
 def test_start_that_is_told_to_stop_says_so(wait: str) -> None:
     script = OBEDIENT.format(wait=wait)
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
