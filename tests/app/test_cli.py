@@ -485,7 +485,7 @@ RULE_FLAGS = {
 
 
 @given(data=st.data(), action=st.sampled_from(["abstain", "route"]))
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)  # imports, at first
 def test_policy_of_the_flags_arrives_in_vllms_processes(
     data: st.DataObject, action: str, tiny_ensembles: dict[str, Path]
 ) -> None:
