@@ -61,7 +61,8 @@ def _take_out(record: logging.LogRecord) -> None:
         record.msg = LEFT_OUT
     if error is not None:
         record.msg = record.msg.replace(str(error) or LEFT_OUT, LEFT_OUT)
-        record.exc_info, record.exc_text = None, "\n".join(_tracebacks(error))
+        record.exc_text = "\n".join(_tracebacks(error))
+        record.exc_info = (type(error), None, None)  # type: ignore[assignment]
     if isinstance(record.args, Mapping):
         record.args = {name: _kept(value) for name, value in record.args.items()}
     elif record.args:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from softspec.engine.meter import Meter
@@ -46,6 +46,7 @@ class Simulated:
         self.visits.pop(place).close()
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # of a busy machine
 @given(
     before=st.lists(st.floats(FASTEST, SLOWEST), min_size=1, max_size=30),
     after=st.lists(st.floats(FASTEST, SLOWEST), min_size=1, max_size=30),

@@ -4,12 +4,14 @@ import contextlib
 import io
 import json
 import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from softspec.engine.start.quiet import Unexpected
 from softspec.errors import ConfigError
 from softspec.server.observe.account import Account, current_account
 from softspec.server.observe.discretion import keep_content_out
@@ -104,14 +106,16 @@ def listening() -> Iterator[io.StringIO]:
         for logger in logging.root.manager.loggerDict.values()
         if isinstance(logger, logging.Logger) and not logger.propagate
     ]
-    loggers = [logging.root, *apart, logging.getLogger("vllm")]
-    levels = [logger.level for logger in loggers]
-    for logger in dict.fromkeys(loggers):
+    heard = [logging.root, *apart]  # what propagates is heard at the root
+    levels = {logger: logger.level for logger in (*heard, logging.getLogger("vllm"))}
+    for logger in heard:
         logger.addHandler(handler)
+    for logger in levels:
         logger.setLevel(logging.DEBUG)
     yield out
-    for logger, level in zip(loggers, levels, strict=True):
+    for logger in heard:
         logger.removeHandler(handler)
+    for logger, level in levels.items():
         logger.setLevel(level)
 
 
@@ -188,6 +192,23 @@ def test_vllm_started_by_hand_may_not_log_content_either(ensemble: Path) -> None
         serving(ensemble, "--enable-log-requests"),
     ):
         pass
+
+
+def test_error_of_a_library_keeps_its_kind_so_that_a_quiet_server_knows_the_end_of_its_engine() -> None:
+    class EngineDeadError(Exception):
+        """As vLLM's."""
+
+    keep_content_out()
+    current_account.set(Account("id", "POST", "/v1/completions"))
+    make, record = logging.getLogRecordFactory(), None
+    try:
+        raise EngineDeadError(CANARY)
+    except EngineDeadError:
+        record = make("vllm", logging.ERROR, __file__, 1, "Error in stream", (), sys.exc_info())
+    current_account.set(None)
+
+    assert Unexpected().filter(record) is False
+    assert CANARY not in logging.Formatter().format(record)
 
 
 def test_what_a_library_says_in_a_request_keeps_its_own_words_and_numbers(logged: io.StringIO) -> None:

@@ -29,7 +29,8 @@ def test_command_is_what_ours_would_start(ensemble: Path, tiny_base: Path) -> No
 
     variables, words = parts(command)
     assert words[:3] == ["vllm", "serve", str(tiny_base)]
-    assert words[-6:] == ["--port", "1", "--chat-template", "a b", "--shutdown-timeout", "7"]
+    assert words[3:5] == ["--shutdown-timeout", "7"]
+    assert words[-4:] == ["--port", "1", "--chat-template", "a b"]
     assert "softspec.engine.core.scheduler.LockstepScheduler" in words
     assert variables["SOFTSPEC_ENSEMBLE"] == str(ensemble)
     assert variables["VLLM_PLUGINS"].split(",")[-1] == "softspec"
