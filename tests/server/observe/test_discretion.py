@@ -200,7 +200,7 @@ def test_error_of_a_library_keeps_its_kind_so_that_a_quiet_server_knows_the_end_
 
     keep_content_out()
     current_account.set(Account("id", "POST", "/v1/completions"))
-    make, record = logging.getLogRecordFactory(), None
+    make = logging.getLogRecordFactory()
     try:
         raise EngineDeadError(CANARY)
     except EngineDeadError:
