@@ -109,7 +109,7 @@ def _problems(ask: Ask, response: httpx2.Response, body: str, outcome: Outcome) 
         yield f"{status} in place of {ask.right}"
         return
     if status >= 400:
-        if ask.path.startswith("/v1") and status != 404 and not _message(body):
+        if ask.path.startswith("/v1") and not _message(body):
             yield "an error without a message"
     elif ask.is_stream:
         yield from _stream_problems(ask, body)
