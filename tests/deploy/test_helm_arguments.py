@@ -1,5 +1,6 @@
 """What the chart tells the server, and whether the server understands it."""
 
+import os
 import re
 from contextlib import chdir
 from pathlib import Path
@@ -52,7 +53,8 @@ def test_softspec_serve_understands_the_arguments(
     monkeypatch.setenv("LARGE_API_KEY", "sk-1")
     program, command = container_of(manifests)["command"]
 
-    with chdir(tmp_path), patch("softspec.engine.start.serve.run") as start_vllm:
+    # What is served is told to vLLM by variables, which other tests must not inherit.
+    with chdir(tmp_path), patch.dict(os.environ), patch("softspec.engine.start.serve.run") as start_vllm:
         assert main([command, *arguments_here(manifests, tmp_path)]) == 0
 
     model, *arguments = start_vllm.call_args.args[0]
