@@ -85,6 +85,8 @@ from softspec.server.ops.stopping import RefuseWhileStopping, Unanswered, limit_
 from softspec.server.ops.welcome import welcome
 from softspec.server.page.routes import add_page_routes
 from softspec.server.record.recorder import Recorder
+from softspec.server.rollout.aliases import Aliases
+from softspec.server.rollout.rollout import Rollout
 from softspec.server.scores.routes import PATH as SCORES
 from softspec.server.scores.routes import add_score_routes
 from softspec.server.scores.scorer import Scoring
@@ -203,18 +205,21 @@ class SoftspecEndpoints:
             recorder = Recorder(record.path, record.max_bytes, record.keep, metrics.record_failed)
         state.softspec_recorder = recorder
         put_into_handlers(client, engine_client, state)
-        list_ensembles_first(client, state, may_ask)
-        served = client.registry.ensembles
+        served, models = client.registry.ensembles, partial(model_names, client, state)
+        state.softspec_rollout = rollout = Rollout(served, models, Aliases(settings.aliases))
+        rollout.require_served()
+        list_ensembles_first(client, state, may_ask, rollout.aliases)
         state.softspec_registry = client.registry
         state.softspec_chat = Service(
             ensembles=served,
-            models=partial(model_names, client, state),
+            models=models,
             rules=settings.rules,
             decode=token_decoder(engine_client),
             metrics=metrics,
             upstreams=state.softspec_upstreams,
             recorder=recorder,
             calibration=client.registry.calibration_of,
+            aliases=rollout.aliases,
         )
         state.softspec_decisions = DecisionEngine(
             mixture_of=client.registry.spec_of,

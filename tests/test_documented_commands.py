@@ -58,6 +58,7 @@ RUN = {
     "softspec key new": "python",
     "softspec plan": "plan",
     "softspec serve runs/my": "serve",
+    "softspec serve runs/my runs/my-v2": "serve",
     "OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4317 softspec serve runs/my": "serve",
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 softspec serve runs/my --max-loras 8": "serve",
 }
@@ -232,7 +233,8 @@ def test_serving_commands_are_understood_by_vllm(block: Block, workspace: Path) 
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    random_adapters(workspace / BASE, workspace / "runs" / "my", num_members=2, name="my")
+    for name in ("my", "my-v2"):
+        random_adapters(workspace / BASE, workspace / "runs" / name, num_members=2, name=name)
     words = shlex.split(block.text, comments=True)
     command = words[words.index("softspec") + 1 :]
 

@@ -62,7 +62,7 @@ FLOORS = {
     ),
     "server": (
         ("policy", "fields", "upstream", "record", "observe"),
-        ("access",),
+        ("access", "rollout"),
         ("ops",),
         ("chat",),
         ("ensembles", "scores", "decisions", "dialects", "page"),

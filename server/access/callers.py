@@ -6,7 +6,7 @@ nobody is known and everything is allowed. Knows no HTTP.
 
 from collections.abc import Collection
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from softspec.artefact.validation import as_key
 from softspec.errors import ForbiddenError
@@ -17,10 +17,15 @@ from softspec.server.policy.policy import Policy
 
 @dataclass(frozen=True)
 class Caller:
-    """The name of a key, and what it may do."""
+    """The name of a key, and what it may do; `also` are models that it asks by another name."""
 
     name: str
     key: Key
+    also: tuple[str, ...] = ()
+
+    def may_ask(self, model: str) -> bool:
+        """Whether it may ask the model of this name."""
+        return model in self.also or self.key.may_ask(model)
 
 
 current_caller: ContextVar[Caller | None] = ContextVar("softspec_caller", default=None)
@@ -48,7 +53,13 @@ def require_place(caller: Caller, place: Place) -> None:
 def may_ask(model: str) -> bool:
     """Whether whoever asks may ask the model of this name."""
     caller = current_caller.get()
-    return caller is None or caller.key.may_ask(model)
+    return caller is None or caller.may_ask(model)
+
+
+def let_ask(model: str) -> None:
+    """Let whoever asks ask this model too until their request ends, as what they asked stands for it."""
+    if (caller := current_caller.get()) is not None:
+        current_caller.set(replace(caller, also=(*caller.also, model)))
 
 
 def require_model(names: Collection[str]) -> None:
@@ -58,7 +69,7 @@ def require_model(names: Collection[str]) -> None:
         ForbiddenError: they may not.
     """
     caller = current_caller.get()
-    if caller is not None and not any(map(caller.key.may_ask, names)):
+    if caller is not None and not any(map(caller.may_ask, names)):
         raise ForbiddenError(
             f"the API key '{caller.name}' may not ask '{as_key(next(iter(names), ''))}': its models are "
             f"{', '.join(caller.key.models or ()) or 'none'}"

@@ -85,7 +85,7 @@ def _naming_the_model(scope: Scope, route: APIRoute, fields: Json, body: bytes) 
     headers = MutableHeaders(scope=scope)
     header = _BY_HEADER.get(route.path)
     asked = (header and headers.get(header)) or fields.get("model")
-    model = service.model_named(asked)
+    model = service.model_named(asked, fields)
     if model in service.ensembles and not route.path.endswith(_READ_ONLY):
         refuse_unfollowed(service.rules.default, model, route.path)
     if header:

@@ -7,6 +7,7 @@ engine only by the trace it fills.
 
 import json
 import time
+import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,7 +20,7 @@ from softspec.artefact.calibration import Calibration, calibration_of
 from softspec.engine.trace import RequestTrace, tracing
 from softspec.errors import FieldError, UnknownModelError
 from softspec.maths.answer import summarise
-from softspec.server.access.callers import may_ask, require_model, require_policy
+from softspec.server.access.callers import let_ask, may_ask, require_model, require_policy
 from softspec.server.chat.forwarding import Forwarding
 from softspec.server.chat.leaving import CLIENT_WENT_AWAY, unless_gone
 from softspec.server.chat.recording import recorded
@@ -35,11 +36,12 @@ from softspec.server.chat.unsupported import (
 )
 from softspec.server.chat.usage import StreamUsage
 from softspec.server.chat.wire import EXTENSION, DecodeToken, Json, Terms, read_terms
-from softspec.server.observe.account import note_decision, note_model
+from softspec.server.observe.account import current_account, note_decision, note_model
 from softspec.server.ops.metrics import Metrics
 from softspec.server.policy.rules import PolicyRules
 from softspec.server.policy.running import judge_of
 from softspec.server.record.recorder import Recorder
+from softspec.server.rollout.aliases import Aliases, sticky_in
 from softspec.server.upstream.client import Upstream
 
 # vLLM's route; None when the client went away.
@@ -50,8 +52,8 @@ Route = Callable[[Any, Request], Awaitable[Response | None]]
 class Service:
     """What the routes of completions need to know of this server.
 
-    `ensembles` always shows those served now; `models` gives all names, the ensembles' first. `calibration` is what an
-    ensemble knows of its confidence, None if nothing.
+    `ensembles` always shows those served now; `models` gives all names, the ensembles' first, and `aliases` what else
+    stands for ensembles. `calibration` is what an ensemble knows of its confidence, None if nothing.
     """
 
     ensembles: Collection[str]
@@ -62,9 +64,14 @@ class Service:
     upstreams: Mapping[str, Upstream] = field(default_factory=dict)
     recorder: Recorder | None = None
     calibration: Callable[[str], Calibration | None] = lambda _: None
+    aliases: Aliases = field(default_factory=Aliases)
 
-    def model_named(self, model: str | None) -> str:
-        """The model that a request asks: the one that it names or, if it names none, the only ensemble. It is noted.
+    def model_named(self, model: str | None, request: object) -> str:
+        """The model that answers a request which names this one: see `name_asked` and `model_behind`."""
+        return self.model_behind(self.name_asked(model), request)
+
+    def name_asked(self, model: str | None) -> str:
+        """The name that a request asks: its own or, if it has none, that of the only alias, or else ensemble.
 
         vLLM would let the base answer, without a number and past every policy.
 
@@ -73,16 +80,26 @@ class Service:
             UnknownModelError: it names one that is not served.
             ForbiddenError: whoever asks may not ask it.
         """
-        if not model and len(self.ensembles) == 1:
-            model = next(iter(self.ensembles))
-        served = ", ".join(filter(may_ask, self.models()))
+        model = model or next(
+            (next(iter(one)) for one in (self.aliases, self.ensembles) if len(one) == 1), None
+        )
+        names = [*self.aliases, *self.models()]
+        served = ", ".join(filter(may_ask, names))
         if not model:
             raise FieldError(
                 "model", f"'model' is missing and there is not one ensemble: expected one of {served}"
             )
-        if model not in self.models():
+        if model not in names:
             raise UnknownModelError(f"The model `{model}` does not exist: expected one of {served}.")
         require_model((model,))
+        return model
+
+    def model_behind(self, name: str, request: object) -> str:
+        """The model that a name stands for in this request, which may ask it by that name. It is noted."""
+        model = name
+        if name in self.aliases:
+            model = self.aliases.chosen(name, sticky_in(request) or _request_id())
+            let_ask(model)
         note_model(model)
         return model
 
@@ -107,7 +124,7 @@ async def complete(request: OpenAIRequest, raw_request: Request, route: Route, s
         UpstreamError: so did an upstream, and the policy says that this is an error.
     """
     started = time.monotonic()
-    request.model = service.model_named(request.model)
+    request.model = service.model_named(request.model, request)
     refuse_reserved(request)
     if request.model not in service.ensembles:
         refuse_extension(request)
@@ -215,6 +232,12 @@ def _annotate_stream(
         observe_first_token=partial(_first_token, service.metrics, str(request.model), started),
     )
     response.body_iterator = stream.events(cast(AsyncGenerator[str, None], response.body_iterator))
+
+
+def _request_id() -> str:
+    """The id of the request that is answered."""
+    account = current_account.get()
+    return uuid.uuid4().hex if account is None else account.request_id
 
 
 def _first_token(metrics: Metrics, model: str, started: float) -> None:

@@ -42,7 +42,7 @@ async def decide(request: DecisionRequest, request_id: str, engine: DecisionEngi
         ConfigError: a field that this model cannot honour, or no model.
         EngineError: the engine could not score the options.
     """
-    model = service.model_named(request.model)
+    model = service.model_named(request.model, request)
     if engine.mixture_of(model) is None:
         raise FieldError("model", f"'{model}' is no ensemble and no member: ask one of {_askable(service)}")
     terms = _terms_of(request, model, service)

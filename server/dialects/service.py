@@ -48,7 +48,7 @@ async def answer(
         EngineError: the engine failed before the first byte was sent.
     """
     started = time.monotonic()
-    request.model = service.model_named(request.model)
+    request.model = service.model_named(request.model, request)
     refuse_reserved(request)
     if request.model not in service.ensembles:
         refuse_extension(request)

@@ -1,6 +1,7 @@
 """The routes by which ensembles come and go in a running server.
 
-In: `app.state.softspec_registry`, and `app.state.softspec_canary` for what is new. Out: `POST /v1/load_ensemble` and
+In: `app.state.softspec_registry`, `app.state.softspec_canary` for what is new, and `app.state.softspec_rollout`, which
+says what must stay. Out: `POST /v1/load_ensemble` and
 `POST /v1/unload_ensemble`; vLLM's routes for single adapters refuse. Errors are the registry's.
 """
 
@@ -34,6 +35,7 @@ async def load_ensemble(request: LoadEnsembleRequest, raw_request: Request) -> P
     state = raw_request.app.state
     registry: Registry = state.softspec_registry
     manifest = await asyncio.to_thread(load_manifest, Path(request.path))
+    state.softspec_rollout.require_loadable(manifest.name)
     state.softspec_chat.rules.require_followed({manifest.name: manifest.calibration})
     ensemble = await registry.load(Path(request.path), request.replace, state.softspec_canary)
     state.softspec_chat.metrics.expect(registry.lora_requests, registry.ensembles)
@@ -42,7 +44,9 @@ async def load_ensemble(request: LoadEnsembleRequest, raw_request: Request) -> P
 
 async def unload_ensemble(request: UnloadEnsembleRequest, raw_request: Request) -> PlainTextResponse:
     """Serve an ensemble no longer; the answers that it has begun are finished."""
-    registry: Registry = raw_request.app.state.softspec_registry
+    state = raw_request.app.state
+    registry: Registry = state.softspec_registry
+    state.softspec_rollout.require_unneeded(request.name)
     await registry.unload(request.name)
     return PlainTextResponse(f"Success: ensemble '{request.name}' removed successfully.")
 

@@ -34,6 +34,8 @@ from softspec.server.observe.export import engine_environment
 from softspec.server.ops.served_base import require_base_of
 from softspec.server.ops.settings import Settings
 from softspec.server.record.recorder import require_writable
+from softspec.server.rollout.aliases import Aliases
+from softspec.server.rollout.rollout import Rollout
 from softspec.server.upstream.loop import require_elsewhere
 
 PLUGIN = "softspec"
@@ -103,6 +105,8 @@ def checked_arguments(
         raise ConfigError(f"--drain-timeout is {drain_timeout_s}: expected 0 or more seconds")
     manifests = {path: load_manifest(path) for path in settings.ensembles}
     settings.rules.require_followed({each.name: each.calibration for each in manifests.values()})
+    names = [manifest.name for manifest in manifests.values()]
+    Rollout(names, lambda: names, Aliases(settings.aliases)).require_served()
     model, *arguments = server_arguments(manifests, base, vllm_args, settings.base_unchecked)
     if not settings.log.content:
         refuse_logged_content(vllm_args, os.environ)

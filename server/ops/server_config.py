@@ -18,6 +18,7 @@ from softspec.server.access.settings import AccessSettings, RequestLimits
 from softspec.server.observe.settings import LogSettings
 from softspec.server.policy.fields import Name, PolicyFields
 from softspec.server.policy.policy import Action, Policy
+from softspec.server.rollout.settings import AliasesField
 from softspec.server.upstream.settings import UpstreamSettings
 
 _STRICT = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -72,6 +73,10 @@ class ServerConfig(BaseModel):
     log: LogSettings = Field(
         default=LogSettings(),
         description="The request log: `requests: false` for none, `content: true` for prompts and answers too.",
+    )
+    aliases: AliasesField = Field(
+        default_factory=dict,
+        description="Names that stand for one of several ensembles, with their weights: [rolling out](#rolling-out).",
     )
 
 

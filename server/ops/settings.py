@@ -23,6 +23,8 @@ from softspec.server.ops.upstream_flags import with_upstreams
 from softspec.server.policy.fields import PolicyFields, read_threshold
 from softspec.server.policy.policy import Policy
 from softspec.server.policy.rules import PolicyRules
+from softspec.server.rollout.aliases import Weights
+from softspec.server.rollout.settings import with_aliases
 from softspec.server.upstream.keys import read_keys
 from softspec.server.upstream.settings import UpstreamSettings, read_upstreams
 
@@ -61,6 +63,7 @@ class Flags:
     log_content: bool = False
     max_wait_s: float | None = None
     ops_port: int | None = None
+    aliases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ class Settings:
     no_shared_layers: bool = False
     access: AccessSettings = field(default_factory=AccessSettings)
     log: LogSettings = field(default_factory=LogSettings)
+    aliases: Mapping[str, Weights] = field(default_factory=dict)
 
     @staticmethod
     def from_environment(environment: Mapping[str, str]) -> "Settings":
@@ -188,6 +192,7 @@ def read_settings(
         no_shared_layers,
         access,
         log,
+        with_aliases(config.aliases, flags.aliases),
     )
 
 

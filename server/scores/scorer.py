@@ -69,7 +69,7 @@ def scored(trace: ChoiceTrace, with_tokens: bool, decode: DecodeToken) -> Json:
 
 
 def _model_of(request: ScoreRequest, service: Service) -> str:
-    model = service.model_named(request.model)
+    model = service.model_named(request.model, request)
     if not any(model == name or model.startswith(f"{name}/member-") for name in service.ensembles):
         raise FieldError(
             "model",

@@ -39,6 +39,7 @@ from softspec.server.ops.metrics import Metrics
 from softspec.server.policy.policy import Policy
 from softspec.server.policy.rules import PolicyRules
 from softspec.server.record.recorder import Recorder
+from softspec.server.rollout.aliases import Aliases, Weights
 from softspec.server.upstream.settings import UpstreamSettings
 from softspec.server.upstream.upstreams import Upstreams
 
@@ -249,6 +250,7 @@ def make_app(
     observers: Sequence[Observer] = (),
     access: AccessSettings | None = None,
     layers: Sequence[Layer] = (),
+    aliases: Mapping[str, Weights] | None = None,
 ) -> FastAPI:
     """The routes as the server's plugin adds them, around the scripted engine."""
     metrics = Metrics(registry or CollectorRegistry())
@@ -273,6 +275,7 @@ def make_app(
         upstreams=asked,
         recorder=recorder,
         calibration=lambda _: engine.calibration,
+        aliases=Aliases(aliases),
     )
     routes = {
         "/v1/chat/completions": UpstreamRoute(ChatFields, engine.route),

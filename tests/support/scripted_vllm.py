@@ -6,7 +6,7 @@ In: ensemble directories and flags. Out: a `Server` to ask.
 import asyncio
 import math
 import os
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +24,7 @@ from softspec.server.ops.launch import server_arguments, server_environment
 from softspec.server.ops.settings import Settings
 from softspec.server.policy.policy import Policy
 from softspec.server.policy.rules import PolicyRules
+from softspec.server.rollout.aliases import Weights
 
 T = TypeVar("T")
 
@@ -262,12 +263,14 @@ def serving(
     unreadable: str = "",
     access: AccessSettings | None = None,
     log: LogSettings | None = None,
+    aliases: Mapping[str, Weights] | None = None,
+    beside: Sequence[Path] = (),
     **environment: str,
 ) -> Iterator[Server]:
     """A server that was started with this ensemble; one at a time, as they count in the same metrics.
 
-    `engine_of` makes the engine from vLLM's config; by default the fake of this module, which cannot read the adapter
-    whose path ends in `unreadable`.
+    `beside` are more ensembles. `engine_of` makes the engine from vLLM's config; by default the fake of this module,
+    which cannot read the adapter whose path ends in `unreadable`.
     """
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
@@ -275,7 +278,8 @@ def serving(
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    arguments = server_arguments({ensemble: load_manifest(ensemble)}, None, ["--disable-log-stats", *flags])
+    manifests = {path: load_manifest(path) for path in (ensemble, *beside)}
+    arguments = server_arguments(manifests, None, ["--disable-log-stats", *flags])
     args = make_arg_parser(FlexibleArgumentParser()).parse_args(["--model", arguments[0], *arguments[1:]])
 
     async def start(engine: Any) -> Any:
@@ -284,10 +288,11 @@ def serving(
         return app
 
     settings = Settings(
-        (ensemble,),
+        (ensemble, *beside),
         rules or PolicyRules(policy or Policy()),
         access=access or AccessSettings(),
         log=log or LogSettings(),
+        aliases=aliases or {},
     )
     variables = {
         **server_environment(settings, {}),

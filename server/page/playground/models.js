@@ -7,7 +7,8 @@ import { changed, state } from "./state.js";
 
 export async function loadModels() {
   try {
-    state.models = (await get("v1/models")).data;
+    // Not aliases: which ensemble answers is known only with its answer.
+    state.models = (await get("v1/models")).data.filter((model) => !model.softspec?.alias_of);
   } catch (fault) {
     alertOf(fault);
     return;

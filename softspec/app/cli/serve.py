@@ -41,6 +41,7 @@ def serve(
     log_content: Annotated[bool, Parameter(negative="")] = False,
     max_wait: float | None = None,
     ops_port: int | None = None,
+    alias: tuple[str, ...] = (),
     server_config: Path | None = None,
     drain_timeout: int = 30,
     base_unchecked: Annotated[bool, Parameter(negative="", env_var="SOFTSPEC_BASE_UNCHECKED")] = False,
@@ -75,6 +76,8 @@ def serve(
         log_content: log prompts and answers with their requests; otherwise no log has any of them
         max_wait: answer newcomers with 503 where a first token would take longer, seconds
         ops_port: serve /metrics and /docs at this port, not beside the models
+        alias: a name that stands for one of several ensembles by weight, NAME=ENSEMBLE:WEIGHT,...; repeat it for
+            several
         server_config: YAML file with policy, limits, upstreams, record, who may ask and what is logged; flags win
         drain_timeout: seconds that accepted requests may go on when the server is told to stop
         base_unchecked: serve on a base that is not the one of the training, such as a quantised one
@@ -115,6 +118,7 @@ def serve(
             log_content,
             max_wait,
             ops_port,
+            alias,
         ),
         server_config,
         base_unchecked=base_unchecked,

@@ -8,7 +8,7 @@ vLLM 0.32 places: `vllm.entrypoints.launchers.api_server.app_state` (who holds a
 `OpenAIServingResponses` (`responses_stream_generator`, `_generate_with_builtin_tools`).
 """
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
@@ -125,33 +125,37 @@ def model_names(client: EnsembleClient, state: "State") -> list[str]:
 
 
 def list_ensembles_first(
-    client: EnsembleClient, state: "State", may_see: Callable[[str], bool] = lambda _: True
+    client: EnsembleClient,
+    state: "State",
+    may_see: Callable[[str], bool] = lambda _: True,
+    aliases: Mapping[str, Mapping[str, float]] = MappingProxyType({}),
 ) -> None:
-    """Let `/v1/models` show what `model_names` gives, in that order: a chat window takes the first model.
+    """Let `/v1/models` show aliases and what `model_names` gives, in that order: a chat window takes the first model.
 
-    `may_see` says for each name whether whoever asks may know it.
+    `may_see` says for each name whether whoever asks may know it; `aliases` always has the weights that hold.
     """
     models = state.openai_serving_models
     show_base = models.registry.show_available_models
 
-    def card(name: str, root: str) -> ModelCard:
-        ensemble = client.registry.ensembles.get(name)
+    def card(name: str, root: str, about: Mapping[str, Any] | None) -> ModelCard:
         return ModelCard(
             id=name,
             root=root,
             parent=base_names(state)[0],
             max_model_len=models.model_config.max_model_len,
             permission=[ModelPermission()],
-            **({} if ensemble is None else {"softspec": _about(ensemble.manifest)}),
+            **({} if about is None else {"softspec": about}),
         )
 
     async def show_available_models() -> ModelList:
         ensembles, loras = client.registry.ensembles, client.registry.lora_requests
         roots = {name: request.lora_path for name, request in loras.items()}
         roots |= {name: str(Path(ensemble.adapters[0].path).parent) for name, ensemble in ensembles.items()}
+        about = {name: _about(ensemble.manifest) for name, ensemble in ensembles.items()}
         base = {model.id: model for model in (await show_base()).data}
-        cards = [
-            base[name] if name in base else card(name, roots[name])
+        cards = [card(name, name, {"alias_of": aliases[name]}) for name in filter(may_see, aliases)]
+        cards += [
+            base[name] if name in base else card(name, roots[name], about.get(name))
             for name in filter(may_see, model_names(client, state))
         ]
         return ModelList(data=cards)

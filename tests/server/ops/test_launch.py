@@ -170,6 +170,13 @@ def test_cut_off_adapter_is_told_before_vllm_is_loaded(ensemble: Path, tmp_path:
         serve(Settings((copied,)), None, [], 30)
 
 
+def test_alias_that_leads_nowhere_is_refused_before_vllm_is_loaded(ensemble: Path) -> None:
+    settings = Settings((ensemble,), aliases={"my": {"nobody": 1}})
+
+    with pytest.raises(ConfigError, match="the alias 'my' stands for 'nobody', which is no ensemble"):
+        checked_arguments(settings, None, [], 30)
+
+
 def test_record_that_others_may_read_is_refused_before_vllm_is_loaded(ensemble: Path, tmp_path: Path) -> None:
     path = tmp_path / "rows.unanswered.jsonl"
     path.touch()

@@ -28,6 +28,7 @@ upstreams:
 record: {path: record.jsonl, max_bytes: 1000000, keep: 3}
 access: {protect_ops: true, limits: {max_body_bytes: 2048}}
 log: {requests: true, content: true}
+aliases: {my: {demo: 90, demo-v2: 0.5}}
 """
 
 
@@ -61,6 +62,7 @@ def test_every_key_of_the_file_holds(tmp_path: Path) -> None:
     assert settings.record == RecordSettings(path=tmp_path / "record.jsonl", max_bytes=1_000_000, keep=3)
     assert settings.access == AccessSettings(protect_ops=True, limits=RequestLimits(max_body_bytes=2048))
     assert settings.log == LogSettings(requests=True, content=True)
+    assert settings.aliases == {"my": {"demo": 90, "demo-v2": 0.5}}
 
 
 def test_every_key_of_a_policy_and_of_the_file_is_tried_above(tmp_path: Path) -> None:
@@ -149,6 +151,10 @@ def test_key_file_is_relative_to_the_file(tmp_path: Path) -> None:
         ("upstreams: {1: {url: 'http://h', model: m}}", "a key that is no text; put it in quotes"),
         ("upstreams: {big: {url: '${URL}', model: m}}", "url must begin with http"),
         ("record: [a]", "record: expected an object"),
+        ("aliases: {my: demo}", 'aliases.my: expected an object (found "demo")'),
+        ("aliases: {my: {demo: '90'}}", 'aliases.my.demo: expected a number (found "90")'),
+        ("aliases: {my: {demo: 0}}", "aliases.my: expected ensembles with weights, at least one"),
+        ("aliases: {a b: {demo: 1}}", "aliases: an alias is named 'a b': expected up to 64 letters"),
         ("access: {key: k}", "access.key: unknown key; did you mean 'keys'?"),
         (
             "access: {limits: {max_body: 1}}",

@@ -61,6 +61,7 @@ PATHS = st.text(st.characters(exclude_characters="\0", exclude_categories=())).m
     record=st.none() | st.builds(RecordSettings, path=PATHS, keep=st.integers(0, 10_000)),
     risks=st.tuples(st.booleans(), st.booleans()),
     log=st.builds(LogSettings, requests=st.booleans(), content=st.booleans()),
+    aliases=st.dictionaries(st.text(), st.dictionaries(st.text(), st.floats(0, 1e6))),
 )
 def test_settings_survive_the_environment(
     paths: tuple[Path, ...],
@@ -73,10 +74,13 @@ def test_settings_survive_the_environment(
     record: RecordSettings | None,
     risks: tuple[bool, bool],
     log: LogSettings,
+    aliases: dict[str, dict[str, float]],
 ) -> None:
     """Whatever directories are called, colons and bytes that are no text among it."""
     rules = PolicyRules(policy, NAMES, overrides, pinned and policy.action != "answer", actions, upstreams)
-    settings = Settings(paths, rules, dict(zip(NAMES, servers, strict=True)), record, *risks, log=log)
+    settings = Settings(
+        paths, rules, dict(zip(NAMES, servers, strict=True)), record, *risks, log=log, aliases=aliases
+    )
 
     variables = settings.to_environment()
 

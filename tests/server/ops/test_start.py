@@ -16,7 +16,7 @@ from tests.support.tiny import random_adapters, tiny_llama
 pytestmark = pytest.mark.vllm
 
 
-@pytest.mark.parametrize("damage", ["cut off", "engine", "base", "option", "upstream", "record"])
+@pytest.mark.parametrize("damage", ["cut off", "engine", "base", "option", "upstream", "record", "alias"])
 def test_what_is_wrong_stops_the_start_with_one_line(tmp_path: Path, damage: str) -> None:
     base = tiny_llama(tmp_path / "tiny-base")
     ensemble = random_adapters(base, tmp_path / "ensemble", num_members=2)
@@ -41,6 +41,9 @@ def test_what_is_wrong_stops_the_start_with_one_line(tmp_path: Path, damage: str
     elif damage == "record":
         settings = replace(settings, record=RecordSettings(path=tmp_path / "nowhere" / "rows.jsonl"))
         complaint = f"the record '{tmp_path / 'nowhere' / 'rows.jsonl'}' cannot be written: No such file"
+    elif damage == "alias":
+        settings = replace(settings, aliases={"tiny-base": {NAME: 1}})
+        complaint = "'tiny-base' is a model that is served: give the alias another name"
     else:
         flags = ("--stream-interval", "4")
         complaint = "--stream-interval: not tested with ensembles"
