@@ -87,6 +87,7 @@ from softspec.server.page.routes import add_page_routes
 from softspec.server.record.recorder import Recorder
 from softspec.server.rollout.aliases import Aliases
 from softspec.server.rollout.rollout import Rollout
+from softspec.server.rollout.routes import add_rollout_routes
 from softspec.server.scores.routes import PATH as SCORES
 from softspec.server.scores.routes import add_score_routes
 from softspec.server.scores.scorer import Scoring
@@ -139,6 +140,7 @@ class SoftspecEndpoints:
         add_dialect_routes(app, _DIALECTS, is_json)
         add_ops_routes(app)
         add_page_routes(app)
+        add_rollout_routes(app, is_json)
         # vLLM itself refuses this switch with several API servers, which would disagree on what is loaded.
         if envs.VLLM_ALLOW_RUNTIME_LORA_UPDATING:
             add_ensemble_routes(app, is_json)
@@ -206,7 +208,12 @@ class SoftspecEndpoints:
         state.softspec_recorder = recorder
         put_into_handlers(client, engine_client, state)
         served, models = client.registry.ensembles, partial(model_names, client, state)
-        state.softspec_rollout = rollout = Rollout(served, models, Aliases(settings.aliases))
+        state.softspec_rollout = rollout = Rollout(
+            served,
+            models,
+            Aliases(settings.aliases),
+            may_change=settings.access.keys is not None or envs.VLLM_ALLOW_RUNTIME_LORA_UPDATING,
+        )
         rollout.require_served()
         list_ensembles_first(client, state, may_ask, rollout.aliases)
         state.softspec_registry = client.registry

@@ -69,7 +69,7 @@ FLOORS = {
         ("plugin",),
     ),
     "app": (
-        ("child_server", "interruption", "outputs", "smollm2"),
+        ("child_server", "interruption", "outputs", "running_server", "smollm2"),
         ("baselines", "bench", "calibrate", "demo", "evaluate", "plan", "report", "score"),
         ("cli",),
     ),
@@ -81,7 +81,17 @@ OUTSIDE = {
     "vllm": ("engine", "server.plugin"),
     "fastapi": tuple(
         f"server.{room}"
-        for room in ("ops", "chat", "ensembles", "scores", "decisions", "dialects", "page", "plugin")
+        for room in (
+            "rollout",
+            "ops",
+            "chat",
+            "ensembles",
+            "scores",
+            "decisions",
+            "dialects",
+            "page",
+            "plugin",
+        )
     ),
     "httpx2": ("server.upstream",),
     "limits": ("server.access",),

@@ -48,7 +48,7 @@ class Key(BaseModel):
     )
     admin: bool = Field(
         default=False,
-        description="Whether it may load and unload ensembles, and use every other route there is.",
+        description="Whether it may load and unload ensembles, change aliases, and use every other route there is.",
     )
     requests_per_minute: Count | None = Field(
         default=None, description="Requests that begin in a minute, refused ones included."

@@ -55,6 +55,7 @@ ADMIN = frozenset(
     {
         "/v1/load_ensemble",
         "/v1/unload_ensemble",
+        "/v1/aliases",
         "/v1/load_lora_adapter",
         "/v1/unload_lora_adapter",
         "/adapters",

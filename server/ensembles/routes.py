@@ -35,9 +35,9 @@ async def load_ensemble(request: LoadEnsembleRequest, raw_request: Request) -> P
     state = raw_request.app.state
     registry: Registry = state.softspec_registry
     manifest = await asyncio.to_thread(load_manifest, Path(request.path))
-    state.softspec_rollout.require_loadable(manifest.name)
     state.softspec_chat.rules.require_followed({manifest.name: manifest.calibration})
-    ensemble = await registry.load(Path(request.path), request.replace, state.softspec_canary)
+    with state.softspec_rollout.loading(manifest.name):
+        ensemble = await registry.load(Path(request.path), request.replace, state.softspec_canary)
     state.softspec_chat.metrics.expect(registry.lora_requests, registry.ensembles)
     return PlainTextResponse(f"Success: ensemble '{ensemble.name}' added successfully.")
 
@@ -46,8 +46,8 @@ async def unload_ensemble(request: UnloadEnsembleRequest, raw_request: Request) 
     """Serve an ensemble no longer; the answers that it has begun are finished."""
     state = raw_request.app.state
     registry: Registry = state.softspec_registry
-    state.softspec_rollout.require_unneeded(request.name)
-    await registry.unload(request.name)
+    with state.softspec_rollout.unloading(request.name):
+        await registry.unload(request.name)
     return PlainTextResponse(f"Success: ensemble '{request.name}' removed successfully.")
 
 

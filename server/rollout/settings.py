@@ -23,13 +23,23 @@ def _with_a_share(weights: dict[str, float]) -> dict[str, float]:
     return weights
 
 
+def require_alias_name(alias: str) -> str:
+    """The name, if an alias may have it.
+
+    Raises:
+        ValueError: it may not.
+    """
+    if not _NAME.fullmatch(alias):
+        raise ValueError(
+            f"an alias is named '{as_key(alias)}': expected up to 64 letters, digits, '.', '_' and '-', the first of "
+            "them a letter or a digit"
+        )
+    return alias
+
+
 def _named(aliases: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
     for alias in aliases:
-        if not _NAME.fullmatch(alias):
-            raise ValueError(
-                f"an alias is named '{as_key(alias)}': expected up to 64 letters, digits, '.', '_' and '-', the first "
-                "of them a letter or a digit"
-            )
+        require_alias_name(alias)
     return aliases
 
 

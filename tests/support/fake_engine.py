@@ -40,6 +40,8 @@ from softspec.server.policy.policy import Policy
 from softspec.server.policy.rules import PolicyRules
 from softspec.server.record.recorder import Recorder
 from softspec.server.rollout.aliases import Aliases, Weights
+from softspec.server.rollout.rollout import Rollout
+from softspec.server.rollout.routes import add_rollout_routes
 from softspec.server.upstream.settings import UpstreamSettings
 from softspec.server.upstream.upstreams import Upstreams
 
@@ -251,6 +253,7 @@ def make_app(
     access: AccessSettings | None = None,
     layers: Sequence[Layer] = (),
     aliases: Mapping[str, Weights] | None = None,
+    may_change: bool = True,
 ) -> FastAPI:
     """The routes as the server's plugin adds them, around the scripted engine."""
     metrics = Metrics(registry or CollectorRegistry())
@@ -266,22 +269,29 @@ def make_app(
 
     app = FastAPI(lifespan=lifespan)
     app.add_exception_handler(SoftspecError, respond_to_error)
+
+    def models() -> list[str]:
+        return [*ensembles, *members, "base"]
+
+    app.state.softspec_rollout = rollout = Rollout(ensembles, models, Aliases(aliases), may_change)
+    rollout.require_served()
     app.state.softspec_chat = Service(
         ensembles=ensembles,
-        models=lambda: [*ensembles, *members, "base"],
+        models=models,
         rules=rules or PolicyRules(policy or Policy(), tuple(upstreams), pinned=pinned),
         decode=spell,
         metrics=metrics,
         upstreams=asked,
         recorder=recorder,
         calibration=lambda _: engine.calibration,
-        aliases=Aliases(aliases),
+        aliases=rollout.aliases,
     )
     routes = {
         "/v1/chat/completions": UpstreamRoute(ChatFields, engine.route),
         "/v1/completions": UpstreamRoute(TextFields, engine.route),
     }
     add_chat_routes(app, routes, checks=())
+    add_rollout_routes(app, checks=())
     if access is not None:
         app.state.softspec_access = Access(access, {}, "127.0.0.1")
         app.add_middleware(Gate, respond=error_at)

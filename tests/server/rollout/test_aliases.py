@@ -167,11 +167,28 @@ def test_alias_that_leads_nowhere_is_refused(alias: str, weights: dict[str, floa
 def test_ensemble_stays_while_an_alias_leads_to_it() -> None:
     running = rollout(my={"demo": 1, "demo-v2": 0})
 
-    running.require_unneeded("demo-v2")
-    with pytest.raises(ConfigError, match="alias 'my' stands for 'demo' too: give it weight 0 first"):
-        running.require_unneeded("demo")
+    with running.unloading("demo-v2"):
+        pass
+    with (
+        pytest.raises(ConfigError, match="alias 'my' stands for 'demo' too: give it weight 0 first"),
+        running.unloading("demo"),
+    ):
+        pass
 
 
 def test_ensemble_cannot_take_the_name_of_an_alias() -> None:
-    with pytest.raises(ConfigError, match="'my' is an alias here"):
-        rollout(my={"demo": 1}).require_loadable("my")
+    with pytest.raises(ConfigError, match="'my' is an alias here"), rollout(my={"demo": 1}).loading("my"):
+        pass
+
+
+@pytest.mark.parametrize("move", ["loading", "unloading"])
+def test_alias_and_ensemble_do_not_pass_each_other(move: str) -> None:
+    running = rollout(my={"demo": 1})
+
+    with getattr(running, move)("demo-v2"):
+        for alias in ("my", "demo-v2"):
+            with pytest.raises(ConfigError, match="'demo-v2' is being loaded or unloaded"):
+                running.change_alias(alias, {"demo-v2": 1})
+
+    running.change_alias("my", {"demo-v2": 1})
+    assert running.aliases["my"] == {"demo-v2": 1}

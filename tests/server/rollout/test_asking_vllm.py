@@ -111,3 +111,12 @@ def test_ensemble_with_the_name_of_an_alias_is_not_loaded(server: Server, folder
 
     assert answer.status_code == 400
     assert "'my' is an alias here" in answer.json()["error"]["message"]
+
+
+def test_admin_changes_an_alias_and_ordinary_keys_do_not_even_see_all_of_them(server: Server) -> None:
+    refused = ask(server, "/v1/aliases", {"alias": ALIAS, "weights": {NAME: 1}})
+    made = ask(server, "/v1/aliases", {"alias": "new", "weights": {OTHER: 1}}, "root")
+
+    assert (refused.status_code, made.status_code) == (403, 200)
+    assert models(server, "root")["new"] == {"alias_of": {OTHER: 1}}
+    assert ask(server, "/v1/completions", {"model": "new", "prompt": "a"}, "root").json()["model"] == OTHER
