@@ -88,6 +88,7 @@ from softspec.server.record.recorder import Recorder
 from softspec.server.rollout.aliases import Aliases
 from softspec.server.rollout.rollout import Rollout
 from softspec.server.rollout.routes import add_rollout_routes
+from softspec.server.rollout.shadows import Shadows
 from softspec.server.scores.routes import PATH as SCORES
 from softspec.server.scores.routes import add_score_routes
 from softspec.server.scores.scorer import Scoring
@@ -212,9 +213,11 @@ class SoftspecEndpoints:
             served,
             models,
             Aliases(settings.aliases),
+            Shadows(settings.shadows, metrics.shadow_ended),
             may_change=settings.access.keys is not None or envs.VLLM_ALLOW_RUNTIME_LORA_UPDATING,
         )
         rollout.require_served()
+        state.softspec_ending.on_begin.append(rollout.shadows.end)
         list_ensembles_first(client, state, may_ask, rollout.aliases)
         state.softspec_registry = client.registry
         state.softspec_chat = Service(
@@ -227,6 +230,7 @@ class SoftspecEndpoints:
             recorder=recorder,
             calibration=client.registry.calibration_of,
             aliases=rollout.aliases,
+            shadows=rollout.shadows,
         )
         state.softspec_decisions = DecisionEngine(
             mixture_of=client.registry.spec_of,

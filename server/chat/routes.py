@@ -6,6 +6,7 @@ answers. Knows FastAPI; vLLM only as arguments.
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import cast
 
 from fastapi import FastAPI, Request, Response
@@ -13,6 +14,7 @@ from fastapi.params import Depends
 from pydantic import BaseModel
 
 from softspec.server.chat.service import Route, complete
+from softspec.server.chat.shadowing import follow
 from softspec.server.chat.unsupported import OpenAIRequest
 
 
@@ -34,7 +36,12 @@ def _endpoint(upstream: UpstreamRoute) -> Callable[[BaseModel, Request], Awaitab
     async def completions(request: BaseModel, raw_request: Request) -> Response:
         """vLLM's completions; on an ensemble with the `uncertainty` field."""
         service = raw_request.app.state.softspec_chat
-        return await complete(cast(OpenAIRequest, request), raw_request, upstream.answer, service)
+        asked = cast(OpenAIRequest, request)
+        name = asked.model
+        response = await complete(asked, raw_request, upstream.answer, service)
+        if response.status_code == HTTPStatus.OK:
+            await follow(name, asked, raw_request, upstream.answer, service)
+        return response
 
     # FastAPI takes the body's fields from the annotation, and vLLM's class is known only here.
     completions.__annotations__["request"] = upstream.body

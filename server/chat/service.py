@@ -42,6 +42,7 @@ from softspec.server.policy.rules import PolicyRules
 from softspec.server.policy.running import judge_of
 from softspec.server.record.recorder import Recorder
 from softspec.server.rollout.aliases import Aliases, sticky_in
+from softspec.server.rollout.shadows import Shadows
 from softspec.server.upstream.client import Upstream
 
 # vLLM's route; None when the client went away.
@@ -53,7 +54,8 @@ class Service:
     """What the routes of completions need to know of this server.
 
     `ensembles` always shows those served now; `models` gives all names, the ensembles' first, and `aliases` what else
-    stands for ensembles. `calibration` is what an ensemble knows of its confidence, None if nothing.
+    stands for ensembles; `shadows` are asked beside them. `calibration` is what an ensemble knows of its confidence,
+    None if nothing.
     """
 
     ensembles: Collection[str]
@@ -65,6 +67,7 @@ class Service:
     recorder: Recorder | None = None
     calibration: Callable[[str], Calibration | None] = lambda _: None
     aliases: Aliases = field(default_factory=Aliases)
+    shadows: Shadows = field(default_factory=Shadows)
 
     def model_named(self, model: str | None, request: object) -> str:
         """The model that answers a request which names this one: see `name_asked` and `model_behind`."""

@@ -1,7 +1,7 @@
-"""What a server gives back when it ends: its connections, and the rows and spans that it still holds.
+"""What a server gives back when it ends: its shadows, its connections, and the rows and spans that it still holds.
 
-In: an app whose state gets `softspec_upstreams`, `softspec_access`, `softspec_recorder` and `softspec_traces` later,
-where there are any. Out: the same app.
+In: an app whose state gets `softspec_rollout`, `softspec_upstreams`, `softspec_access`, `softspec_recorder` and
+`softspec_traces` later, where there are any. Out: the same app.
 """
 
 import asyncio
@@ -16,6 +16,7 @@ from starlette.datastructures import State
 from softspec.server.access.access import Access
 from softspec.server.observe.export import close_provider
 from softspec.server.record.recorder import Recorder
+from softspec.server.rollout.rollout import Rollout
 from softspec.server.upstream.upstreams import Upstreams
 
 
@@ -35,6 +36,9 @@ def close_with(app: FastAPI) -> None:
 
 
 async def _close(state: State) -> None:
+    rollout: Rollout | None = getattr(state, "softspec_rollout", None)
+    if rollout is not None:
+        await rollout.shadows.aclose()
     upstreams: Upstreams | None = getattr(state, "softspec_upstreams", None)
     if upstreams is not None:
         await upstreams.aclose()

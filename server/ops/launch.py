@@ -36,6 +36,7 @@ from softspec.server.ops.settings import Settings
 from softspec.server.record.recorder import require_writable
 from softspec.server.rollout.aliases import Aliases
 from softspec.server.rollout.rollout import Rollout
+from softspec.server.rollout.shadows import Shadows
 from softspec.server.upstream.loop import require_elsewhere
 
 PLUGIN = "softspec"
@@ -106,7 +107,7 @@ def checked_arguments(
     manifests = {path: load_manifest(path) for path in settings.ensembles}
     settings.rules.require_followed({each.name: each.calibration for each in manifests.values()})
     names = [manifest.name for manifest in manifests.values()]
-    Rollout(names, lambda: names, Aliases(settings.aliases)).require_served()
+    Rollout(names, lambda: names, Aliases(settings.aliases), Shadows(settings.shadows)).require_served()
     model, *arguments = server_arguments(manifests, base, vllm_args, settings.base_unchecked)
     if not settings.log.content:
         refuse_logged_content(vllm_args, os.environ)

@@ -16,6 +16,7 @@ from softspec.maths.answer import AnswerUncertainty
 from softspec.server.observe.account import Account
 from softspec.server.ops.drift import Drifts
 from softspec.server.policy.policy import Action, Decision
+from softspec.server.rollout.shadows import ShadowOutcome
 from softspec.server.upstream.faults import Outcome
 
 _NATS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0)
@@ -122,6 +123,11 @@ METRICS = (
     Metric(
         "softspec_record_errors_total",
         "Requests that should have been recorded and could not be written.",
+    ),
+    Metric(
+        "softspec_shadow_requests_total",
+        "Requests of others that a shadow was asked too: answered, failed, or dropped where too many went on.",
+        labels=("model", "of", "outcome"),
     ),
 )
 
@@ -250,3 +256,7 @@ class Metrics:
     def record_failed(self, model: str) -> None:
         """Count a request that could not be recorded."""
         self._counters["softspec_record_errors_total"].labels(model=model).inc()
+
+    def shadow_ended(self, model: str, of: str, outcome: ShadowOutcome) -> None:
+        """Count a request that a shadow was asked too, or would have been."""
+        self._counters["softspec_shadow_requests_total"].labels(model=model, of=of, outcome=outcome).inc()

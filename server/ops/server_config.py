@@ -18,7 +18,7 @@ from softspec.server.access.settings import AccessSettings, RequestLimits
 from softspec.server.observe.settings import LogSettings
 from softspec.server.policy.fields import Name, PolicyFields
 from softspec.server.policy.policy import Action, Policy
-from softspec.server.rollout.settings import AliasesField
+from softspec.server.rollout.settings import AliasesField, Shadow
 from softspec.server.upstream.settings import UpstreamSettings
 
 _STRICT = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -78,6 +78,10 @@ class ServerConfig(BaseModel):
         default_factory=dict,
         description="Names that stand for one of several ensembles, with their weights: [rolling out](#rolling-out).",
     )
+    shadows: dict[str, Shadow] = Field(
+        default_factory=dict,
+        description="Ensembles that are asked what others are asked, and not heard: `of` whom, and which `share`.",
+    )
 
 
 def read_server_config(path: Path) -> ServerConfig:
@@ -112,7 +116,11 @@ def _inner_mappings(content: Mapping[str, Any]) -> list[tuple[tuple[str, ...], t
         (("access", "limits"), RequestLimits),
         (("log",), LogSettings),
     ]
-    return places + [(("upstreams", name), UpstreamSettings) for name in named]
+    places += [(("upstreams", name), UpstreamSettings) for name in named]
+    shadows = content.get("shadows")
+    return places + [
+        (("shadows", name), Shadow) for name in (shadows if isinstance(shadows, Mapping) else {})
+    ]
 
 
 def _refuse_unknown(place: tuple[str, ...], kind: type[BaseModel], content: Any) -> None:

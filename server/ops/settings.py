@@ -24,7 +24,7 @@ from softspec.server.policy.fields import PolicyFields, read_threshold
 from softspec.server.policy.policy import Policy
 from softspec.server.policy.rules import PolicyRules
 from softspec.server.rollout.aliases import Weights
-from softspec.server.rollout.settings import with_aliases
+from softspec.server.rollout.settings import Shadow, with_aliases
 from softspec.server.upstream.keys import read_keys
 from softspec.server.upstream.settings import UpstreamSettings, read_upstreams
 
@@ -84,6 +84,7 @@ class Settings:
     access: AccessSettings = field(default_factory=AccessSettings)
     log: LogSettings = field(default_factory=LogSettings)
     aliases: Mapping[str, Weights] = field(default_factory=dict)
+    shadows: Mapping[str, Shadow] = field(default_factory=dict)
 
     @staticmethod
     def from_environment(environment: Mapping[str, str]) -> "Settings":
@@ -193,6 +194,7 @@ def read_settings(
         access,
         log,
         with_aliases(config.aliases, flags.aliases),
+        config.shadows,
     )
 
 

@@ -1,10 +1,10 @@
-"""What is rolled out in this process: the aliases, held to the ensembles that come and go.
+"""What is rolled out in this process: aliases and shadows, held to the ensembles that come and go.
 
 In: what the operator wants, at the start or while the server runs, and what is served. Out: changes, whole or not at
 all. What was changed is lost with the process: the next one begins with its settings. Knows no HTTP.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,11 +12,13 @@ from typing import Any
 from softspec.artefact.validation import as_key
 from softspec.errors import ConfigError, ForbiddenError
 from softspec.server.rollout.aliases import Aliases, Weights
+from softspec.server.rollout.settings import Shadow
+from softspec.server.rollout.shadows import Shadows
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """The aliases, over ensembles of which `ensembles` always shows those served now; `models` gives all names.
+    """Aliases and shadows, over ensembles of which `ensembles` always shows those served now; `models` gives all names.
 
     `may_change` says whether whoever the gate lets in may change anything.
     """
@@ -24,6 +26,7 @@ class Rollout:
     ensembles: Collection[str] = ()
     models: Callable[[], Collection[str]] = tuple
     aliases: Aliases = field(default_factory=Aliases)
+    shadows: Shadows = field(default_factory=Shadows)
     may_change: bool = False
     _moving: set[str] = field(default_factory=set)
 
@@ -35,10 +38,14 @@ class Rollout:
         """
         for alias, weights in self.aliases.items():
             self._require_servable(alias, weights)
+        self._require_followed(self.shadows, self.aliases)
 
     def told(self) -> dict[str, Any]:
         """All that holds now."""
-        return {"aliases": {alias: dict(weights) for alias, weights in self.aliases.items()}}
+        return {
+            "aliases": {alias: dict(weights) for alias, weights in self.aliases.items()},
+            "shadows": {shadow: wanted.model_dump() for shadow, wanted in self.shadows.items()},
+        }
 
     def require_open(self) -> None:
         """Raise unless the rollout may be changed here.
@@ -52,14 +59,18 @@ class Rollout:
                 "with VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, which lets everybody"
             )
 
-    def change_alias(self, alias: str, weights: Weights) -> None:
-        """Let an alias stand for this from the next request on.
+    def change(self, aliases: Mapping[str, Weights], shadows: Mapping[str, Shadow]) -> None:
+        """Let these aliases stand, and these shadows follow, as is said here from the next request on.
 
         Raises:
-            ConfigError: it has the name of a model, or would stand for what is no ensemble here; nothing has changed.
+            ConfigError: what is no ensemble here would be asked, or an alias has a model's name; nothing has changed.
         """
-        self._require_servable(alias, weights)
-        self.aliases.put(alias, weights)
+        for alias, weights in aliases.items():
+            self._require_servable(alias, weights)
+        self._require_followed(shadows, {*self.aliases, *aliases})
+        for alias, weights in aliases.items():
+            self.aliases.put(alias, weights)
+        self.shadows.put(shadows)
 
     @contextmanager
     def loading(self, ensemble: str) -> Iterator[None]:
@@ -80,7 +91,7 @@ class Rollout:
         """While an ensemble goes; no alias begins to stand for it meanwhile.
 
         Raises:
-            ConfigError: an alias leads to it.
+            ConfigError: an alias leads to it, or it is a shadow.
         """
         for alias, weights in self.aliases.items():
             if weights.get(ensemble):
@@ -88,6 +99,10 @@ class Rollout:
                     f"the alias '{alias}' stands for '{ensemble}' too: give it weight 0 first, as in "
                     f"'softspec alias URL {alias} OTHER=1'"
                 )
+        if ensemble in self.shadows and self.shadows[ensemble].share:
+            raise ConfigError(
+                f"'{ensemble}' is the shadow of '{self.shadows[ensemble].of}': give it share 0 first"
+            )
         with self._in_motion(ensemble):
             yield
 
@@ -100,9 +115,7 @@ class Rollout:
             self._moving.discard(ensemble)
 
     def _require_servable(self, alias: str, weights: Weights) -> None:
-        moving = [name for name in (alias, *weights) if name in self._moving]
-        if moving:
-            raise ConfigError(f"'{moving[0]}' is being loaded or unloaded: try again once that is done")
+        self._require_settled(alias, *weights)
         if alias in self.models():
             raise ConfigError(f"'{alias}' is a model that is served: give the alias another name")
         absent = [name for name, weight in weights.items() if weight and name not in self.ensembles]
@@ -111,3 +124,22 @@ class Rollout:
                 f"the alias '{alias}' stands for '{as_key(absent[0])}', which is no ensemble that is served: expected "
                 f"{', '.join(self.ensembles) or 'one that is loaded'}; load it first, or give it weight 0"
             )
+
+    def _require_followed(self, shadows: Mapping[str, Shadow], aliases: Collection[str]) -> None:
+        for shadow, wanted in shadows.items():
+            self._require_settled(shadow)
+            if wanted.share and shadow not in self.ensembles:
+                raise ConfigError(
+                    f"the shadow '{as_key(shadow)}' is no ensemble that is served: expected "
+                    f"{', '.join(self.ensembles) or 'one that is loaded'}; load it first, or give it share 0"
+                )
+            if wanted.share and wanted.of not in (*aliases, *self.ensembles):
+                raise ConfigError(
+                    f"the shadow '{as_key(shadow)}' follows '{as_key(wanted.of)}', which is neither an alias nor an "
+                    f"ensemble that is served: expected one of {', '.join((*aliases, *self.ensembles))}"
+                )
+
+    def _require_settled(self, *names: str) -> None:
+        moving = [name for name in names if name in self._moving]
+        if moving:
+            raise ConfigError(f"'{moving[0]}' is being loaded or unloaded: try again once that is done")

@@ -12,6 +12,7 @@ from fastapi import Body, FastAPI, Request
 from fastapi.params import Depends
 
 from softspec.server.observe.account import current_account
+from softspec.server.rollout.aliases import Weights
 from softspec.server.rollout.rollout import Rollout
 from softspec.server.rollout.wire import read_change
 
@@ -26,30 +27,35 @@ def add_rollout_routes(app: FastAPI, checks: Sequence[Depends]) -> None:
 
 
 async def show(raw_request: Request) -> dict[str, Any]:
-    """What every alias stands for now."""
+    """What every alias stands for now, and whom shadows follow."""
     return _rollout(raw_request).told()
 
 
 async def change(content: Annotated[Any, Body()], raw_request: Request) -> dict[str, Any]:
-    """Change what an alias stands for; with an admin key, or `VLLM_ALLOW_RUNTIME_LORA_UPDATING`."""
+    """Change what an alias stands for, or a shadow; with an admin key, or `VLLM_ALLOW_RUNTIME_LORA_UPDATING`."""
     rollout = _rollout(raw_request)
     rollout.require_open()
     wanted = read_change(content)
-    before = rollout.aliases.get(wanted.alias)
-    rollout.change_alias(wanted.alias, wanted.weights)
-    _log.info(
-        "alias '%s' stands for %s now%s%s",
-        wanted.alias,
-        in_words(wanted.weights),
-        f", before for {in_words(before)}" if before else "",
-        _changed_by(),
-    )
+    before = {alias: rollout.aliases.get(alias) for alias in wanted.aliases}
+    rollout.change(wanted.aliases, wanted.shadows)
+    changes = [
+        f"alias '{alias}' stands for {_in_words(weights)} now{_was(before[alias])}"
+        for alias, weights in wanted.aliases.items()
+    ]
+    changes += [
+        f"shadow '{shadow}' follows {each.share:g} of '{each.of}' now"
+        for shadow, each in wanted.shadows.items()
+    ]
+    _log.info("%s%s", "; ".join(changes), _changed_by())
     return rollout.told()
 
 
-def in_words(weights: Any) -> str:
-    """Weights on one line."""
+def _in_words(weights: Weights) -> str:
     return ", ".join(f"{name} {weight:g}" for name, weight in weights.items())
+
+
+def _was(weights: Weights | None) -> str:
+    return f", before for {_in_words(weights)}" if weights else ""
 
 
 def _changed_by() -> str:

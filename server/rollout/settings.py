@@ -1,4 +1,4 @@
-"""What an operator says of a rollout: `aliases` in the server's file, and the flags `--alias`.
+"""What an operator says of a rollout: `aliases` and `shadows` in the server's file, and the flags `--alias`.
 
 In: YAML's values, and the text of flags. Out: weights by alias, checked as far as can be without knowing what is
 served. Knows pydantic.
@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from softspec.artefact.validation import as_key, first_problem
 from softspec.errors import ConfigError
@@ -47,6 +47,15 @@ Weight = Annotated[float, Field(strict=True, ge=0, le=1_000_000)]
 WeightsField = Annotated[dict[str, Weight], AfterValidator(_with_a_share)]
 AliasesField = Annotated[dict[str, WeightsField], AfterValidator(_named)]
 _aliases = TypeAdapter(AliasesField)
+
+
+class Shadow(BaseModel):
+    """Whose requests an ensemble is asked too, an alias's or another ensemble's, and which share of them."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    of: Annotated[str, Field(min_length=1)]
+    share: Annotated[float, Field(ge=0, le=1)]
 
 
 def with_aliases(aliases: Mapping[str, Weights], flags: Sequence[str]) -> dict[str, Weights]:

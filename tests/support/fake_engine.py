@@ -42,6 +42,8 @@ from softspec.server.record.recorder import Recorder
 from softspec.server.rollout.aliases import Aliases, Weights
 from softspec.server.rollout.rollout import Rollout
 from softspec.server.rollout.routes import add_rollout_routes
+from softspec.server.rollout.settings import Shadow
+from softspec.server.rollout.shadows import Shadows
 from softspec.server.upstream.settings import UpstreamSettings
 from softspec.server.upstream.upstreams import Upstreams
 
@@ -253,6 +255,7 @@ def make_app(
     access: AccessSettings | None = None,
     layers: Sequence[Layer] = (),
     aliases: Mapping[str, Weights] | None = None,
+    shadows: Mapping[str, Shadow] | None = None,
     may_change: bool = True,
 ) -> FastAPI:
     """The routes as the server's plugin adds them, around the scripted engine."""
@@ -263,6 +266,7 @@ def make_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
+        await rollout.shadows.aclose()
         await asked.aclose()
         if access is not None:
             await app.state.softspec_access.aclose()
@@ -273,7 +277,9 @@ def make_app(
     def models() -> list[str]:
         return [*ensembles, *members, "base"]
 
-    app.state.softspec_rollout = rollout = Rollout(ensembles, models, Aliases(aliases), may_change)
+    app.state.softspec_rollout = rollout = Rollout(
+        ensembles, models, Aliases(aliases), Shadows(shadows, metrics.shadow_ended), may_change
+    )
     rollout.require_served()
     app.state.softspec_chat = Service(
         ensembles=ensembles,
@@ -285,6 +291,7 @@ def make_app(
         recorder=recorder,
         calibration=lambda _: engine.calibration,
         aliases=rollout.aliases,
+        shadows=rollout.shadows,
     )
     routes = {
         "/v1/chat/completions": UpstreamRoute(ChatFields, engine.route),

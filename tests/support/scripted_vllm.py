@@ -25,6 +25,7 @@ from softspec.server.ops.settings import Settings
 from softspec.server.policy.policy import Policy
 from softspec.server.policy.rules import PolicyRules
 from softspec.server.rollout.aliases import Weights
+from softspec.server.rollout.settings import Shadow
 
 T = TypeVar("T")
 
@@ -264,6 +265,7 @@ def serving(
     access: AccessSettings | None = None,
     log: LogSettings | None = None,
     aliases: Mapping[str, Weights] | None = None,
+    shadows: Mapping[str, Shadow] | None = None,
     beside: Sequence[Path] = (),
     **environment: str,
 ) -> Iterator[Server]:
@@ -293,6 +295,7 @@ def serving(
         access=access or AccessSettings(),
         log=log or LogSettings(),
         aliases=aliases or {},
+        shadows=shadows or {},
     )
     variables = {
         **server_environment(settings, {}),

@@ -48,9 +48,12 @@ def alias(
             body = {"alias": name, "weights": read_weights(weights, "=")}
         except ValueError as error:
             raise ConfigError(str(error)) from error
-    aliases = ask_json(url, "/v1/aliases", body)["aliases"]
+    told = ask_json(url, "/v1/aliases", body)
+    aliases, shadows = told["aliases"], told["shadows"]
     for each, found in aliases.items():
         print(f"{each}: {_shares(found)}")
+    for each, found in shadows.items():
+        print(f"{each}: the shadow of {found['of']}, asked {found['share']:.4g} of its requests")
     if not aliases:
         print(f"no alias; make one: softspec alias {url} live my=90 my-v2=10")
 

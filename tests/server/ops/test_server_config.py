@@ -12,6 +12,7 @@ from softspec.server.ops.settings import Flags, read_settings
 from softspec.server.policy.fields import PolicyFields
 from softspec.server.policy.policy import Policy
 from softspec.server.policy.rules import PolicyRules
+from softspec.server.rollout.settings import Shadow
 from tests.support.documents import blocks
 from tests.support.key_files import key_file
 
@@ -29,6 +30,7 @@ record: {path: record.jsonl, max_bytes: 1000000, keep: 3}
 access: {protect_ops: true, limits: {max_body_bytes: 2048}}
 log: {requests: true, content: true}
 aliases: {my: {demo: 90, demo-v2: 0.5}}
+shadows: {demo-v2: {of: my, share: 0.1}}
 """
 
 
@@ -63,6 +65,7 @@ def test_every_key_of_the_file_holds(tmp_path: Path) -> None:
     assert settings.access == AccessSettings(protect_ops=True, limits=RequestLimits(max_body_bytes=2048))
     assert settings.log == LogSettings(requests=True, content=True)
     assert settings.aliases == {"my": {"demo": 90, "demo-v2": 0.5}}
+    assert settings.shadows == {"demo-v2": Shadow(of="my", share=0.1)}
 
 
 def test_every_key_of_a_policy_and_of_the_file_is_tried_above(tmp_path: Path) -> None:
@@ -155,6 +158,12 @@ def test_key_file_is_relative_to_the_file(tmp_path: Path) -> None:
         ("aliases: {my: {demo: '90'}}", 'aliases.my.demo: expected a number (found "90")'),
         ("aliases: {my: {demo: 0}}", "aliases.my: expected ensembles with weights, at least one"),
         ("aliases: {a b: {demo: 1}}", "aliases: an alias is named 'a b': expected up to 64 letters"),
+        ("shadows: {new: {of: my}}", "shadows.new.share: missing"),
+        ("shadows: {new: {of: my, shares: 1}}", "shadows.new.shares: unknown key; did you mean 'share'?"),
+        (
+            "shadows: {new: {of: my, share: 10}}",
+            "shadows.new.share: expected a number of at most 1 (found 10)",
+        ),
         ("access: {key: k}", "access.key: unknown key; did you mean 'keys'?"),
         (
             "access: {limits: {max_body: 1}}",

@@ -16,6 +16,7 @@ from softspec.server.ops.server_config import RecordSettings
 from softspec.server.ops.settings import Flags, Settings, read_settings, told_by_variables
 from softspec.server.policy.policy import Policy
 from softspec.server.policy.rules import PolicyRules
+from softspec.server.rollout.settings import Shadow
 from softspec.server.upstream.settings import KEPT_FIELDS, UpstreamSettings
 from tests.support.key_files import key_file
 
@@ -62,6 +63,7 @@ PATHS = st.text(st.characters(exclude_characters="\0", exclude_categories=())).m
     risks=st.tuples(st.booleans(), st.booleans()),
     log=st.builds(LogSettings, requests=st.booleans(), content=st.booleans()),
     aliases=st.dictionaries(st.text(), st.dictionaries(st.text(), st.floats(0, 1e6))),
+    shadows=st.dictionaries(st.text(), st.builds(Shadow, of=st.text(min_size=1), share=st.floats(0, 1))),
 )
 def test_settings_survive_the_environment(
     paths: tuple[Path, ...],
@@ -75,11 +77,19 @@ def test_settings_survive_the_environment(
     risks: tuple[bool, bool],
     log: LogSettings,
     aliases: dict[str, dict[str, float]],
+    shadows: dict[str, Shadow],
 ) -> None:
     """Whatever directories are called, colons and bytes that are no text among it."""
     rules = PolicyRules(policy, NAMES, overrides, pinned and policy.action != "answer", actions, upstreams)
     settings = Settings(
-        paths, rules, dict(zip(NAMES, servers, strict=True)), record, *risks, log=log, aliases=aliases
+        paths,
+        rules,
+        dict(zip(NAMES, servers, strict=True)),
+        record,
+        *risks,
+        log=log,
+        aliases=aliases,
+        shadows=shadows,
     )
 
     variables = settings.to_environment()

@@ -188,7 +188,7 @@ def test_alias_and_ensemble_do_not_pass_each_other(move: str) -> None:
     with getattr(running, move)("demo-v2"):
         for alias in ("my", "demo-v2"):
             with pytest.raises(ConfigError, match="'demo-v2' is being loaded or unloaded"):
-                running.change_alias(alias, {"demo-v2": 1})
+                running.change({alias: {"demo-v2": 1}}, {})
 
-    running.change_alias("my", {"demo-v2": 1})
+    running.change({"my": {"demo-v2": 1}}, {})
     assert running.aliases["my"] == {"demo-v2": 1}

@@ -1,5 +1,6 @@
 """Every route of vLLM's real HTTP layer knows aliases, and asks the ensemble behind them as if it had been named."""
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 
 from softspec.server.access.settings import AccessSettings
+from softspec.server.rollout.settings import Shadow
 from tests.support.key_files import key_file, secret
 from tests.support.other_routes import FOLLOWERS, GENERATING, READ_ONLY
 from tests.support.scripted_core import Said, ScriptedAsyncLLM
@@ -17,6 +19,7 @@ pytestmark = pytest.mark.vllm
 
 OTHER = "other"
 ALIAS = "my"
+FOLLOWED = "followed"
 BODIES: dict[str, dict[str, Any]] = {
     **FOLLOWERS,
     **GENERATING,
@@ -45,7 +48,8 @@ def server(folder: Path) -> Iterator[Server]:
         "--enable-scale-out",
         engine_of=ScriptedAsyncLLM,
         access=AccessSettings(keys=keys),
-        aliases={ALIAS: {NAME: 90, OTHER: 10}},
+        aliases={ALIAS: {NAME: 90, OTHER: 10}, FOLLOWED: {NAME: 1}},
+        shadows={OTHER: Shadow(of=FOLLOWED, share=1)},
         beside=[folder / OTHER],
         VLLM_ALLOW_RUNTIME_LORA_UPDATING="1",
     ) as server:
@@ -111,6 +115,34 @@ def test_ensemble_with_the_name_of_an_alias_is_not_loaded(server: Server, folder
 
     assert answer.status_code == 400
     assert "'my' is an alias here" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_shadow_goes_through_vllms_handlers_and_nobody_hears_it(
+    server: Server, path: str, stream: bool
+) -> None:
+    headers = {"authorization": f"Bearer {secret('root')}", "x-request-id": "mine"}
+    body = {**BODIES[path], "model": FOLLOWED, "stream": stream}
+
+    async def answered() -> float:
+        lines = (await server.http.get("/metrics")).text.splitlines()
+        counted = f'softspec_shadow_requests_total{{model="{OTHER}",of="{FOLLOWED}",outcome="answered"}} '
+        return sum(float(line.removeprefix(counted)) for line in lines if line.startswith(counted))
+
+    async def work() -> str:
+        before = await answered()
+        answer = await server.http.post(path, json=body, headers=headers)
+        async with asyncio.timeout(30):
+            while await answered() == before:
+                await asyncio.sleep(0)
+        assert answer.status_code == 200
+        return str(answer.text)
+
+    text = server.run(work())
+
+    assert f'"{NAME}"' in text
+    assert f'"{OTHER}"' not in text
 
 
 def test_admin_changes_an_alias_and_ordinary_keys_do_not_even_see_all_of_them(server: Server) -> None:

@@ -36,7 +36,8 @@ def test_request_after_the_change_goes_to_the_new_ensemble(caplog: pytest.LogCap
         answer = client.post(PATH, json={"alias": "my", "weights": {"demo": 0, "demo-v2": 10}})
 
     assert (before, answered_by(client)) == ("demo", "demo-v2")
-    assert answer.json() == client.get(PATH).json() == {"aliases": {"my": {"demo": 0, "demo-v2": 10}}}
+    assert answer.json() == client.get(PATH).json()
+    assert answer.json()["aliases"] == {"my": {"demo": 0, "demo-v2": 10}}
     [line] = [message for message in caplog.messages if message.startswith("alias ")]
     assert line == "alias 'my' stands for demo 0, demo-v2 10 now, before for demo 100"
 
@@ -52,7 +53,9 @@ def test_alias_is_made_while_the_server_runs() -> None:
 @pytest.mark.parametrize(
     ("body", "param", "complaint"),
     [
-        ({"alias": "my"}, "weights", "weights: missing"),
+        ({"alias": "my"}, None, "expected 'alias' and 'weights', or 'shadows', or all three"),
+        ({}, None, "expected 'alias' and 'weights', or 'shadows', or all three"),
+        ({"shadows": {"demo": {"of": "my", "share": 2}}}, "shadows.demo.share", "a number of at most 1"),
         ({"alias": "a b", "weights": {"demo": 1}}, "alias", "an alias is named 'a b'"),
         ({"alias": "my", "weights": {"demo": -1}}, "weights.demo", "expected a number of at least 0"),
         ({"alias": "my", "weights": {"demo": "1"}}, "weights.demo", 'expected a number (found "1")'),
@@ -71,7 +74,7 @@ def test_change_that_cannot_be_changes_nothing(body: Any, param: str | None, com
     error = answer.json()["error"]
     assert (answer.status_code, error["param"] or "") == (400, param or "")
     assert complaint in error["message"]
-    assert client.get(PATH).json() == {"aliases": START}
+    assert client.get(PATH).json() == {"aliases": START, "shadows": {}}
 
 
 def test_nobody_changes_anything_where_nobody_needs_a_key() -> None:
@@ -83,7 +86,7 @@ def test_nobody_changes_anything_where_nobody_needs_a_key() -> None:
     assert (
         "start the server with --keys, and use a key with 'admin: true'" in answer.json()["error"]["message"]
     )
-    assert client.get(PATH).json() == {"aliases": START}
+    assert client.get(PATH).json() == {"aliases": START, "shadows": {}}
 
 
 # By command
