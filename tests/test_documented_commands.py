@@ -71,6 +71,7 @@ NOT_RUN = {
     "softspec demo": "takes minutes and an engine; tests/app/demo runs it on a tiny base and scripted answers",
     "softspec bench train": "takes minutes; tests/app/bench runs it on a tiny base",
     "softspec alias": "asks a server that has an alias; tests/server/rollout runs it against one",
+    "softspec compare": "asks a server that was asked a lot; tests/app/compare runs it against one",
     "softspec diagnose": "takes minutes; tests/train/diagnosis runs it on a tiny base",
     "softspec evaluate": "takes minutes; tests/app/test_evaluate.py runs it on a tiny ensemble",
     "softspec calibrate": "needs rows with a truth; tests/calibration runs it on scripted and tiny ensembles",

@@ -70,7 +70,7 @@ FLOORS = {
     ),
     "app": (
         ("child_server", "interruption", "outputs", "running_server", "smollm2"),
-        ("baselines", "bench", "calibrate", "demo", "evaluate", "plan", "report", "score"),
+        ("baselines", "bench", "calibrate", "compare", "demo", "evaluate", "plan", "report", "score"),
         ("cli",),
     ),
     "app.bench": (("core",), ("load", "serving", "training")),

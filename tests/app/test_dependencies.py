@@ -26,6 +26,7 @@ ROOMS: dict[str, list[set[str]]] = {
     "softspec/app/bench/training": [{"bench"}],
     "softspec/app/child_server.py": [{"bench"}, {"demo"}],
     "softspec/app/cli/progress.py": [{"bench"}, {"demo"}, {"train"}],
+    "softspec/app/compare": [{"serve-cpu"}, {"serve-gpu"}],
     "softspec/app/demo": [{"demo"}],
     "softspec/app/plan": [{"train"}],
     "softspec/app/report": [{"evaluate"}],

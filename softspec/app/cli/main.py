@@ -32,6 +32,7 @@ COMMANDS = {
     "select": Command("Choose alpha and the number of members, and train them.", extra="train"),
     "serve": Command("Serve ensembles with an OpenAI-compatible API.", extra="serve-cpu"),
     "alias": Command("Say which ensembles a running server's aliases stand for."),
+    "compare": Command("Say how two ensembles of a running server differ.", extra="serve-cpu"),
     "key": Command("Make API keys for a server.", extra="serve-cpu"),
     "score": Command("Score answers in a file: what an ensemble thinks of each.", extra="serve-cpu"),
     "evaluate": Command("Say what an ensemble's numbers are worth, on data with a truth.", extra="evaluate"),
