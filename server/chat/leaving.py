@@ -11,9 +11,6 @@ from fastapi import Request
 
 T = TypeVar("T")
 
-CLIENT_WENT_AWAY = 499
-"""The status of an answer that nobody waits for any more, as in nginx's log."""
-
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T], gone: T) -> T:
     """What the work gives; `gone`, and the work cancelled, once the client is."""

@@ -22,7 +22,7 @@ from softspec.errors import FieldError, UnknownModelError
 from softspec.maths.answer import summarise
 from softspec.server.access.callers import let_ask, may_ask, require_model, require_policy
 from softspec.server.chat.forwarding import Forwarding
-from softspec.server.chat.leaving import CLIENT_WENT_AWAY, unless_gone
+from softspec.server.chat.leaving import unless_gone
 from softspec.server.chat.recording import recorded
 from softspec.server.chat.replies import Outcome, Settled, annotate_body, judge_choices
 from softspec.server.chat.routing import answered_elsewhere
@@ -36,7 +36,7 @@ from softspec.server.chat.unsupported import (
 )
 from softspec.server.chat.usage import StreamUsage
 from softspec.server.chat.wire import EXTENSION, DecodeToken, Json, Terms, read_terms
-from softspec.server.observe.account import current_account, note_decision, note_model
+from softspec.server.observe.account import CLIENT_WENT_AWAY, current_account, note_decision, note_model
 from softspec.server.ops.metrics import Metrics
 from softspec.server.policy.rules import PolicyRules
 from softspec.server.policy.running import judge_of

@@ -13,9 +13,10 @@ from fastapi.params import Depends
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 
-from softspec.server.chat.leaving import CLIENT_WENT_AWAY, unless_gone
+from softspec.server.chat.leaving import unless_gone
 from softspec.server.decisions.request import DecisionRequest, read_request, require_honoured
 from softspec.server.decisions.service import PATH, decide
+from softspec.server.observe.account import CLIENT_WENT_AWAY
 
 
 def add_decision_routes(app: FastAPI, checks: Sequence[Depends]) -> None:

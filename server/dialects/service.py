@@ -17,7 +17,6 @@ from softspec.artefact.calibration import calibration_of
 from softspec.engine.trace import tracing
 from softspec.errors import FieldError
 from softspec.maths.answer import summarise
-from softspec.server.chat.leaving import CLIENT_WENT_AWAY
 from softspec.server.chat.recording import row_about
 from softspec.server.chat.replies import Outcome, Settled, judge_choice
 from softspec.server.chat.service import Route, Service, send
@@ -30,7 +29,7 @@ from softspec.server.chat.unsupported import (
 from softspec.server.chat.wire import EXTENSION, Terms
 from softspec.server.dialects.dialect import Dialect
 from softspec.server.dialects.judged import JudgedStream, only_choice, report_on
-from softspec.server.observe.account import note_decision
+from softspec.server.observe.account import CLIENT_WENT_AWAY, note_decision
 from softspec.server.ops.metrics import Metrics
 from softspec.server.policy.running import judge_of
 from softspec.server.record.rows import Row

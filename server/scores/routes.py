@@ -10,7 +10,8 @@ from fastapi import Body, FastAPI, Request, Response
 from fastapi.params import Depends
 from fastapi.responses import JSONResponse
 
-from softspec.server.chat.leaving import CLIENT_WENT_AWAY, unless_gone
+from softspec.server.chat.leaving import unless_gone
+from softspec.server.observe.account import CLIENT_WENT_AWAY
 from softspec.server.scores.request import ScoreRequest, read_request
 from softspec.server.scores.scorer import Scoring, score
 
