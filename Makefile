@@ -19,6 +19,8 @@ BASELINES := $(VENV)/baselines
 PROMETHEUS := $(VENV)/prometheus
 # Helm, and KServe's own classes, for tests of what deploy/ has for Kubernetes.
 KUBERNETES := $(VENV)/kubernetes
+# Ray with Serve, for deploy/ray; beside the environment too.
+RAY := $(VENV)/ray
 CODE := softspec train server tests
 # What pins packages; those of PyTorch are installed by themselves, see above.
 COMPILE = UV_FIND_LINKS="$$PIP_FIND_LINKS" $(BIN)/uv pip compile --python-version 3.11 --no-annotate --quiet \
@@ -27,7 +29,7 @@ COMPILE = UV_FIND_LINKS="$$PIP_FIND_LINKS" $(BIN)/uv pip compile --python-versio
 # Two processes: one has the tests that share engines, the other the rest.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
 
-.PHONY: setup try demo baselines test test-fast lint format documents requirements clean
+.PHONY: setup try demo baselines ray test test-fast lint format documents requirements clean
 
 setup: $(STAMP)
 
@@ -50,14 +52,17 @@ try: setup
 demo: setup
 	$(BIN)/softspec demo $(DEMO_FLAGS)
 
-$(TRITON)/.installed $(CLIENTS)/.installed $(BASELINES)/.installed $(KUBERNETES)/.installed: $(VENV)/%/.installed: requirements/%.txt | $(STAMP)
+$(TRITON)/.installed $(CLIENTS)/.installed $(BASELINES)/.installed $(KUBERNETES)/.installed $(RAY)/.installed: $(VENV)/%/.installed: requirements/%.txt | $(STAMP)
 	rm -rf $(@D)
 	$(PIP) install --no-deps --target $(@D) --requirement $<
 	touch $@
 
 baselines: $(BASELINES)/.installed
 
-test: setup lint $(TRITON)/.installed $(CLIENTS)/.installed $(BASELINES)/.installed $(KUBERNETES)/.installed
+ray: $(RAY)/.installed
+
+test: setup lint $(TRITON)/.installed $(CLIENTS)/.installed $(BASELINES)/.installed $(KUBERNETES)/.installed \
+  $(RAY)/.installed
 	@# Tests look at a report and at the server's page in a browser, where there is one or can be one.
 	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && apt-get -qq update && apt-get -qq install -y chromium; } \
 	  >/dev/null 2>&1 || echo "There is no chromium (apt-get install chromium): tests of reports and of the page are skipped."

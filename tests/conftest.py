@@ -38,8 +38,13 @@ ADAPTED = {"always-2": (2,), "always-4": (1, 2), "block-4": (2,)}
 
 @pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Side by side (`-n 2`), tests that share an engine stay in one process, and others with those of their file."""
+    """Side by side (`-n 2`), tests that share an engine stay in one process, and others with those of their file.
+
+    A file whose engines are nobody else's may name a group of its own.
+    """
     for item in items:
+        if item.get_closest_marker("xdist_group") is not None:
+            continue
         file = item.nodeid.partition("::")[0]
         item.add_marker(pytest.mark.xdist_group("engine" if item.get_closest_marker("vllm") else file))
 

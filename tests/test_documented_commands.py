@@ -66,6 +66,8 @@ RUN = {
 NOT_RUN = {
     "make setup": "the environment of this test is what it makes",
     "import matplotlib": "asks a real model a thousand times; tests/ensemble asks a tiny one the same way",
+    "make ray": "starts a real engine; tests/deploy/test_ray.py serves a tiny ensemble the same way",
+    "ray start --head": "needs Ray's dashboard; tests/deploy/test_ray.py starts Ray and Serve without it",
     "make try": "starts a real engine; tests/app/demo asks the shipped ensemble behind a scripted one",
     "docker": "needs a Docker engine; tests/deploy takes the steps of the image without one",
     "softspec demo": "takes minutes and an engine; tests/app/demo runs it on a tiny base and scripted answers",

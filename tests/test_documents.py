@@ -40,6 +40,8 @@ FOREIGN_FLAGS = {
     "--logdir": "tensorboard",
     **dict.fromkeys(("--init", "--read-only", "--tmpfs", "--gpus", "--ipc"), "docker run"),
     "--from-file": "kubectl",
+    "--head": "ray start",
+    "--metrics-export-port": "ray start",
 }
 """Flags that are neither ours nor vLLM's, and whose they are."""
 ENGINE = "softspec/engine/README.md"

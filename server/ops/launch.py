@@ -68,17 +68,8 @@ def serve(
         UserError: an ensemble, the base model or a flag is wrong.
         EngineError: an option was not tested, or the engine did not start, or died.
     """
-    settings.access.require_only_door(_has_api_key(vllm_args, os.environ))
-    quiet = is_quiet(verbose, vllm_args, os.environ)
-    vllm_args = [*(QUIET_FLAGS if quiet else ()), *vllm_args]
-    arguments = checked_arguments(settings, base, vllm_args, drain_timeout_s)
-    if settings.record is not None:
-        require_writable(settings.record.path)
+    arguments = prepared_arguments(settings, base, vllm_args, drain_timeout_s, verbose)
     asyncio.run(require_ready(settings.access, os.environ))
-    os.environ.update(server_environment(settings, os.environ))
-    if quiet:
-        os.environ.update(quiet_environment(os.environ))
-        hide_import_warnings()
     if find_spec("vllm") is not None:
         told = "softspec: starting vLLM, whose three processes load one after the other; this takes about a minute"
         with suppress(OSError):  # a log that cannot be written is no reason not to serve
@@ -92,6 +83,27 @@ def serve(
         require_free(host, settings.access.ops_port, port)
 
     run(arguments, load_ensembles(settings.ensembles), settings.allow_untested, may_listen)
+
+
+def prepared_arguments(
+    settings: Settings, base: str | None, vllm_args: Sequence[str], drain_timeout_s: int, verbose: bool
+) -> list[str]:
+    """The arguments after `vllm serve`, in a process whose environment is by then what vLLM must see.
+
+    Raises:
+        UserError: an ensemble, the base model or a flag is wrong.
+    """
+    settings.access.require_only_door(_has_api_key(vllm_args, os.environ))
+    quiet = is_quiet(verbose, vllm_args, os.environ)
+    vllm_args = [*(QUIET_FLAGS if quiet else ()), *vllm_args]
+    arguments = checked_arguments(settings, base, vllm_args, drain_timeout_s)
+    if settings.record is not None:
+        require_writable(settings.record.path)
+    os.environ.update(server_environment(settings, os.environ))
+    if quiet:
+        os.environ.update(quiet_environment(os.environ))
+        hide_import_warnings()
+    return arguments
 
 
 def checked_arguments(

@@ -65,6 +65,11 @@ class Readiness:
         self.begin()
         return f"the canary step failed: {error}"
 
+    async def wait(self) -> None:
+        """Wait for the canaries that run; raises what one of them raised."""
+        if self._trial is not None:
+            await self._trial
+
     async def _try_all(self) -> None:
         for name in tuple(self._ensembles):
             await self._canary(name)

@@ -27,6 +27,18 @@ _RESERVED_FLAGS = {
     "--lora-modules": "its adapters would take the members' numbers in the engine",
     "--shutdown-timeout": "its name here is --drain-timeout",
 }
+# How the flags begin that only vLLM's own HTTP server reads.
+_LISTENING_FLAGS = (
+    "--host",
+    "--port",
+    "--uds",
+    "--root-path",
+    "--ssl-",
+    "--enable-ssl-refresh",
+    "--uvicorn-log-level",
+    "--disable-uvicorn-access-log",
+    "--h11-",
+)
 CONTENT_FLAGS = ("--enable-log-requests", "--enable-log-outputs")
 """Flags by which vLLM logs what requests ask and are answered."""
 _CONTENT_VARIABLE = "VLLM_DEBUG_LOG_API_SERVER_RESPONSE"
@@ -98,6 +110,20 @@ def refuse_reserved_flags(vllm_args: Sequence[str]) -> None:
         if flag in _RESERVED_FLAGS:
             raise ConfigError(
                 f"'{flag}' cannot be given to 'softspec serve': {_RESERVED_FLAGS[flag]}; remove it"
+            )
+
+
+def refuse_listening_flags(vllm_args: Sequence[str]) -> None:
+    """Raise if the user's own flags are for an HTTP server that is not vLLM's.
+
+    Raises:
+        ConfigError: one of them is.
+    """
+    for argument in vllm_args:
+        flag = _flag_of(argument)
+        if flag.startswith(_LISTENING_FLAGS):
+            raise ConfigError(
+                f"'{flag}' is for vLLM's own HTTP server, which does not run here: remove it, and tell the other one"
             )
 
 

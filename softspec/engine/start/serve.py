@@ -57,7 +57,7 @@ def run(
         Interrupted: a signal came while the server started.
     """
     cli_env_setup()
-    args = _parse(arguments)
+    args = parse(arguments)
     if not args.uds:
         may_listen(args.host, args.port)
     configure_logging_from_args(args)
@@ -72,7 +72,12 @@ def run(
         )
 
 
-def _parse(arguments: Sequence[str]) -> Namespace:
+def parse(arguments: Sequence[str]) -> Namespace:
+    """What vLLM's command makes of its arguments, once it accepts them.
+
+    Raises:
+        ConfigError: it does not, or they want another server than one process with one engine beside it.
+    """
     command, args = serve_command(arguments)
     # As the command does: the model may stand before the flags.
     args.model = getattr(args, "model_tag", None) or args.model
@@ -97,7 +102,7 @@ async def _serve(
         config = configure(engine_args)
         require_engine(vllm.__version__, config, ensembles)
         with telling_how_long("softspec is starting vLLM"):
-            engine = _start_engine(config, engine_args)
+            engine = start_engine(config, engine_args)
         ending = ending_of(engine)
         try:
             require_no_signal()
@@ -121,7 +126,12 @@ def _listen(args: Namespace) -> tuple[str, socket]:
     return address, bound
 
 
-def _start_engine(config: VllmConfig, args: AsyncEngineArgs) -> AsyncLLM:
+def start_engine(config: VllmConfig, args: AsyncEngineArgs) -> AsyncLLM:
+    """An engine in processes of its own, which has read its weights.
+
+    Raises:
+        EngineError: it did not start.
+    """
     try:
         return AsyncLLM.from_vllm_config(
             config,

@@ -6,7 +6,14 @@ import pytest
 
 from softspec.artefact.activation import AlwaysActivation, BlockActivation
 from softspec.artefact.manifest import BaseModelRef, Manifest
-from softspec.engine.start.flags import cpu_environment, cpu_flags, engine_flags, engine_rank, without_given
+from softspec.engine.start.flags import (
+    cpu_environment,
+    cpu_flags,
+    engine_flags,
+    engine_rank,
+    refuse_listening_flags,
+    without_given,
+)
 from softspec.errors import ConfigError
 
 
@@ -65,3 +72,13 @@ def test_variables_of_the_user_win() -> None:
     assert chosen["VLLM_CPU_KVCACHE_SPACE"] == "40"
     assert chosen["VLLM_CPU_NUM_OF_RESERVED_CPU"] == "0"
     assert "VLLM_CPU_NUM_OF_RESERVED_CPU" not in cpu_environment({}, num_cores=3)
+
+
+@pytest.mark.parametrize("flag", ["--port=8000", "--ssl_keyfile", "--uds", "--h11-max-header-count"])
+def test_flags_of_an_http_server_that_does_not_run_are_refused(flag: str) -> None:
+    with pytest.raises(ConfigError, match=f"'{flag.partition('=')[0].replace('_', '-')}' is for vLLM's own"):
+        refuse_listening_flags(["--max-num-seqs", "8", flag, "1"])
+
+
+def test_flags_of_the_engine_and_of_its_routes_need_no_http_server() -> None:
+    refuse_listening_flags(["--max-num-seqs", "8", "--chat-template", "chat.jinja", "--api-key", "key"])

@@ -53,6 +53,20 @@ def test_failed_canary_is_reported_and_tried_again() -> None:
     assert asyncio.run(scenario()) == ("the canary step failed: engine is dead", None)
 
 
+def test_whoever_waits_for_the_canaries_hears_that_one_failed() -> None:
+    async def canary(name: str) -> None:
+        if name == "b":
+            raise RuntimeError("engine is dead")
+
+    async def scenario() -> None:
+        readiness = Readiness(["a", "b"], canary, obstacle=lambda: None)
+        readiness.begin()
+        await readiness.wait()
+
+    with pytest.raises(RuntimeError, match="engine is dead"):
+        asyncio.run(scenario())
+
+
 def test_draining_server_is_not_ready() -> None:
     async def canary(_name: str) -> None:
         return None
