@@ -5,16 +5,29 @@ are summed before they are used.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import TypeVar, cast
+from datetime import timedelta
+from pathlib import Path
+from tempfile import TemporaryFile, mkstemp
+from typing import IO, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, gather_object
 from torch import Tensor, nn
 
+from softspec.errors import ConfigError, UserError
+
 T = TypeVar("T")
+PATIENCE = timedelta(hours=12)
+"""How long processes wait for one that works for them, as when it tokenises; a dead one is noticed by the launcher."""
+NOT_USED = {
+    DistributedType.FSDP: "FSDP",
+    DistributedType.DEEPSPEED: "DeepSpeed",
+    DistributedType.MEGATRON_LM: "Megatron-LM",
+}
+"""What `accelerate launch` can be told of, and would be told in vain."""
 
 
 def is_main_process() -> bool:
@@ -26,7 +39,16 @@ class Processes:
     """The processes of a run, one device each; every method but the properties must be called by all of them."""
 
     def __init__(self) -> None:
-        self.accelerator = Accelerator()
+        """Meet the other processes, if there are any.
+
+        Raises:
+            ConfigError: `accelerate launch` was asked for what does not happen here.
+        """
+        self.accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
+        if asked := NOT_USED.get(self.accelerator.distributed_type):
+            raise ConfigError(
+                f"accelerate was told to use {asked}, which softspec does not: launch it for MULTI_GPU"
+            )
 
     @property
     def count(self) -> int:
@@ -47,6 +69,44 @@ class Processes:
     def device(self) -> torch.device:
         """The device on which this process computes."""
         return self.accelerator.device
+
+    @property
+    def is_first_of_node(self) -> bool:
+        """Whether this process is the one that does what needs to be done once on a machine."""
+        return self.accelerator.is_local_main_process
+
+    def file_of_node(self, folder: Path) -> IO[bytes]:
+        """A new file that only this node's processes have: it lies in `folder` without a name, and goes with them."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.count == 1:
+            return cast("IO[bytes]", TemporaryFile(dir=folder))
+        # Opened by all before it loses its name: what a killed run leaves behind is nothing.
+        descriptor, name = mkstemp(dir=folder) if self.is_first_of_node else (-1, "")
+        names = gather_object([name])
+        if not name:  # launchers number a node's processes in a row
+            descriptor = os.open(names[self.index - self.accelerator.local_process_index], os.O_RDONLY)
+        self.wait()
+        if name:
+            os.unlink(name)
+        return os.fdopen(descriptor, "w+b" if name else "rb")
+
+    def once_a_node(self, act: Callable[[], None]) -> None:
+        """Let the first process of each node act while the others wait; its error is everyone's.
+
+        Raises:
+            UserError: what some process that acted raised.
+        """
+        if self.count == 1:
+            return act()
+        error = None
+        if self.is_first_of_node:
+            try:
+                act()
+            except UserError as raised:
+                error = raised
+        for each in gather_object([error]):
+            if each:
+                raise each
 
     def own_indices(self, count: int) -> range:
         """Which of `count` items are this process's own."""

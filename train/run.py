@@ -11,6 +11,7 @@ from dataclasses import replace
 from datetime import date
 from itertools import chain
 from pathlib import Path
+from typing import IO
 
 from torch import nn
 from tqdm import tqdm
@@ -28,7 +29,7 @@ from softspec.train.data.overlap import Overlap
 from softspec.train.data.promise import doubts
 from softspec.train.data.reading import Reading
 from softspec.train.data.sources import read_rows
-from softspec.train.data.store import Store
+from softspec.train.data.store import Store, write_units
 from softspec.train.data.survey import Survey, survey
 from softspec.train.data.units import Example, Unit
 from softspec.train.loop.checkpoint import load_checkpoint, read_whole
@@ -146,7 +147,25 @@ def check_same_base(config: TrainConfig, resumed: RunFolder | None) -> str:
 
 
 def read_data(config: TrainConfig, started_on: date | None = None) -> tuple[Sequence[Unit], Sequence[Unit]]:
-    """Training and held-out units of the objective, tokenised, on disk; held-out may be empty."""
+    """Training and held-out units of the objective, tokenised, on disk; held-out may be empty.
+
+    One process of a node tokenises, and the others read what it wrote.
+    """
+    processes, folder = Processes(), config.output_dir.parent
+    with processes.file_of_node(folder) as training, processes.file_of_node(folder) as held_out:
+        processes.once_a_node(lambda: tokenise_data(config, started_on, training, held_out))
+        return Store(training), Store(held_out) if config.eval_file else []
+
+
+def tokenise_data(
+    config: TrainConfig, started_on: date | None, training: IO[bytes], held_out: IO[bytes]
+) -> None:
+    """Write the training units, and the held-out ones if there are any, to a file each.
+
+    Raises:
+        DataError: a row that cannot be learnt as it would be served, or none.
+        ConfigError: files, splits or a tokenizer that are not there.
+    """
     check_choices(config)
     objective, overlap = objective_of(config), Overlap()
     tokenizer = load_tokenizer(config.base_model, config.model_revision)
@@ -161,19 +180,20 @@ def read_data(config: TrainConfig, started_on: date | None = None) -> tuple[Sequ
         tell if is_main_process() else lambda line: None,
     )
 
-    def read(data: str, split: str, note: Callable[[Iterable[Unit]], Iterator[Unit]]) -> Sequence[Unit]:
+    def write(
+        data: str, split: str, note: Callable[[Iterable[Unit]], Iterator[Unit]], file: IO[bytes]
+    ) -> None:
         rows = read_rows(data, split, config.dataset_config)
         units = note(objective.read(rows, replace(reading, notes=Notes())))
         bar = tqdm(units, desc=f"reading {data}", unit="example", delay=2, disable=not is_main_process())
-        return Store(bar, config.output_dir.parent)
+        write_units(bar, file)
 
-    examples = read(config.train_file, config.dataset_train_split, overlap.training)
+    write(config.train_file, config.dataset_train_split, overlap.training, training)
     if not config.eval_file:
-        return examples, []
-    held_out = read(config.eval_file, config.dataset_test_split, overlap.evaluation)
+        return
+    write(config.eval_file, config.dataset_test_split, overlap.evaluation, held_out)
     if overlap.shared:
         reading.tell(f"{overlap.shared} of {overlap.held_out} held-out examples are in train_file too")
-    return examples, held_out
 
 
 def check_names(config: TrainConfig) -> LoraSpec:

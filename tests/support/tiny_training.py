@@ -1,7 +1,9 @@
 """Small training set-ups on the tiny Llama: random examples, installed members, a written configuration."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import torch
@@ -10,7 +12,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from softspec.train.config import TrainConfig, load_config
-from softspec.train.data.units import Example
+from softspec.train.data.store import Store, write_units
+from softspec.train.data.units import Example, UnitT
 from softspec.train.loop.state import Training
 from softspec.train.members.members import Members
 from softspec.train.members.spec import resolve_spec
@@ -31,6 +34,13 @@ def random_examples(
         return tuple(torch.randint(3, vocab_size, (count,), generator=generator).tolist())
 
     return [Example(tokens(prompt), tokens(completion)) for prompt, completion in lengths]
+
+
+def stored(units: Iterable[UnitT], folder: Path) -> Store[UnitT]:
+    """The units on disk, in a file of `folder` without a name, as a run has them."""
+    with TemporaryFile(dir=folder) as file:
+        write_units(units, file)
+        return Store(file)
 
 
 def random_members(

@@ -6,9 +6,7 @@ In: `Example`s or `Preference`s, one at a time. Out: the same by index. Knows ne
 import mmap
 from collections.abc import Iterable, Sequence
 from itertools import chain
-from pathlib import Path
-from tempfile import TemporaryFile
-from typing import Any, cast, overload
+from typing import IO, Any, cast, overload
 
 import pyarrow
 from datasets import Dataset, Features, List, Value
@@ -30,18 +28,9 @@ FEATURES = {
 class Store(Sequence[UnitT]):
     """Units of one kind in one memory-mapped Arrow file."""
 
-    def __init__(self, units: Iterable[UnitT], folder: Path) -> None:
-        """Write `units`, at least one, to a file in `folder` that has no name there and goes with this object."""
-        units = iter(units)
-        first = next(units)
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder) as file:
-            with ArrowWriter(features=FEATURES[type(first)], stream=file) as writer:
-                for unit in chain([first], units):
-                    writer.write(_to_row(unit))
-                writer.finalize(close_stream=False)
-            file.flush()
-            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    def __init__(self, file: IO[bytes]) -> None:
+        """Map the file that `write_units` has written, by this process or another; it may be closed afterwards."""
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         table = pyarrow.ipc.open_stream(pyarrow.py_buffer(content)).read_all()
         # Without a fingerprint it would hash a copy of all rows.
         self._rows = Dataset(table, fingerprint="units")
@@ -57,6 +46,17 @@ class Store(Sequence[UnitT]):
         if isinstance(index, slice):
             return [self[each] for each in range(len(self))[index]]
         return cast("UnitT", _to_unit(self._rows[index]))
+
+
+def write_units(units: Iterable[Unit], file: IO[bytes]) -> None:
+    """Write `units`, at least one and all of one kind, to an empty file, for `Store` to map."""
+    units = iter(units)
+    first = next(units)
+    with ArrowWriter(features=FEATURES[type(first)], stream=file) as writer:
+        for unit in chain([first], units):
+            writer.write(_to_row(unit))
+        writer.finalize(close_stream=False)
+    file.flush()
 
 
 def _to_row(unit: Unit) -> dict[str, Any]:

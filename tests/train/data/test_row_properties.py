@@ -17,9 +17,9 @@ from softspec.errors import DataError
 from softspec.train.data.preferences import read_preferences
 from softspec.train.data.reading import Reading, read_examples
 from softspec.train.data.sources import read_rows
-from softspec.train.data.store import Store
 from softspec.train.data.units import Unit
 from tests.support.tiny import tiny_tokenizer
+from tests.support.tiny_training import stored
 
 TOKENIZER = tiny_tokenizer()
 READING = Reading(TOKENIZER, {TOKENIZER.eos_token_id}, 500, tell=lambda line: None)
@@ -98,7 +98,7 @@ ROWS = st.lists(ROW | GOOD_ROW, min_size=1, max_size=3)
 def units_of(path: Path, read: Callable[..., Iterator[Unit]]) -> list[Unit] | None:
     """What a file gives, from a store as a run has it; None where it was refused in one line with its place."""
     try:
-        return list(Store(read(read_rows(str(path)), READING), path.parent))
+        return list(stored(read(read_rows(str(path)), READING), path.parent))
     except DataError as error:
         message = str(error)
     assert message.isprintable()

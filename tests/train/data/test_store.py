@@ -9,9 +9,8 @@ from pathlib import Path
 import pyarrow
 import pytest
 
-from softspec.train.data.store import Store
 from softspec.train.data.units import Example, Preference, Unit, WithReference, in_batches
-from tests.support.tiny_training import random_examples
+from tests.support.tiny_training import random_examples, stored
 
 EXAMPLES = [
     *random_examples(),
@@ -26,7 +25,7 @@ KINDS = pytest.mark.parametrize("units", [EXAMPLES, PAIRS], ids=["examples", "pr
 
 @KINDS
 def test_units_come_back_as_they_were_in_any_order(tmp_path: Path, units: list[Unit]) -> None:
-    store = Store(units, tmp_path)
+    store = stored(units, tmp_path)
     order = random.Random(0).sample(range(len(units)), len(units))
 
     assert len(store) == len(units)
@@ -37,7 +36,7 @@ def test_units_come_back_as_they_were_in_any_order(tmp_path: Path, units: list[U
 
 @KINDS
 def test_batches_of_a_store_are_those_of_the_list(tmp_path: Path, units: list[Unit]) -> None:
-    store = Store(units, tmp_path)
+    store = stored(units, tmp_path)
 
     assert list(in_batches(store, 3)) == list(in_batches(units, 3))
     assert store[1:-1:2] == units[1:-1:2]
@@ -45,13 +44,13 @@ def test_batches_of_a_store_are_those_of_the_list(tmp_path: Path, units: list[Un
 
 def test_an_index_behind_the_end_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(IndexError):
-        Store(EXAMPLES, tmp_path)[len(EXAMPLES)]
+        stored(EXAMPLES, tmp_path)[len(EXAMPLES)]
 
 
 def test_a_store_of_many_batches_of_rows_reads_from_all_of_them(tmp_path: Path) -> None:
     count = 2_500
 
-    store = Store((Example((number,), (number + 1,)) for number in range(count)), tmp_path)
+    store = stored((Example((number,), (number + 1,)) for number in range(count)), tmp_path)
 
     assert [store[index].prompt_ids for index in (0, 999, 1_000, 1_999, count - 1)] == [
         (0,), (999,), (1_000,), (1_999,), (count - 1,)
@@ -63,7 +62,7 @@ def test_tokens_stay_out_of_memory(tmp_path: Path) -> None:
     before = pyarrow.total_allocated_bytes()
     tracemalloc.start()
 
-    store = Store((Example((number,) * 400, (1,)) for number in range(10_000)), tmp_path)
+    store = stored((Example((number,) * 400, (1,)) for number in range(10_000)), tmp_path)
 
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -76,9 +75,9 @@ def test_nothing_is_left_in_the_folder_whatever_happens(tmp_path: Path) -> None:
         yield from EXAMPLES
         raise ValueError("a bad row")
 
-    store = Store(EXAMPLES, tmp_path)
+    store = stored(EXAMPLES, tmp_path)
     with pytest.raises(ValueError, match="a bad row"):
-        Store(fail(), tmp_path)
+        stored(fail(), tmp_path)
 
     assert store[0] == EXAMPLES[0]
     assert not list(tmp_path.iterdir())
@@ -87,7 +86,7 @@ def test_nothing_is_left_in_the_folder_whatever_happens(tmp_path: Path) -> None:
 def test_pairs_of_a_store_get_what_the_base_makes_of_them(tmp_path: Path) -> None:
     margins = [float(number) for number in range(len(PAIRS))]
 
-    pairs = WithReference(Store(PAIRS, tmp_path), margins)
+    pairs = WithReference(stored(PAIRS, tmp_path), margins)
 
     assert [pair.reference_margin for pair in pairs] == margins
     assert [pair.reference_margin for pair in pairs[2:4]] == margins[2:4]

@@ -1,0 +1,50 @@
+"""Several processes on this machine, as torchrun starts them: with gloo, on the CPU.
+
+In: a command or a script for every process. Out: how each node's torchrun ended, and what it said.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ENVIRONMENT = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+LIMIT_S = 600
+
+
+def torchrun(*command: str, processes: int = 2, nodes: int = 1) -> list[subprocess.CompletedProcess[str]]:
+    """Run so many processes on each of so many nodes, all of which are this machine; one result a node."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+    meeting = ["--nnodes", str(nodes), "--master-addr", "127.0.0.1", "--master-port", str(port)]
+    running = [
+        subprocess.Popen(
+            [*launcher, *meeting, "--node-rank", str(node), *command],
+            env={**ENVIRONMENT, "PYTHONPATH": str(Path.cwd())},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for node in range(nodes)
+    ]
+    return [_ended(process) for process in running]
+
+
+def train(config_file: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """`softspec train` in two processes."""
+    [ended] = torchrun("-m", "softspec.app.cli", "train", str(config_file), *options)
+    return ended
+
+
+def _ended(process: "subprocess.Popen[str]") -> subprocess.CompletedProcess[str]:
+    try:
+        output, errors = process.communicate(timeout=LIMIT_S)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # torchrun ends its processes
+        output, errors = process.communicate(timeout=60)
+    arguments: Sequence[str] = process.args  # type: ignore[assignment]
+    return subprocess.CompletedProcess(arguments, process.returncode, output, errors)
