@@ -220,6 +220,11 @@ class TrainConfig(BaseModel):
     gradient_checkpointing: Switch = Field(
         False, description="Compute activations again in the backward pass: less memory, a third more time."
     )
+    shard_base: Switch = Field(
+        False,
+        description="Give each of several processes a part of every layer of the base (FSDP), where no device holds "
+        "all.",
+    )
     frozen_cache_gb: float = Field(
         4.0,
         ge=0,

@@ -47,6 +47,7 @@ RENAMED = {
     "grad_accum_steps accumulation_steps",
     "gradient_checkpointing": "use_gradient_checkpointing activation_checkpointing enable_activation_checkpointing "
     "gradient_checkpoint",
+    "shard_base": "fsdp fsdp_config fsdp_version fsdp_transformer_layer_cls_to_wrap fsdp2 use_fsdp zero_stage",
     "num_epochs": "num_train_epochs epochs n_epochs max_epochs",
     "max_steps": "num_steps steps total_steps max_train_steps num_train_steps train_steps max_iters iters "
     "max_steps_per_epoch",
@@ -76,8 +77,8 @@ ABSENT = {
     "objective gives them": "dropout attention_dropout attn_dropout hidden_dropout disable_dropout lora_mlp_dropout "
     "peft_dropout",
     "there is no noise on embeddings": "neftune_noise_alpha noisy_embedding_alpha neftune",
-    "processes share the examples and each holds the whole base: torchrun or accelerate launch starts them": ""
-    "deepspeed deepspeed_config fsdp fsdp_config ddp_find_unused_parameters ddp_timeout "
+    "processes share the examples, and with shard_base the base: torchrun or accelerate launch starts them": ""
+    "deepspeed deepspeed_config ddp_find_unused_parameters ddp_timeout "
     "ddp_backend local_rank tensor_parallel_size context_parallel_size sequence_parallel_degree device_map device "
     "num_gpus n_gpu nproc_per_node world_size tp_size accelerator_config",
     "rows are never cut: raise max_length, or leave long ones out with long_rows: drop": ""

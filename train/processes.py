@@ -14,7 +14,7 @@ from typing import IO, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, InitProcessGroupKwargs, gather_object
+from accelerate.utils import InitProcessGroupKwargs, gather_object, parse_flag_from_env
 from torch import Tensor, nn
 
 from softspec.errors import ConfigError, UserError
@@ -23,11 +23,11 @@ T = TypeVar("T")
 PATIENCE = timedelta(hours=12)
 """How long processes wait for one that works for them, as when it tokenises; a dead one is noticed by the launcher."""
 NOT_USED = {
-    DistributedType.FSDP: "FSDP",
-    DistributedType.DEEPSPEED: "DeepSpeed",
-    DistributedType.MEGATRON_LM: "Megatron-LM",
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
 }
-"""What `accelerate launch` can be told of, and would be told in vain."""
+"""Variable of `accelerate launch` -> what it would be told of in vain."""
 
 
 def is_main_process() -> bool:
@@ -44,11 +44,13 @@ class Processes:
         Raises:
             ConfigError: `accelerate launch` was asked for what does not happen here.
         """
+        for variable, name in NOT_USED.items():
+            if parse_flag_from_env(variable):
+                raise ConfigError(
+                    f"accelerate was told to use {name}, and softspec does not: launch it without; shard_base shares "
+                    "a base out among processes"
+                )
         self.accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
-        if asked := NOT_USED.get(self.accelerator.distributed_type):
-            raise ConfigError(
-                f"accelerate was told to use {asked}, which softspec does not: launch it for MULTI_GPU"
-            )
 
     @property
     def count(self) -> int:
@@ -69,6 +71,12 @@ class Processes:
     def device(self) -> torch.device:
         """The device on which this process computes."""
         return self.accelerator.device
+
+    @property
+    def mixed_precision(self) -> str:
+        """The precision that `accelerate launch` was told to compute in beside the base's own; empty without."""
+        asked = str(self.accelerator.mixed_precision)
+        return "" if asked == "no" else asked
 
     @property
     def is_first_of_node(self) -> bool:

@@ -49,6 +49,7 @@ from softspec.train.loop.stopping import EarlyStopping
 from softspec.train.members.base import load_base, load_skeleton, load_tokenizer
 from softspec.train.members.members import Members
 from softspec.train.members.servable import check_servable
+from softspec.train.members.shared import check_shareable, load_shared_base
 from softspec.train.members.spec import LoraSpec, resolve_spec, what_is_adapted
 from softspec.train.objective.objective import objective_of
 from softspec.train.objective.prior import prior_of
@@ -110,14 +111,15 @@ def _train(config: TrainConfig, run: RunFolder, resume: bool, overrides: Sequenc
     finished = start_or_resume(training, run, resume, overrides, base)
     steps = run_steps(training, run, finished)
     scores = held_out_scores(training)
-    if processes.is_main:
-        export(training, run, manifest_of(training, base, steps, scores))
+    export(training, run, manifest_of(training, base, steps, scores))
     processes.wait()
     return config.output_dir
 
 
 def check_base(config: TrainConfig) -> LoraSpec:
     """What of the base gets adapters; says what that comes to, and what serving will need, before weights are read."""
+    if config.shard_base:
+        check_shareable(Processes())
     skeleton = load_skeleton(config.base_model, config.model_revision)
     spec = _spec_of(config, skeleton)
     remarks = check_servable(config, skeleton)
@@ -222,7 +224,9 @@ def prepare(
         base: the fingerprint of the base, without which nothing is kept of it.
     """
     known = survey(examples, config.granularity == "group", config.train_file)
-    model = load_base(config.base_model, config.model_revision, config.dtype, Processes().device)
+    place = (config.base_model, config.model_revision, config.dtype)
+    processes = Processes()
+    model = load_shared_base(*place, processes) if config.shard_base else load_base(*place, processes.device)
     return assemble(config, spec, model, known, examples, held_out, margins, base)
 
 
@@ -247,6 +251,7 @@ def assemble(
         config.gradient_checkpointing,
         config.lora_dropout,
     )
+    members.sharing = processes if config.shard_base else None
     optimizer = MembersAdamW(members.parameters(), config.learning_rate, config.weight_decay)
     order = ExampleOrder(config, len(examples), known.bundles)
     if processes.of_main(base):

@@ -7,14 +7,16 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ENVIRONMENT = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
 LIMIT_S = 600
 
 
-def torchrun(*command: str, processes: int = 2, nodes: int = 1) -> list[subprocess.CompletedProcess[str]]:
+def torchrun(
+    *command: str, processes: int = 2, nodes: int = 1, variables: Mapping[str, str] | None = None
+) -> list[subprocess.CompletedProcess[str]]:
     """Run so many processes on each of so many nodes, all of which are this machine; one result a node."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -24,7 +26,7 @@ def torchrun(*command: str, processes: int = 2, nodes: int = 1) -> list[subproce
     running = [
         subprocess.Popen(
             [*launcher, *meeting, "--node-rank", str(node), *command],
-            env={**ENVIRONMENT, "PYTHONPATH": str(Path.cwd())},
+            env={**ENVIRONMENT, "PYTHONPATH": str(Path.cwd()), **(variables or {})},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -34,9 +36,11 @@ def torchrun(*command: str, processes: int = 2, nodes: int = 1) -> list[subproce
     return [_ended(process) for process in running]
 
 
-def train(config_file: Path, *options: str) -> subprocess.CompletedProcess[str]:
+def train(
+    config_file: Path, *options: str, variables: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """`softspec train` in two processes."""
-    [ended] = torchrun("-m", "softspec.app.cli", "train", str(config_file), *options)
+    [ended] = torchrun("-m", "softspec.app.cli", "train", str(config_file), *options, variables=variables)
     return ended
 
 

@@ -23,6 +23,7 @@ KEYS = {name: field.description or "" for name, field in TrainConfig.model_field
         ("gradient_clipping", "'max_grad_norm'"),
         ("neftune_noise_alpha", "no key here: there is no noise"),
         ("deepspeed", "no key here: processes share"),
+        ("fsdp", "'shard_base'"),
         ("truncation", "no key here: rows are never cut"),
         ("logging_dir", "no key here: curves are in output_dir"),
         ("overwrite_output_dir", "the flag --overwrite"),

@@ -1,8 +1,5 @@
 """Two processes that share every step's examples end where one would."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +10,10 @@ from softspec.artefact.manifest import load_manifest
 from softspec.train.loop.passes import add_gradients
 from softspec.train.run import train_ensemble
 from tests.support.tiny_training import chat_rows, preference_rows, prepared, write_config, write_rows
+from tests.support.torchrun import torchrun, train
 from tests.support.training_runs import adapters, logged_losses
 
 pytestmark = pytest.mark.slow
-
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-
-
-def train_with_two_processes(config_file: Path) -> subprocess.CompletedProcess[str]:
-    """`torchrun` on the CPU, with gloo."""
-    command = [*TORCHRUN, "-m", "softspec.app.cli", "train", str(config_file)]
-    return subprocess.run(
-        command,
-        env={**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
 
 
 @pytest.mark.parametrize(
@@ -65,7 +49,7 @@ def test_two_processes_equal_one(
     train_ensemble(alone)
     together = write_config(tmp_path, output_dir="together", **settings)
 
-    finished = train_with_two_processes(tmp_path / "config.yaml")
+    finished = train(tmp_path / "config.yaml")
 
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.count("wrote ") == 1
@@ -102,13 +86,7 @@ def test_all_processes_go_on_from_the_same_number_of_active_members(tmp_path: Pa
     script = tmp_path / "one_step.py"
     script.write_text(ONE_STEP)
 
-    finished = subprocess.run(
-        [*TORCHRUN, str(script), str(tmp_path), str(shared), str(alone), repr(settings)],
-        env={**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    [finished] = torchrun(str(script), str(tmp_path), str(shared), str(alone), repr(settings))
 
     assert finished.returncode == 0, finished.stderr
     assert [(tmp_path / f"rank-{rank}").read_text() for rank in (0, 1)] == ["1.5", "1.5"]

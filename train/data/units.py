@@ -49,6 +49,9 @@ class Preference:
         return self.chosen, self.rejected
 
 
+SPARE_EXAMPLE = Example((0,), (0,))
+SPARE_PREFERENCE = Preference(SPARE_EXAMPLE, SPARE_EXAMPLE)
+"""What a process runs that has nothing to run, for the sake of others; nothing comes of them."""
 Unit = Example | Preference
 UnitT = TypeVar("UnitT", bound=Unit)
 

@@ -37,6 +37,7 @@ FREE_TO_CHANGE = {
     "dataset_test_split",
     "report_to",
     "frozen_cache_gb",
+    "shard_base",
 }
 """Settings that a resumed run may change: they do not touch the numbers, as what they lead to has its own digest."""
 EVALUATION = {"eval_steps"}

@@ -32,6 +32,10 @@ def keep_frozen(
     Args:
         base: the fingerprint of the base, in the main process.
     """
+    if members.sharing:
+        if processes.is_main and config.frozen_cache_gb and _may_be_frozen(config, members.spec.layers[0]):
+            tell("what is frozen is computed in every step: processes share the base (shard_base)")
+        return
     frozen = Frozen(
         members.model, members.spec.layers[0], Kept(cache_folder("frozen")), processes.of_main(base)
     )
@@ -88,6 +92,11 @@ def _sizes(frozen: Frozen, examples: Iterable[Example], activation: Activation, 
         if total > limit:
             break
     return sizes
+
+
+def _may_be_frozen(config: TrainConfig, first: int) -> bool:
+    """Whether there are tokens or layers on which no adapter acts."""
+    return config.activation.block_size is not None or first > 0
 
 
 def _free(folder: Path) -> int:

@@ -70,7 +70,7 @@ def add_gradients(training: Training, units: Sequence[Unit], alpha: float) -> Pa
     routing = _routing(training, [unit for part in parts for unit in part], alpha)
     scale = config.num_members / len(units)
     with processes.autocast():
-        if config.granularity == "group" and len(batches) * processes.count > 1:
+        if config.granularity == "group" and (processes.count > 1 or len(batches) > 1):
             done, active_members = _together(training, batches, routing, scale), training.active_members
         else:
             done, active_members = _one_by_one(training, batches, alpha, scale)
@@ -94,17 +94,20 @@ def _one_by_one(
     """Add the gradients of micro-batches that are routed by themselves, in whichever way promises to be faster.
 
     Two passes do more for the pairs that count and less for the others: they pay while few pairs are active, as the
-    micro-batch before tells.
+    micro-batch before tells; where layers are shared, the step before, which all processes know.
 
     Returns:
         What the micro-batches came to, and how many members a unit of the last one went to.
     """
-    config, active_members = training.config, training.active_members
+    config, members, active_members = training.config, training.members, training.active_members
     done = []
-    for units in batches:
-        one_pass = config.granularity == "token" or active_members > ONE_PASS_FROM * config.num_members
-        done.append(_alone(training, units, alpha, scale, one_pass))
-        active_members = done[-1].active / len(units)
+    for units, counts in members.rounds(batches, [training.objective.spare]):
+        likely = training.active_members if members.sharing else active_members
+        one_pass = config.granularity == "token" or likely > ONE_PASS_FROM * config.num_members
+        part = _alone(training, units, alpha, scale * counts, one_pass)
+        if counts:
+            done.append(part)
+            active_members = part.active / len(units)
     return done, active_members
 
 
@@ -130,8 +133,11 @@ def _alone(training: Training, units: Sequence[Unit], alpha: float, scale: float
 
 
 def _pieces(training: Training, units: Sequence[Unit]) -> list[list[Unit]]:
-    """A micro-batch in pieces of nearly one length, which need no padding; whole on a GPU, which likes it large."""
-    if training.members.model.device.type != "cpu":
+    """A micro-batch in pieces of nearly one length, which need no padding; whole on a GPU, which likes it large.
+
+    Whole too where processes share layers: they must run as many passes.
+    """
+    if training.members.model.device.type != "cpu" or training.members.sharing:
         return [list(units)]
     pieces: list[list[Unit]] = []
     lengths: list[int] = []
@@ -150,8 +156,12 @@ def _together(
 ) -> list[_Part]:
     """Add the gradients of micro-batches whose units are routed with those of others, here or in other processes."""
     objective, members, processes = training.objective, training.members, training.processes
-    with torch.no_grad():
-        tables = [objective.batch(members, units).table() for units in batches]
+    rounds, tables = members.rounds(batches, [objective.spare]), []
+    for units, counts in rounds:
+        with torch.no_grad():
+            table = objective.batch(members, units).table()
+        if counts:
+            tables.append(table)
     everyones = processes.gather_columns(_joined(training, [table.loglik for table in tables]))
     shares = routing.responsibilities(everyones)
     sizes, own = [len(units) for units in batches], processes.own_columns(everyones.shape[1])
@@ -163,6 +173,9 @@ def _together(
         # The prompts run again: keeping them for the whole step could need much memory.
         _second_pass(objective.batch(members, units), counted, pull)
         done.append(_part(table, counted, of_items, len(units)))
+    for units, _ in rounds[len(batches) :]:
+        every = torch.ones(members.num_members, len(units), dtype=torch.bool, device=everyones.device)
+        _second_pass(objective.batch(members, units), every, torch.zeros_like(every, dtype=everyones.dtype))
     return done
 
 

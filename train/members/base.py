@@ -5,7 +5,6 @@ or data.
 """
 
 import torch
-from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -36,7 +35,7 @@ def load_tokenizer(base_model: str, revision: str | None = None) -> PreTrainedTo
         raise cannot_load(base_model, revision, error) from error
 
 
-def load_skeleton(base_model: str, revision: str | None = None) -> nn.Module:
+def load_skeleton(base_model: str, revision: str | None = None) -> PreTrainedModel:
     """The base's modules without weights, which are cheap: to check names before the real thing is loaded.
 
     Raises:

@@ -37,7 +37,8 @@ class Head:
     def logits(self, states: Tensor) -> Tensor:
         """The logits of these states, (M, V), float32 or wider, with all that the model itself does to them."""
         decoder = self.model.get_decoder()
-        decoder.forward = lambda *_, **__: self.output(last_hidden_state=states[None])
+        # A copy: of a view the hooks of a shared base would warn.
+        decoder.forward = lambda *_, **__: self.output(last_hidden_state=torch.stack([states]))
         try:
             logits = self.model(inputs_embeds=states[None], use_cache=False).logits[0]
             return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -91,8 +91,11 @@ def with_trunk(members: Members, batch: Batch) -> Batch:
         return batch
     if members.frozen is not None:
         return _with_frozen(members.frozen, batch)
-    if batch.trunk_ids.shape[1] == 0:
+    has_trunk = batch.trunk_ids.shape[1] > 0
+    if not members.anyone(has_trunk):
         return batch
+    if not has_trunk:
+        batch = _with_hidden_token(batch)
     output = members.model.get_decoder()(
         input_ids=batch.trunk_ids,
         attention_mask=batch.trunk_mask,
@@ -100,6 +103,12 @@ def with_trunk(members: Members, batch: Batch) -> Batch:
         use_cache=True,
     )
     return replace(batch, trunk=output.past_key_values)
+
+
+def _with_hidden_token(batch: Batch) -> Batch:
+    """The batch with trunks of one token that masks hide, because others of those who share the layers have trunks."""
+    nothing = batch.trunk_ids.new_zeros(len(batch.trunk_ids), 1)
+    return replace(batch, trunk_ids=nothing, trunk_mask=nothing)
 
 
 def _with_frozen(frozen: Frozen, batch: Batch) -> Batch:

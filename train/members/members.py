@@ -10,6 +10,7 @@ backward would silently reach the last one only.
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +21,16 @@ from softspec.train.members.linear import Dropout, MemberLinear, Run, Selection
 from softspec.train.members.pairs import Pairs, expanded_from
 from softspec.train.members.recompute import recomputed
 from softspec.train.members.spec import LoraSpec, decoder_layers
+from softspec.train.processes import Processes
+
+T = TypeVar("T")
 
 
 class Members:
     """K adapters in one frozen model, which are off except inside `running`.
 
-    `frozen`, where it is set, keeps what the model makes of examples below the adapters. Passes without gradients have
-    no dropout.
+    `frozen`, where it is set, keeps what the model makes of examples below the adapters. `sharing` are the processes
+    that share the model's layers, where none has all of them. Passes without gradients have no dropout.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class Members:
         self.gradient_checkpointing = gradient_checkpointing
         self.dropout = Dropout(dropout, torch.Generator()) if dropout else None
         self.frozen: Frozen | None = None
+        self.sharing: Processes | None = None
         self._selection = Selection()
         self.linears = {
             name: MemberLinear(linear, num_members, spec.rank, spec.lora_alpha / spec.rank, self._selection)
@@ -77,6 +82,18 @@ class Members:
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 stack.enter_context(recomputed(layers, first, lambda: self._selection.of(run)))
             yield
+
+    def rounds(self, batches: Sequence[T], spare: T) -> list[tuple[T, bool]]:
+        """The batches, each true; behind them, false, so many `spare` ones that all who share the layers have as many.
+
+        Whoever has fewer runs the layers for the others.
+        """
+        most = self.sharing.largest(len(batches)) if self.sharing else len(batches)
+        return [(batch, True) for batch in batches] + [(spare, False)] * (most - len(batches))
+
+    def anyone(self, has: bool) -> bool:
+        """Whether one of those who share the layers has it; without sharing, whether this process does."""
+        return bool(self.sharing.largest(has)) if self.sharing else has
 
     def clip_gradients(self, max_norm: float) -> Tensor:
         """Scale each member's gradient to at most `max_norm` (0: leave it) and return the norms before, (K,).

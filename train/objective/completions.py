@@ -11,7 +11,7 @@ from torch import Tensor
 
 from softspec.train.config import TrainConfig
 from softspec.train.data.reading import PlacedRows, Reading, read_examples
-from softspec.train.data.units import Example
+from softspec.train.data.units import SPARE_EXAMPLE, Example
 from softspec.train.members.likelihood import Batch, collate, pair_loglik, token_loglik, with_trunk
 from softspec.train.members.members import Members
 from softspec.train.members.pairs import Pairs
@@ -45,6 +45,11 @@ class Completions:
     """The objective whose unit is an `Example`."""
 
     config: TrainConfig
+
+    @property
+    def spare(self) -> Example:
+        """The shortest unit, for passes of which nothing comes."""
+        return SPARE_EXAMPLE
 
     def read(self, rows: PlacedRows, reading: Reading) -> Iterator[Example]:
         """Examples of rows, tokenised, one at a time; errors as `read_examples`."""

@@ -33,6 +33,10 @@ class UnitBatch(Protocol):
 class Objective(Protocol[UnitT]):
     """What a kind of unit has to offer: how it is read, and how K members are asked about it."""
 
+    @property
+    def spare(self) -> UnitT:
+        """The shortest unit, for passes of which nothing comes."""
+
     def read(self, rows: PlacedRows, reading: Reading) -> Iterator[UnitT]:
         """Units of rows with their places, tokenised, one at a time.
 

@@ -18,7 +18,7 @@ from softspec.maths.renyi import dpo_loglik, weighted_mean
 from softspec.train.config import TrainConfig
 from softspec.train.data.preferences import read_preferences
 from softspec.train.data.reading import PlacedRows, Reading
-from softspec.train.data.units import Preference, WithReference, in_batches
+from softspec.train.data.units import SPARE_PREFERENCE, Preference, WithReference, in_batches
 from softspec.train.members.likelihood import Batch, base_loglik, collate, pair_loglik, with_trunk
 from softspec.train.members.members import Members
 from softspec.train.members.pairs import Pairs
@@ -75,6 +75,11 @@ class Preferences:
 
     config: TrainConfig
 
+    @property
+    def spare(self) -> Preference:
+        """The shortest unit, for passes of which nothing comes."""
+        return SPARE_PREFERENCE
+
     def read(self, rows: PlacedRows, reading: Reading) -> Iterator[Preference]:
         """Preferences of rows, tokenised, one at a time; errors as `read_preferences`."""
         return read_preferences(rows, reading)
@@ -107,11 +112,12 @@ def reference_margins(
     bar = tqdm(
         desc="asking the base", total=len(indices), unit="pair", delay=2, disable=not is_main_process()
     )
-    for part in in_batches(indices, batch_size):
+    for part, counts in members.rounds(list(in_batches(indices, batch_size)), []):
         bar.update(len(part))
-        batch = collate_preferences(members, [preferences[index] for index in part], activation)
+        units = [preferences[index] for index in part] or [SPARE_PREFERENCE]
+        batch = collate_preferences(members, units, activation)
         chosen, rejected = base_loglik(members, batch)[0].chunk(2)
-        margins += (chosen - rejected).tolist()
+        margins += (chosen - rejected).tolist() if counts else []
     bar.close()
     return margins
 

@@ -18,30 +18,46 @@ RELOAD_CHECK_EXAMPLES = 2
 def export(training: Training, run: RunFolder, manifest: Manifest) -> None:
     """Write the ensemble beside its destination, check it through stock PEFT, move it into place, drop the run.
 
+    All processes of a run take part. The main one writes; those that share the base check with it, as it has no base
+    of its own.
+
     Raises:
         TrainingError: its members are not what was trained; the ensemble is there all the same.
         StorageError: it cannot be written; the checkpoint stays.
     """
-    staged, output = run.staged, training.config.output_dir
+    is_main, output = training.processes.is_main, training.config.output_dir
+    if is_main:
+        _stage(training, run, manifest)
+    training.processes.wait()
+    doubt = _doubt(training, run) if is_main or training.members.sharing else None
+    if not is_main:
+        return
+    with storing(output):
+        publish(run.staged, output)
+    run.remove()
+    if doubt:
+        raise TrainingError(f"{doubt}; it was written to '{output}' all the same, do not trust it") from doubt
+
+
+def _stage(training: Training, run: RunFolder, manifest: Manifest) -> None:
+    staged = run.staged
     with storing(staged):
         shutil.rmtree(staged, ignore_errors=True)
         write_ensemble(staged, training.members, manifest)
         shutil.copyfile(run.log, staged / LOG_NAME)
         if (run.path / TENSORBOARD).is_dir():  # not if it failed at once
             shutil.copytree(run.path / TENSORBOARD, staged / TENSORBOARD)
+
+
+def _doubt(training: Training, run: RunFolder) -> Exception | None:
+    """What speaks against the staged ensemble; whatever peft says of it, the run is over and its result is kept."""
     units = (training.held_out or training.examples)[:RELOAD_CHECK_EXAMPLES]
-    doubt = None
+    examples = [unit.completions[0] for unit in units]
     try:
-        check_reload(
-            staged, training.members, [unit.completions[0] for unit in units], training.config.activation
-        )
-    except Exception as error:  # the run is over: whatever peft says of its result, the result is kept
-        doubt = error
-    with storing(output):
-        publish(staged, output)
-    run.remove()
-    if doubt:
-        raise TrainingError(f"{doubt}; it was written to '{output}' all the same, do not trust it") from doubt
+        check_reload(run.staged, training.members, examples, training.config.activation)
+    except Exception as error:
+        return error
+    return None
 
 
 def manifest_of(training: Training, base: str, steps: int, scores: HeldOut | None) -> Manifest:

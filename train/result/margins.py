@@ -28,9 +28,13 @@ from softspec.train.objective.preferences import Preferences, accuracies, mean_m
 def score_margins(members: Members, preferences: Sequence[Preference], config: TrainConfig) -> Tensor:
     """Every member's margin over the base on every preference, (K, N), nats, float64."""
     objective = Preferences(config)
-    parts = in_batches(preferences, config.micro_batch_size)
-    nothing = torch.zeros(members.num_members, 0, dtype=torch.float64, device=members.model.device)
-    return torch.cat([nothing, *(objective.batch(members, part).table().margins for part in parts)], 1)
+    found = [torch.zeros(members.num_members, 0, dtype=torch.float64, device=members.model.device)]
+    parts = list(in_batches(preferences, config.micro_batch_size))
+    for part, counts in members.rounds(parts, [objective.spare]):
+        margins = objective.batch(members, part).table().margins
+        if counts:
+            found.append(margins)
+    return torch.cat(found, 1)
 
 
 def summarise_margins(

@@ -25,7 +25,7 @@ from softspec.maths.renyi import (
 )
 from softspec.maths.uncertainty import mutual_information, posterior_information
 from softspec.train.config import TrainConfig
-from softspec.train.data.units import Example, Preference, Unit, in_batches
+from softspec.train.data.units import SPARE_EXAMPLE, Example, Preference, Unit, in_batches
 from softspec.train.loop.facts import HeldOut, HeldOutCompletions
 from softspec.train.members.likelihood import (
     Batch,
@@ -101,11 +101,12 @@ def score_examples(
     columns = [torch.zeros(members.num_members + 3, 0, dtype=torch.float64)]
     device = next(members.model.parameters()).device
     order = sorted(range(len(examples)), key=lambda number: tail_length(examples[number], activation))
-    for part in in_batches(order, batch_size):
-        batch = with_trunk(members, collate([examples[number] for number in part], activation, device))
-        columns.append(
-            torch.cat([_score_batch(members, batch, log_weights), base_loglik(members, batch)]).cpu()
-        )
+    for part, counts in members.rounds(list(in_batches(order, batch_size)), []):
+        units = [examples[number] for number in part] or [SPARE_EXAMPLE]
+        batch = with_trunk(members, collate(units, activation, device))
+        column = torch.cat([_score_batch(members, batch, log_weights), base_loglik(members, batch)]).cpu()
+        if counts:
+            columns.append(column)
     *loglik, fixed, information, base = torch.cat(columns, 1)[:, torch.tensor(order).argsort()]
     return Scores(
         loglik=torch.stack(loglik),
