@@ -71,6 +71,8 @@ test: setup lint $(TRITON)/.installed $(CLIENTS)/.installed $(BASELINES)/.instal
 	  && { apt-get -qq download prometheus || { test "$$(id -u)" = 0 && apt-get -qq update && apt-get -qq download prometheus; }; } \
 	  && dpkg -x prometheus_*.deb . && rm prometheus_*.deb; } \
 	  >/dev/null 2>&1 || echo "There is no prometheus (apt-get download prometheus): tests of alerts and dashboard are skipped."
+	@command -v shellcheck >/dev/null || { test "$$(id -u)" = 0 && apt-get -qq update && apt-get -qq install -y shellcheck; } \
+	  >/dev/null 2>&1 || echo "There is no shellcheck (apt-get install shellcheck): it does not read the shell files of deploy/train."
 	$(PYTEST) --durations=40
 
 test-fast: setup

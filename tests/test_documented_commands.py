@@ -82,6 +82,7 @@ NOT_RUN = {
     "softspec score": "starts a real engine; tests/app/score runs it on a tiny base",
     "softspec select": "takes minutes; tests/train/selection runs it on a tiny base",
     "softspec serve runs/my --port 8000 --print-vllm-command": "tests/server/test_vllm_command.py runs what it prints",
+    "CONFIG=my.yaml NPROC=8 deploy/train/torchrun.sh": "wants GPUs; tests/deploy/test_train_recipes.py runs all of it",
     "kubectl create namespace": "needs a cluster; tests/deploy renders the chart and checks what comes out",
     "softspec bench load": "asks a running server; tests/app/bench runs it on scripted ones",
     "softspec bench serve": "takes minutes and an engine; tests/app/bench runs it on a tiny base",

@@ -50,7 +50,11 @@ class Processes:
                     f"accelerate was told to use {name}, and softspec does not: launch it without; shard_base shares "
                     "a base out among processes"
                 )
-        self.accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
+        # Without a word about CPUs accelerate takes each of several processes there for the only one.
+        self.accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(),
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+        )
 
     @property
     def count(self) -> int:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from softspec.artefact.manifest import load_manifest
 from softspec.errors import ConfigError
@@ -13,16 +12,10 @@ from softspec.train.processes import NOT_USED, Processes
 from softspec.train.run import train_ensemble
 from tests.support.tiny_training import chat_rows, preference_rows, write_config, write_rows
 from tests.support.torchrun import torchrun, train
-from tests.support.training_runs import adapters, interrupted, logged_losses
+from tests.support.training_runs import assert_close_adapters, interrupted, logged_losses
 
 SHORT = [{"prompt": f"{number}?", "completion": "no"} for number in range(3)]
 """Without a whole block, so that one process has nothing to share of a prompt while the other has."""
-
-
-def assert_same_adapters(expected: Path, found: Path) -> None:
-    weights = adapters(found)
-    for name, weight in adapters(expected).items():
-        torch.testing.assert_close(weights[name], weight, atol=2e-5, rtol=1e-3)
 
 
 @pytest.mark.slow
@@ -67,7 +60,7 @@ def test_a_shared_base_gives_the_adapters_of_a_whole_one(
 
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.count("wrote ") == 1
-    assert_same_adapters(alone.output_dir, together.output_dir)
+    assert_close_adapters(alone, together)
     scores = [load_manifest(run.output_dir).held_out for run in (alone, together)]
     assert scores[1].keys() == scores[0].keys()
     for name, value in scores[0].items():
@@ -84,7 +77,7 @@ def test_a_run_may_be_resumed_on_a_shared_base(tmp_path: Path) -> None:
     finished = train(tmp_path / "config.yaml", "--resume", "--set", "shard_base=true")
 
     assert finished.returncode == 0, finished.stderr
-    assert_same_adapters(alone.output_dir, run.output_dir)
+    assert_close_adapters(alone, run)
 
 
 LOAD = """
