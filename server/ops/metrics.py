@@ -257,6 +257,6 @@ class Metrics:
         """Count a request that could not be recorded."""
         self._counters["softspec_record_errors_total"].labels(model=model).inc()
 
-    def shadow_ended(self, model: str, of: str, outcome: ShadowOutcome) -> None:
-        """Count a request that a shadow was asked too, or would have been."""
-        self._counters["softspec_shadow_requests_total"].labels(model=model, of=of, outcome=outcome).inc()
+    def shadow_ended(self, model: str, of: str, outcome: ShadowOutcome, times: int) -> None:
+        """Count requests that a shadow was asked too, or would have been; none at all shows the series at 0."""
+        self._counters["softspec_shadow_requests_total"].labels(model=model, of=of, outcome=outcome).inc(times)

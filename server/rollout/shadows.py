@@ -9,7 +9,8 @@ import logging
 import random
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextvars import Context
-from typing import Any, Literal
+from itertools import product
+from typing import Any, Literal, get_args
 
 from softspec.server.rollout.settings import Shadow
 
@@ -18,8 +19,11 @@ MOST_AT_ONCE = 4
 ENDING_S = 1
 """How long those that go on may take to notice that the server ends."""
 ShadowOutcome = Literal["answered", "failed", "dropped"]
-Count = Callable[[str, str, ShadowOutcome], None]
-"""Is told of the shadow, of whom it follows, and how it ended; `dropped`, where too many went on, it was not asked."""
+Count = Callable[[str, str, ShadowOutcome, int], None]
+"""Is told of the shadow, of whom it follows, how it ended and how often: never yet, so that it begins at 0, or once.
+
+`dropped`, where too many went on, it was not asked.
+"""
 AskShadow = Callable[[str], Coroutine[Any, Any, None]]
 """Asks the shadow of this name, measures its answer and drops it; raises where there is none."""
 _log = logging.getLogger(__name__)
@@ -35,10 +39,11 @@ class Shadows(Mapping[str, Shadow]):
         draw: Callable[[], float] = random.random,
     ) -> None:
         self.gone = asyncio.Event()
-        self._shadows = dict(shadows or {})
+        self._shadows: dict[str, Shadow] = {}
         self._count, self._draw = count, draw
         self._asking: set[asyncio.Task[None]] = set()
         self._failing: set[str] = set()
+        self.put(shadows or {})
 
     def __getitem__(self, shadow: str) -> Shadow:
         return self._shadows[shadow]
@@ -52,6 +57,8 @@ class Shadows(Mapping[str, Shadow]):
     def put(self, shadows: Mapping[str, Shadow]) -> None:
         """Let shadows follow whom this says from the next request on; those that it does not name stay."""
         self._shadows |= shadows
+        for (shadow, wanted), outcome in product(shadows.items(), get_args(ShadowOutcome)):
+            self._count(shadow, wanted.of, outcome, 0)
 
     def follow(self, name: str, model: str, ask: AskShadow) -> None:
         """Ask the shadows whose turn it is, after `model` was asked by `name`; returns at once."""
@@ -74,7 +81,7 @@ class Shadows(Mapping[str, Shadow]):
 
     def _begin(self, shadow: str, of: str, ask: AskShadow) -> None:
         if len(self._asking) >= MOST_AT_ONCE:
-            self._count(shadow, of, "dropped")
+            self._count(shadow, of, "dropped", 1)
             return
         # In a context of its own, which knows nothing of who asked: no account, no key, no meter, no span.
         task = asyncio.create_task(self._ask(shadow, of, ask), context=Context())
@@ -87,11 +94,11 @@ class Shadows(Mapping[str, Shadow]):
         except Exception as error:
             if self.gone.is_set():
                 return
-            self._count(shadow, of, "failed")
+            self._count(shadow, of, "failed", 1)
             if shadow not in self._failing:  # what it says may quote the request
                 kind = type(error).__name__
                 _log.warning("the shadow '%s' of '%s' fails (%s); nobody who asks notices", shadow, of, kind)
             self._failing.add(shadow)
         else:
-            self._count(shadow, of, "answered")
+            self._count(shadow, of, "answered", 1)
             self._failing.discard(shadow)

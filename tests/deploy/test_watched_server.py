@@ -34,7 +34,7 @@ pytestmark = [
 ]
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "prometheus"
-NAME = "law"
+NAME, SHADOW = "law", "law-2"
 STILL = {
     "softspec_lockstep_errors_total",
     "softspec_mixing_errors_total",
@@ -92,20 +92,28 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     ensemble = random_adapters(base, folder / NAME, num_members=2, name=NAME)
     calibrated = load_manifest(ensemble).model_copy(update={"calibration": ANSWERS})
     (ensemble / "ensemble.json").write_text(calibrated.model_dump_json())
+    shadow = random_adapters(base, folder / SHADOW, num_members=2, name=SHADOW)
+    settings = folder / "server.yaml"
+    settings.write_text(yaml.safe_dump({"shadows": {SHADOW: {"of": NAME, "share": 1}}}))
     with ExitStack() as stack:
         large = stack.enter_context(ScriptedUpstream([answer(chat_answer("Ask a lawyer."))]))
         broken = stack.enter_context(ScriptedUpstream([error(500)]))
         once = "max_retries=0,circuit_failures=1,circuit_open_s=600"
         flags = [
+            "--server-config",
+            str(settings),
             "--upstream",
             f"large={large.url},model=big-1",
             "--upstream",
             f"broken={broken.url},model=x,{once}",
         ]
-        server = stack.enter_context(softspec_server(ensemble, folder / "log", *flags))
+        server = stack.enter_context(softspec_server(ensemble, folder / "log", *flags, beside=[shadow]))
         server.wait_until_ready()
         prometheus = stack.enter_context(_prometheus(folder, server.url))
         assert prometheus.comes_to(lambda: prometheus.value('up{job="softspec"}') == 1)
+        assert server.chat(NAME, max_tokens=1).status_code == 200
+        # vLLM's own count of answers begins at 1: it has risen once there was a scrape between two of them.
+        assert prometheus.comes_to(lambda: bool(prometheus.query('http_requests_total{handler=~"/v1/.*"}')))
         _ask_all_kinds_of_things(server)
         seen = 'softspec_upstream_circuit_open{upstream="broken"} == 1'
         assert prometheus.comes_to(lambda: bool(prometheus.query(seen)))
@@ -238,7 +246,9 @@ def test_decisions_are_counted_from_the_first(decision: str, watched: Watched) -
 def test_models_are_told_apart_where_it_matters(watched: Watched) -> None:
     found = watched.prometheus.query("softspec_lockstep_errors_total")
 
-    assert {sample["metric"]["model"] for sample in found} == {NAME, f"{NAME}/member-0", f"{NAME}/member-1"}
+    assert {sample["metric"]["model"] for sample in found} == {
+        each for name in (NAME, SHADOW) for each in (name, f"{name}/member-0", f"{name}/member-1")
+    }
     assert {sample["value"][1] for sample in found} == {"0"}
 
 

@@ -78,10 +78,16 @@ def descendants(pid: int) -> list[psutil.Process]:
 
 @contextmanager
 def softspec_server(
-    ensemble: Path, log: Path, *flags: str, softspec: Sequence[str] = SOFTSPEC, **environment: str | None
+    ensemble: Path,
+    log: Path,
+    *flags: str,
+    beside: Sequence[Path] = (),
+    softspec: Sequence[str] = SOFTSPEC,
+    **environment: str | None,
 ) -> Iterator[RealServer]:
-    """`softspec serve` of this ensemble; it may not be ready yet. A variable that is None is not set."""
-    arguments = [*softspec, "serve", str(ensemble), "--served-model-name", BASE, *flags]
+    """`softspec serve` of this ensemble, and others; it may not be ready yet. A variable that is None is not set."""
+    directories = map(str, (ensemble, *beside))
+    arguments = [*softspec, "serve", *directories, "--served-model-name", BASE, *flags]
     with _running(arguments, log, environment) as server:
         yield server
 

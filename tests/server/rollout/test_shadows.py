@@ -68,8 +68,11 @@ class Running:
         return await self.http.post(path, json={"model": "my", **HELLO[path], **fields})
 
     def counted(self, outcome: str, of: str = "my") -> float:
+        """The series is there from the first."""
         labels = {"model": "demo-v2", "of": of, "outcome": outcome}
-        return self._registry.get_sample_value("softspec_shadow_requests_total", labels) or 0
+        counted = self._registry.get_sample_value("softspec_shadow_requests_total", labels)
+        assert counted is not None
+        return counted
 
     def value(self, name: str, **labels: str) -> float:
         return self._registry.get_sample_value(name, {"model": "demo-v2", **labels}) or 0
