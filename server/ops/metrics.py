@@ -259,4 +259,6 @@ class Metrics:
 
     def shadow_ended(self, model: str, of: str, outcome: ShadowOutcome, times: int) -> None:
         """Count requests that a shadow was asked too, or would have been; none at all shows the series at 0."""
-        self._counters["softspec_shadow_requests_total"].labels(model=model, of=of, outcome=outcome).inc(times)
+        self._counters["softspec_shadow_requests_total"].labels(model=model, of=of, outcome=outcome).inc(
+            times
+        )
