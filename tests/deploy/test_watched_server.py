@@ -107,7 +107,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
             "--upstream",
             f"broken={broken.url},model=x,{once}",
         ]
-        server = stack.enter_context(softspec_server(ensemble, folder / "log", *flags, beside=[shadow]))
+        server = stack.enter_context(softspec_server([ensemble, shadow], folder / "log", *flags))
         server.wait_until_ready()
         prometheus = stack.enter_context(_prometheus(folder, server.url))
         assert prometheus.comes_to(lambda: prometheus.value('up{job="softspec"}') == 1)

@@ -78,15 +78,14 @@ def descendants(pid: int) -> list[psutil.Process]:
 
 @contextmanager
 def softspec_server(
-    ensemble: Path,
+    ensembles: Path | Sequence[Path],
     log: Path,
     *flags: str,
-    beside: Sequence[Path] = (),
     softspec: Sequence[str] = SOFTSPEC,
     **environment: str | None,
 ) -> Iterator[RealServer]:
-    """`softspec serve` of this ensemble, and others; it may not be ready yet. A variable that is None is not set."""
-    directories = map(str, (ensemble, *beside))
+    """`softspec serve` of one or several ensembles; it may not be ready yet. A variable that is None is not set."""
+    directories = map(str, [ensembles] if isinstance(ensembles, Path) else ensembles)
     arguments = [*softspec, "serve", *directories, "--served-model-name", BASE, *flags]
     with _running(arguments, log, environment) as server:
         yield server
