@@ -61,8 +61,7 @@ baselines: $(BASELINES)/.installed
 
 ray: $(RAY)/.installed
 
-test: setup lint $(TRITON)/.installed $(CLIENTS)/.installed $(BASELINES)/.installed $(KUBERNETES)/.installed \
-  $(RAY)/.installed
+test: setup lint $(TRITON)/.installed $(CLIENTS)/.installed $(BASELINES)/.installed $(KUBERNETES)/.installed
 	@# Tests look at a report and at the server's page in a browser, where there is one or can be one.
 	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && apt-get -qq update && apt-get -qq install -y chromium; } \
 	  >/dev/null 2>&1 || echo "There is no chromium (apt-get install chromium): tests of reports and of the page are skipped."
@@ -76,7 +75,7 @@ test: setup lint $(TRITON)/.installed $(CLIENTS)/.installed $(BASELINES)/.instal
 	$(PYTEST) --durations=40
 
 test-fast: setup
-	$(PYTEST) -m "not vllm and not model and not slow and not gpu and not pilot and not soak"
+	$(PYTEST) -m "not vllm and not model and not slow and not gpu and not pilot and not soak and not ray"
 
 lint: setup
 	$(BIN)/ruff check $(CODE)

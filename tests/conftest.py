@@ -35,22 +35,29 @@ MEMBER_COUNTS = (1, 2, 4)
 ADAPTED = {"always-2": (2,), "always-4": (1, 2), "block-4": (2,)}
 """The layers of three in which ensembles have adapters, where not in all."""
 
+ALONE = {
+    "tests/app/score/test_score.py",
+    "tests/deploy/test_docker_steps.py",
+    "tests/deploy/test_watched_server.py",
+    "tests/server/test_two_servers.py",
+    "tests/server/test_vllm_command.py",
+    "tests/test_other_architectures.py",
+}
+"""Files whose engines are nobody else's and are not timed: they run beside other engines, so that both processes of a
+run end at about the same time."""
+
 
 @pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Side by side (`-n 2`), tests that share an engine stay in one process, and others with those of their file.
-
-    A file whose engines are nobody else's may name a group of its own.
-    """
+    """Side by side (`-n 2`), tests with engines stay in one process, and others with those of their file."""
     for item in items:
-        if item.get_closest_marker("xdist_group") is not None:
-            continue
         file = item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group("engine" if item.get_closest_marker("vllm") else file))
+        with_others = item.get_closest_marker("vllm") and file not in ALONE
+        item.add_marker(pytest.mark.xdist_group("engine" if with_others else file))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Tests of a file rely on their order, and two engines do not fit beside each other."""
+    """Tests of a file rely on their order, and many engines do not fit beside each other."""
     grouped = getattr(session.config.option, "loadgroup", False)
     if grouped and session.items and "@" not in session.items[0].nodeid:
         raise pytest.UsageError(

@@ -20,7 +20,7 @@ from softspec.artefact.activation import BlockActivation
 from tests.support.ray_cluster import REPLICA, Cluster, environment, ray_cluster
 from tests.support.tiny import random_adapters
 
-pytestmark = [pytest.mark.slow, pytest.mark.vllm, pytest.mark.xdist_group("ray")]
+pytestmark = [pytest.mark.slow, pytest.mark.vllm, pytest.mark.ray]
 
 NUM_MEMBERS = 2
 QUESTIONS = range(10)
@@ -34,7 +34,7 @@ def cluster(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     ensemble = random_adapters(
         tiny_base, folder / "law", num_members=NUM_MEMBERS, activation=BlockActivation(), name="law"
     )
-    with ray_cluster(ensemble, folder, FLAGS, replicas=2) as cluster:
+    with ray_cluster(ensemble, folder, FLAGS, min_replicas=2, max_replicas=2) as cluster:
         cluster.wait_for_replicas(2)
         yield cluster
 

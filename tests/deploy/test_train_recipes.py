@@ -104,16 +104,6 @@ def test_what_a_recipe_lacks_is_said(variables: dict[str, str], missing: str) ->
 
 
 @pytest.mark.slow
-def test_torchrun_starts_the_processes_of_one_node(tmp_path: Path) -> None:
-    config = write_config(tmp_path)
-
-    finished = run(str(RECIPES / "torchrun.sh"), *SHARED, NPROC="2", CONFIG=str(tmp_path / "config.yaml"))
-
-    assert finished.returncode == 0, finished.stderr
-    assert len(adapters(config.output_dir)) > 0
-
-
-@pytest.mark.slow
 def test_a_stopped_torchrun_leaves_a_checkpoint(tmp_path: Path) -> None:
     config = write_config(tmp_path, max_steps=100_000)
     with subprocess.Popen(
@@ -214,7 +204,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not RAY.exists(), reason="there is no Ray in .venv/ray")
+@pytest.mark.ray
 def test_ray_starts_two_workers(tmp_path: Path) -> None:
     config = write_config(tmp_path)
     options = ["--workers", "2", "--cpu", "--restarts", "0", "--storage", str(tmp_path / "ray")]

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -38,7 +38,7 @@ _RUNNING = re.compile(r"^vllm:num_requests_running\{[^}]*\} (\S+)$", re.MULTILIN
 
 def environment() -> dict[str, str]:
     """The variables of whatever imports Ray and softspec."""
-    assert RAY.is_dir(), f"no {RAY}: run these tests with 'make test'"
+    assert RAY.is_dir(), f"no {RAY}: run 'make ray'"
     return {
         **os.environ,
         "PYTHONPATH": f"{RAY}{os.pathsep}{ROOT}",
@@ -133,12 +133,12 @@ def _name(process: psutil.Process) -> str:
 
 
 @contextmanager
-def ray_cluster(ensemble: Path, folder: Path, flags: Sequence[str], replicas: int) -> Iterator[Cluster]:
-    """Serve this ensemble with so many replicas, by the configuration that is shipped; they may not be ready yet."""
+def ray_cluster(ensemble: Path, folder: Path, flags: Sequence[str], **scaling: float) -> Iterator[Cluster]:
+    """Serve this ensemble by the configuration that is shipped, but for scaling; nothing may be ready yet."""
     port, gcs_port, ops_port = free_port(), free_port(), free_ports(4)
     settings = folder / "server.yaml"
     settings.write_text(f"access: {{ops_port: {ops_port}}}\n")
-    config = _config(ensemble, settings, port, flags, replicas)
+    config = _config(ensemble, settings, port, flags, scaling)
     (folder / "serve.yaml").write_text(yaml.safe_dump(config))
     # Ray's sockets lie below its folder, and their paths may have 107 characters.
     with (
@@ -181,8 +181,10 @@ def _start(gcs_port: int, temporary: str) -> list[str]:
     return ["-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats", *given]
 
 
-def _config(ensemble: Path, settings: Path, port: int, flags: Sequence[str], replicas: int) -> dict[str, Any]:
-    """The shipped configuration for this ensemble, these ports and so many replicas."""
+def _config(
+    ensemble: Path, settings: Path, port: int, flags: Sequence[str], scaling: Mapping[str, float]
+) -> dict[str, Any]:
+    """The shipped configuration for this ensemble and these ports, scaled in this way."""
     config: dict[str, Any] = yaml.safe_load(CONFIG.read_text())
     where = {"host": LOOPBACK, "port": port}
     config |= {"proxy_location": "HeadOnly", "http_options": where}
@@ -194,7 +196,7 @@ def _config(ensemble: Path, settings: Path, port: int, flags: Sequence[str], rep
         **where,
     }
     (deployment,) = application["deployments"]
-    deployment["autoscaling_config"] |= {"min_replicas": replicas, "max_replicas": replicas}
+    deployment["autoscaling_config"] |= scaling
     return config
 
 

@@ -41,19 +41,18 @@ def read_in(folder: Path, nodes: int) -> list[dict[str, object]]:
     return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2 * nodes)]
 
 
-@pytest.mark.parametrize("nodes", [1, 2], ids=["one node", "two nodes"])
-def test_one_process_of_a_node_tokenises_and_all_have_the_units(tmp_path: Path, nodes: int) -> None:
+def test_one_process_of_a_node_tokenises_and_all_have_the_units(tmp_path: Path) -> None:
     write_rows(tmp_path / "held_out.jsonl", chat_rows()[:5])
     write_config(tmp_path, eval_file="held_out.jsonl")
     before = {path.name for path in tmp_path.iterdir()}
 
-    seen = read_in(tmp_path, nodes)
+    seen = read_in(tmp_path, nodes=2)
 
-    assert [bool(each["reads"]) for each in seen] == [True, False] * nodes
+    assert [bool(each["reads"]) for each in seen] == [True, False, True, False]
     assert len(seen[0]["units"]) == len(chat_rows()) + 5  # type: ignore[arg-type]
     assert all(each["units"] == seen[0]["units"] for each in seen)
     left = {path.name for path in tmp_path.iterdir()} - before
-    assert left == {"read.py", *(f"rank-{rank}.json" for rank in range(2 * nodes))}
+    assert left == {"read.py", *(f"rank-{rank}.json" for rank in range(4))}
 
 
 def test_a_bad_row_is_the_error_of_every_process(tmp_path: Path) -> None:
@@ -61,7 +60,7 @@ def test_a_bad_row_is_the_error_of_every_process(tmp_path: Path) -> None:
     write_config(tmp_path)
     write_rows(tmp_path / "train.jsonl", [*chat_rows(), {"prompt": "What?", "completion": ""}])
 
-    seen = read_in(tmp_path, 1)
+    seen = read_in(tmp_path, nodes=1)
 
     assert "train.jsonl:13: empty completion" in str(seen[0]["error"])
     assert seen[1]["error"] == seen[0]["error"]

@@ -30,7 +30,7 @@ NARROWED = {
 """Properties without which every request would be a 404, or take a minute."""
 
 
-@pytest.mark.parametrize("examples", [25, pytest.param(1000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("examples", [15, pytest.param(1000, marks=pytest.mark.soak)])
 def test_no_request_ends_in_an_error_of_the_server(
     server: RealServer, others: Path, tmp_path: Path, examples: int
 ) -> None:

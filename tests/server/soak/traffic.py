@@ -14,7 +14,9 @@ Json = dict[str, Any]
 ENSEMBLE, MEMBER, BASE = "law", "law/member-1", "base"
 COMING = "tax"
 """An ensemble that comes and goes."""
-MODELS = (ENSEMBLE, ENSEMBLE, ENSEMBLE, MEMBER, BASE)
+ALIAS = "live"
+"""Stands for the first ensemble, and now and then for the other too."""
+MODELS = (ENSEMBLE, ENSEMBLE, ALIAS, MEMBER, BASE)
 """As often as they are asked."""
 WORDS = ("may", "I", "record", "a", "call", "äöü", "漢字", "😀", "{", "}", '"', "\\n", "no", "yes")
 LARGEST_BODY = 262_144
@@ -50,9 +52,15 @@ class Ask:
 
 
 def unloading() -> Ask:
-    """Takes the ensemble that comes and goes out, if it is there."""
+    """Takes the ensemble that comes and goes out, if it is there and nobody is led to it."""
     body = json.dumps({"name": COMING}).encode()
-    return Ask("unload", "POST", "/v1/unload_ensemble", body, (200, 404), "admin")
+    return Ask("unload", "POST", "/v1/unload_ensemble", body, (200, 400, 404), "admin")
+
+
+def leading_back() -> Ask:
+    """Lets the alias stand for the ensemble that stays, and nobody follow it."""
+    back = {"alias": ALIAS, "weights": {ENSEMBLE: 1}, "shadows": {COMING: {"of": ENSEMBLE, "share": 0}}}
+    return Ask("roll out", "POST", "/v1/aliases", json.dumps(back).encode(), (200,), "admin")
 
 
 class Traffic:
@@ -79,6 +87,7 @@ class Traffic:
             (4, self._limited),
             (2, self._coming_and_going),
             (2, self._asking_what_comes_and_goes),
+            (2, self._rolling_out),
             (10, self._refused),
         ]
         weights = [weight for weight, _ in kinds]
@@ -91,7 +100,7 @@ class Traffic:
         body = self._chat_body(self._random.choice(MODELS), n=self._random.choice((1, 1, 1, 2, 3)))
         if self._random.random() < 0.3:
             body |= {"logprobs": True, "top_logprobs": self._random.randrange(5)}
-        if body["model"] == ENSEMBLE and self._random.random() < 0.3:
+        if body["model"] in (ENSEMBLE, ALIAS) and self._random.random() < 0.3:
             body["uncertainty"] = {"detail": "tokens"}
         if self._random.random() < 0.2:
             body["stop"] = [self._words(1)]
@@ -198,6 +207,18 @@ class Traffic:
     def _asking_what_comes_and_goes(self) -> Ask:
         return self._asked("guest", "/v1/chat/completions", self._chat_body(COMING), (200, 404))
 
+    def _rolling_out(self) -> Ask:
+        """What is not loaded can take no share."""
+        if self._random.random() < 0.5:
+            return leading_back()
+        share = self._random.random()
+        body = {
+            "alias": ALIAS,
+            "weights": {ENSEMBLE: 1 - share, COMING: share},
+            "shadows": {COMING: {"of": ENSEMBLE, "share": share}},
+        }
+        return self._asked("roll out", "/v1/aliases", body, (200, 400), "admin", "whole")
+
     # What is refused
 
     def _refused(self) -> Ask:
@@ -251,7 +272,10 @@ class Traffic:
     ) -> Ask:
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
         patience = patience or self._random.choices(("whole", "leave", "slow"), (80, 14, 6))[0]
-        has = kind in ("chat", "text", "abstain", "route", "replay") and json.loads(raw)["model"] == ENSEMBLE
+        has = kind in ("chat", "text", "abstain", "route", "replay") and json.loads(raw)["model"] in (
+            ENSEMBLE,
+            ALIAS,
+        )
         return Ask(kind, "POST", path, raw, right, key, patience, replayed=replayed, has_uncertainty=has)
 
     def _chat_body(self, model: str, n: int = 1, stream: bool | None = None) -> Json:
