@@ -115,10 +115,11 @@ class Rollout:
             self._moving.discard(ensemble)
 
     def _require_servable(self, alias: str, weights: Weights) -> None:
-        self._require_settled(alias, *weights)
+        asked = [name for name, weight in weights.items() if weight]
+        self._require_settled(alias, *asked)
         if alias in self.models():
             raise ConfigError(f"'{alias}' is a model that is served: give the alias another name")
-        absent = [name for name, weight in weights.items() if weight and name not in self.ensembles]
+        absent = [name for name in asked if name not in self.ensembles]
         if absent:
             raise ConfigError(
                 f"the alias '{alias}' stands for '{as_key(absent[0])}', which is no ensemble that is served: expected "
@@ -127,13 +128,15 @@ class Rollout:
 
     def _require_followed(self, shadows: Mapping[str, Shadow], aliases: Collection[str]) -> None:
         for shadow, wanted in shadows.items():
+            if not wanted.share:
+                continue
             self._require_settled(shadow)
-            if wanted.share and shadow not in self.ensembles:
+            if shadow not in self.ensembles:
                 raise ConfigError(
                     f"the shadow '{as_key(shadow)}' is no ensemble that is served: expected "
                     f"{', '.join(self.ensembles) or 'one that is loaded'}; load it first, or give it share 0"
                 )
-            if wanted.share and wanted.of not in (*aliases, *self.ensembles):
+            if wanted.of not in (*aliases, *self.ensembles):
                 raise ConfigError(
                     f"the shadow '{as_key(shadow)}' follows '{as_key(wanted.of)}', which is neither an alias nor an "
                     f"ensemble that is served: expected one of {', '.join((*aliases, *self.ensembles))}"

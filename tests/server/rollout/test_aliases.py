@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from softspec.errors import ConfigError
 from softspec.server.rollout.aliases import Aliases, model_at, point_of, sticky_in
 from softspec.server.rollout.rollout import Rollout
-from softspec.server.rollout.settings import with_aliases
+from softspec.server.rollout.settings import Shadow, with_aliases
 
 WEIGHTS = st.dictionaries(st.text(max_size=5), st.floats(0, 1_000_000), min_size=1).filter(
     lambda weights: any(weights.values())
@@ -192,3 +192,13 @@ def test_alias_and_ensemble_do_not_pass_each_other(move: str) -> None:
 
     running.change({"my": {"demo-v2": 1}}, {})
     assert running.aliases["my"] == {"demo-v2": 1}
+
+
+@pytest.mark.parametrize("move", ["loading", "unloading"])
+def test_requests_can_be_led_away_from_what_comes_or_goes(move: str) -> None:
+    running = rollout(my={"demo": 1})
+
+    with getattr(running, move)("demo-v2"):
+        running.change({"my": {"demo": 2, "demo-v2": 0}}, {"demo-v2": Shadow(of="my", share=0)})
+
+    assert running.aliases["my"]["demo"] == 2
