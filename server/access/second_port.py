@@ -51,7 +51,8 @@ def require_served(place: Place, scope: Scope, ops_port: int | None) -> None:
         return
     is_here = place.is_ops or place.is_probe if _MARK in scope else not place.is_ops
     if not is_here:
-        raise AbsentError(f"{scope['path']} is not served at this port")
+        other = "that of the models" if _MARK in scope else "that of --ops-port"
+        raise AbsentError(f"{scope['path']} is not served at this port: ask {other}")
 
 
 def require_free(host: str | None, ops_port: int | None, port: int) -> None:

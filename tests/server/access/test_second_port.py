@@ -50,7 +50,7 @@ def test_what_operators_look_at_is_at_the_second_port_and_nowhere_else() -> None
             assert await statuses(first, "/health", "/ready", "/v1/models") == [200] * 3
             assert (await first.get("/metrics")).json()["error"][
                 "message"
-            ] == "/metrics is not served at this port"
+            ] == "/metrics is not served at this port: ask that of --ops-port"
 
     asyncio.run(scenario())
 
