@@ -20,7 +20,7 @@ _BEGINNING = "# Who may ask: 'softspec serve --keys' reads this file, again when
 _FIRST_ENTRY = re.compile(r"^keys:[^\n]*\n(?:[ ]*(?:#[^\n]*)?\n)*([ ]+)\S", re.MULTILINE)
 
 
-def new_key(path: Path, name: str) -> str:
+def new_key(path: Path, name: str, admin: bool = False) -> str:
     """Make a key and put its hash into the file, which is made if it is not there.
 
     Raises:
@@ -36,18 +36,20 @@ def new_key(path: Path, name: str) -> str:
             )
         before = path.read_text(encoding="utf-8")
     key = PREFIX + secrets.token_urlsafe(32)
-    _replace(path, _with_entry(before, name, key_hash(key), path))
+    entry: dict[str, object] = {"hash": key_hash(key), **({"admin": True} if admin else {})}
+    _replace(path, _with_entry(before, name, entry, path))
     return key
 
 
-def _with_entry(before: str | None, name: str, hashed: str, path: Path) -> str:
+def _with_entry(before: str | None, name: str, entry: dict[str, object], path: Path) -> str:
     """The file's text with one entry more."""
     text = _BEGINNING if before is None else before if before.endswith("\n") else before + "\n"
     entries = _FIRST_ENTRY.search(text)
     indent = entries[1] if entries else "  "
+    lines = [f"{indent * 2}{field}: {str(value).lower()}\n" for field, value in entry.items()]
     # A name such as 1 or true would be no text.
-    after = f'{text}{indent}"{name}":\n{indent * 2}hash: {hashed}\n'
-    if before is not None and _parsed(after) != _expected(before, name, hashed):
+    after = "".join([f'{text}{indent}"{name}":\n', *lines])
+    if before is not None and _parsed(after) != _expected(before, name, entry):
         raise ConfigError(
             f"the key file {in_line(str(path))} does not end with the entries of 'keys', one below the other: move "
             "them to its end"
@@ -62,9 +64,9 @@ def _parsed(text: str) -> object:
         return None
 
 
-def _expected(before: str, name: str, hashed: str) -> dict[str, object]:
+def _expected(before: str, name: str, entry: dict[str, object]) -> dict[str, object]:
     content = parse_yaml(before.encode())
-    return {**content, "keys": {**content["keys"], name: {"hash": hashed}}}
+    return {**content, "keys": {**content["keys"], name: entry}}
 
 
 def _replace(path: Path, text: str) -> None:

@@ -28,6 +28,19 @@ def test_key_is_printed_alone_and_its_hash_is_in_the_file(
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
+def test_admins_keys_are_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "keys.yaml"
+
+    for name, flags in {"one": [], "operator": ["--admin"], "two": []}.items():
+        assert main(["key", "new", name, "--keys", str(path), *flags]) == 0
+
+    assert {name: key.admin for name, key in read_key_file(path).items()} == {
+        "one": False,
+        "operator": True,
+        "two": False,
+    }
+
+
 def test_keys_have_256_random_bits(tmp_path: Path) -> None:
     keys = [new_key(tmp_path / "keys.yaml", f"k{number}") for number in range(20)]
 
