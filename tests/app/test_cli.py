@@ -71,6 +71,15 @@ def test_inspect_says_what_there_is(
     assert "2 of LoRA rank 4" in capsys.readouterr().out
 
 
+def test_inspect_knows_the_ensemble_of_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    assert main(["inspect", "demo"]) == 0
+    assert capsys.readouterr().out.startswith("name          demo\n")
+
+
 def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"softspec {__version__}\n"

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
+from softspec.app.demo.shipped import named_ensemble
 from softspec.artefact.calibration import Calibration
 from softspec.artefact.manifest import load_manifest, member_rank
 
@@ -28,9 +29,10 @@ def inspect(
     """Print what matters of the manifest, or all of it.
 
     Args:
-        ensemble: an ensemble directory
+        ensemble: an ensemble directory, 'demo' for the one in the package
         as_json: print the whole manifest as JSON
     """
+    ensemble = named_ensemble(ensemble)
     manifest = load_manifest(ensemble)
     if as_json:
         print(manifest.model_dump_json(indent=2))
