@@ -35,6 +35,15 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def leave_others() -> None:
+    """End what connects this process with others of its run, after the last thing that they do together.
+
+    PyTorch's threads for that may abort a process that ends with them.
+    """
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 class Processes:
     """The processes of a run, one device each; every method but the properties must be called by all of them."""
 

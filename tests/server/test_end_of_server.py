@@ -194,7 +194,9 @@ def test_server_whose_engine_dies_says_so_everywhere_and_ends_with_an_error(
         assert last.startswith("softspec: the engine died while serving")
 
 
-@pytest.mark.parametrize("sign", ["Starting to load model", "init engine"])
+@pytest.mark.parametrize(
+    "sign", [pytest.param("Starting to load model", marks=pytest.mark.soak), "init engine"]
+)
 @pytest.mark.parametrize("number", [signal.SIGTERM])
 def test_server_that_is_told_to_stop_while_it_starts_is_gone_within_seconds(
     ensemble: Path, tmp_path: Path, sign: str, number: signal.Signals

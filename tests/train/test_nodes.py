@@ -19,6 +19,7 @@ sys.addaudithook(lambda event, found: opened.append(str(found[0])) if event == "
 
 from softspec.errors import DataError
 from softspec.train.config import load_config
+from softspec.train.processes import leave_others
 from softspec.train.run import read_data
 
 config = load_config(Path(sys.argv[1]))
@@ -29,6 +30,7 @@ except DataError as raised:
     units, error = [], str(raised)
 seen = {"reads": sum(name.endswith("/train.jsonl") for name in opened), "units": units, "error": error}
 (config.output_dir.parent / f"rank-{os.environ['RANK']}.json").write_text(json.dumps(seen))
+leave_others()
 """
 
 

@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import distributed
 
+from softspec.app.cli.main import main
 from softspec.artefact.manifest import load_manifest
 from softspec.train.loop.passes import add_gradients
 from softspec.train.run import train_ensemble
@@ -66,11 +68,13 @@ import os, sys
 from pathlib import Path
 from tests.support.tiny_training import prepared
 from softspec.train.loop.passes import add_gradients
+from softspec.train.processes import leave_others
 
 folder, first, second = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 training = prepared(folder, **eval(sys.argv[4]))
 done = add_gradients(training, [training.examples[first], training.examples[second]], 1.0)
 (folder / f"rank-{os.environ['RANK']}").write_text(str(done.active_members))
+leave_others()
 """
 
 
@@ -87,3 +91,13 @@ def test_all_processes_go_on_from_the_same_number_of_active_members(tmp_path: Pa
 
     assert finished.returncode == 0, finished.stderr
     assert [(tmp_path / f"rank-{rank}").read_text() for rank in (0, 1)] == ["1.5", "1.5"]
+
+
+def test_a_finished_run_leaves_the_other_processes(tmp_path: Path) -> None:
+    """Its end would be an abort now and then; here it has nobody beside it, but a group all the same."""
+    write_config(tmp_path, output_dir="ensemble")
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+
+    assert main(["train", str(tmp_path / "config.yaml")]) == 0
+
+    assert not distributed.is_initialized()

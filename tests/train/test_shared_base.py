@@ -91,7 +91,7 @@ import torch
 from softspec.train.members.base import load_base
 from softspec.train.members.shared import load_shared_base, local_bytes
 from softspec.train.members.spec import decoder_layers
-from softspec.train.processes import Processes
+from softspec.train.processes import Processes, leave_others
 
 folder = Path(sys.argv[1])
 whole = load_base(str(folder / "base"))
@@ -102,6 +102,7 @@ with torch.no_grad():
 layers = [local_bytes(decoder_layers(model)) for model in (whole, shared)]
 rest = [local_bytes(model) - own for model, own in zip((whole, shared), layers)]
 (folder / f"rank-{os.environ['RANK']}.json").write_text(json.dumps([gap, layers, rest]))
+leave_others()
 """
 
 

@@ -45,7 +45,7 @@ def _train(config: Path, resume: bool, overwrite: bool, overrides: tuple[str, ..
 
     from softspec.app.cli.progress import hide_foreign_progress
     from softspec.train.loop.folder import run_folder
-    from softspec.train.processes import is_main_process
+    from softspec.train.processes import is_main_process, leave_others
     from softspec.train.run import train_ensemble
 
     hide_foreign_progress()
@@ -56,3 +56,4 @@ def _train(config: Path, resume: bool, overwrite: bool, overrides: tuple[str, ..
     output = train_ensemble(settings, resume, overwrite, [pinned(override) for override in overrides])
     if is_main_process():
         print(f"wrote {output}; serve it with: softspec serve {output}")
+    leave_others()

@@ -397,6 +397,7 @@ def test_a_cache_too_small_for_the_largest_cell_names_the_flag(ensemble: Path, t
 
 
 @pytest.mark.vllm
+@pytest.mark.soak
 def test_all_ways_are_measured_side_by_side(ensemble: Path, tmp_path: Path) -> None:
     """Our engine, an unmodified vLLM server in a process of its own, and the reference decoder."""
     path = tmp_path / "bench.json"
