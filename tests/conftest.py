@@ -39,7 +39,6 @@ ALONE = {
     "tests/app/score/test_score.py",
     "tests/deploy/test_docker_steps.py",
     "tests/deploy/test_watched_server.py",
-    "tests/server/test_two_servers.py",
     "tests/server/test_vllm_command.py",
     "tests/test_other_architectures.py",
 }

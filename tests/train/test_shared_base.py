@@ -34,7 +34,12 @@ SHORT = [{"prompt": f"{number}?", "completion": "no"} for number in range(3)]
             preference_rows()[:1],
             {"objective": "dpo", "granularity": "group", "beta": 1.0, "learning_rate": 0.0005},
         ),
-        (chat_rows(), chat_rows()[:3], {"granularity": "token", "activation": {"kind": "always"}}),
+        pytest.param(
+            chat_rows(),
+            chat_rows()[:3],
+            {"granularity": "token", "activation": {"kind": "always"}},
+            marks=pytest.mark.soak,
+        ),
     ],
     ids=["completions", "groups of preferences", "tokens"],
 )
