@@ -7,7 +7,6 @@ import importlib.util
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,14 +16,15 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from softspec.app.child_server import free_port
 from softspec.train.members.spec import decoder_layers, resolve_spec
 from softspec.train.run import train_ensemble
+from tests.support.ray_cluster import RAY
 from tests.support.tiny_training import write_config
 from tests.support.training_runs import adapters, assert_close_adapters, interrupted
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "deploy" / "train"
-RAY = ROOT / ".venv" / "ray"
 BIN = Path(sys.executable).parent
 SHARED = ["--set", "shard_base=true"]
 STAND_INS = {
@@ -48,12 +48,6 @@ def run(*command: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command, env=environment(**variables), cwd=ROOT, capture_output=True, text=True, timeout=600
     )
-
-
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
 
 
 SIZES = {
@@ -136,7 +130,7 @@ def test_slurm_goes_on_from_a_checkpoint_on_two_nodes(tmp_path: Path) -> None:
 
     finished = run(
         "bash", str(RECIPES / "slurm.sbatch"), *SHARED,
-        CONFIG=str(tmp_path / "config.yaml"), OUTPUT=str(begun.output_dir), NPROC="1", RDZV_PORT=free_port(),
+        CONFIG=str(tmp_path / "config.yaml"), OUTPUT=str(begun.output_dir), NPROC="1", RDZV_PORT=str(free_port()),
         SLURM_JOB_NODELIST="node[1-2]", SLURM_JOB_NUM_NODES="2", SLURM_JOB_ID="7",
         PATH=f"{tmp_path}{os.pathsep}{environment()['PATH']}",
     )  # fmt: skip

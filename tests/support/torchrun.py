@@ -4,11 +4,12 @@ In: a command or a script for every process. Out: how each node's torchrun ended
 """
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from softspec.app.child_server import free_port
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 LIMIT_S = 600
@@ -18,11 +19,8 @@ def torchrun(
     *command: str, processes: int = 2, nodes: int = 1, variables: Mapping[str, str] | None = None
 ) -> list[subprocess.CompletedProcess[str]]:
     """Run so many processes on each of so many nodes, all of which are this machine; one result a node."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-    meeting = ["--nnodes", str(nodes), "--master-addr", "127.0.0.1", "--master-port", str(port)]
+    meeting = ["--nnodes", str(nodes), "--master-addr", "127.0.0.1", "--master-port", str(free_port())]
     running = [
         subprocess.Popen(
             [*launcher, *meeting, "--node-rank", str(node), *command],

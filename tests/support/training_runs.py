@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import softspec.train.run
-from softspec.artefact.manifest import member_dir
+from softspec.artefact.manifest import load_manifest, member_dir
 from softspec.errors import Interrupted
 from softspec.train.config import TrainConfig
 from softspec.train.loop.checkpoint import LOG_NAME
@@ -50,6 +50,16 @@ def assert_close_adapters(one: TrainConfig, other: TrainConfig) -> None:
     assert expected.keys() == found.keys()
     for name, weight in expected.items():
         torch.testing.assert_close(found[name], weight, atol=2e-5, rtol=1e-3)
+
+
+def assert_ended_alike(one: TrainConfig, other: TrainConfig) -> None:
+    """The runs ended with the same weights, held-out scores and losses, but for the order of additions."""
+    assert_close_adapters(one, other)
+    expected, found = (load_manifest(run.output_dir).held_out for run in (one, other))
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, abs=1e-4), name
+    assert logged_losses(other) == pytest.approx(logged_losses(one), rel=1e-5)
 
 
 def logged(config: TrainConfig) -> list[dict[str, Any]]:

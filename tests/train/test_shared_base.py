@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 
-from softspec.artefact.manifest import load_manifest
 from softspec.errors import ConfigError
 from softspec.train.members.shared import check_shareable
 from softspec.train.processes import NOT_USED, Processes
 from softspec.train.run import train_ensemble
 from tests.support.tiny_training import chat_rows, preference_rows, write_config, write_rows
 from tests.support.torchrun import torchrun, train
-from tests.support.training_runs import assert_close_adapters, interrupted, logged_losses
+from tests.support.training_runs import assert_close_adapters, assert_ended_alike, interrupted
 
 SHORT = [{"prompt": f"{number}?", "completion": "no"} for number in range(3)]
 """Without a whole block, so that one process has nothing to share of a prompt while the other has."""
@@ -67,12 +66,7 @@ def test_a_shared_base_gives_the_adapters_of_a_whole_one(
 
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.count("wrote ") == 1
-    assert_close_adapters(alone, together)
-    scores = [load_manifest(run.output_dir).held_out for run in (alone, together)]
-    assert scores[1].keys() == scores[0].keys()
-    for name, value in scores[0].items():
-        assert scores[1][name] == pytest.approx(value, abs=1e-4), name
-    assert logged_losses(together) == pytest.approx(logged_losses(alone), rel=1e-5)
+    assert_ended_alike(alone, together)
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import patch
 
@@ -15,6 +15,7 @@ import pytest
 import uvicorn
 from fastapi import FastAPI, Request
 
+from softspec.app.child_server import free_port
 from softspec.errors import ConfigError, UpstreamError
 from softspec.server.ops.closing import close_with
 from softspec.server.ops.errors import respond_to_error
@@ -59,11 +60,6 @@ def routing_server(upstream_url: str, port: int | None = None) -> Iterator[tuple
 
 def ask(url: str) -> httpx2.Response:
     return httpx2.post(url + CHAT, json=ASKED, timeout=20)
-
-
-def free_port() -> int:
-    with closing(socket.create_server(("127.0.0.1", 0))) as found:
-        return int(found.getsockname()[1])
 
 
 def test_a_server_that_is_its_own_upstream_asks_itself_once() -> None:
